@@ -1,0 +1,52 @@
+"""Argument checks with one message shape: "`alpha` must be >= 0, got alpha=-1.0."."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+from jaxtyping import Array, Float
+
+Number = float | Float[Array, ""]
+"""A hyper-parameter that may be traced, as under optax.inject_hyperparams."""
+
+
+def check_number(
+    name: str,
+    value: Any,
+    *,
+    at_least: float | None = None,
+    above: float | None = None,
+    below: float | None = None,
+) -> None:
+    """Raise a ValueError unless `value` lies in the given range; traced values pass."""
+    if isinstance(value, jax.core.Tracer):
+        return
+    for bound, ok, sign in (
+        (at_least, at_least is None or value >= at_least, ">="),
+        (above, above is None or value > above, ">"),
+        (below, below is None or value < below, "<"),
+    ):
+        if not ok:
+            raise ValueError(f"`{name}` must be {sign} {bound:g}, got {name}={value}.")
+
+
+def check_count(name: str, value: Any, *, at_least: int) -> None:
+    """Raise a ValueError unless `value` is a static Python int of at least `at_least`."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise ValueError(
+            f"`{name}` must be a static Python int, got {name}={value!r}. "
+            f"Under optax.inject_hyperparams, list it: static_args=('{name}',)."
+        )
+    check_number(name, value, at_least=at_least)
+
+
+def check_choice(name: str, value: Any, choices: Sequence[str]) -> None:
+    """Raise a ValueError unless `value` is one of `choices`."""
+    if value not in choices:
+        listed = ", ".join(map(repr, choices))
+        raise ValueError(f"`{name}` must be one of {listed}, got {name}={value!r}.")
+
+
+def leaf_name(path: Sequence[Any]) -> str:
+    """Return how error messages call the leaf at a tree path."""
+    return f"leaf {jax.tree_util.keystr(tuple(path))}" if path else "the gradient"

@@ -1,0 +1,50 @@
+r"""The min-norm point of the convex hull of K gradients: min_w w^T M w over the simplex (MGDA).
+
+As a non-negative program: for any s > 0 the minimiser of x^T (M + s 11^T) x / 2 - s 1^T x over x >= 0 is a positive
+multiple of the simplex minimiser. With s the smallest squared row norm, which bounds the optimum from above, the
+multiple lies between 1/2 and 1.
+"""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+from mtlgrad_jax.solvers._nonnegative_qp import nonnegative_qp, step_limit
+from mtlgrad_jax.solvers._solution import Solution, normalized, smallest_row, solution
+
+
+@partial(jax.jit, static_argnames="max_steps")
+def min_norm(
+    gramian: Float[Array, "K K"], present: Bool[Array, " K"] | None = None, *, max_steps: int | None = None
+) -> Solution:
+    """Return the weights of the min-norm point in the convex hull of the rows.
+
+    Args:
+      gramian: inner products of the rows.
+      present: rows outside take no part.
+      max_steps: most factorisations; by default ten per task and 50 more.
+
+    Returns:
+      Weights on the simplex. Where the minimiser is not unique, any one of them.
+    """
+    K = gramian.shape[0]
+    present = jnp.ones((K,), bool) if present is None else present
+    M, _ = normalized(jnp.where(present[:, None] & present[None, :], gramian, 0))
+    if K == 1:
+        return solution(present.astype(M.dtype), jnp.zeros(()), 0, False)
+    if K == 2:
+        return solution(_pair(M, present), jnp.zeros(()), 0, False)
+    offset = smallest_row(M, present)
+    solved, _ = nonnegative_qp(M + offset, jnp.full((K,), offset), present, step_limit(max_steps, K))
+    total = jnp.sum(solved.value)
+    return solved._replace(value=solved.value / jnp.where(total > 0, total, 1))
+
+
+def _pair(M: Float[Array, "2 2"], present: Bool[Array, "2"]) -> Float[Array, "2"]:
+    """Two rows: the projection of zero on a segment."""
+    distance = M[0, 0] + M[1, 1] - 2 * M[0, 1]
+    first = jnp.where(distance > 0, (M[1, 1] - M[0, 1]) / jnp.where(distance > 0, distance, 1), 0.5)
+    first = jnp.where(present[0] & present[1], jnp.clip(first, 0, 1), present[0].astype(M.dtype))
+    return jnp.stack([first, 1 - first]) * present

@@ -1,0 +1,51 @@
+"""What every solver returns, and the numbers they share."""
+
+from typing import NamedTuple
+
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from mtlgrad_jax._tasks import MAX_STEPS, SOLVED
+
+# A float32 Gramian is indefinite by up to about K eps of its diagonal. Every solver adds this multiple of K eps to the
+# diagonal of the Gramian scaled to unit diagonal, which also keeps the Cholesky factors of singular Gramians finite.
+SHIFT = 8
+
+
+class Solution(NamedTuple):
+    """A solver's answer and how good it is."""
+
+    value: Float[Array, " K"]
+    residual: Float[Array, ""]  # scale-free residual of the optimality conditions
+    steps: Int[Array, ""]  # factorisations of a K×K matrix
+    result: Int[Array, ""]  # a key of RESULTS
+
+
+def solution(value: Array, residual: Array, steps: Array | int, stopped_short: Array | bool) -> Solution:
+    """Return a Solution with the result code that `stopped_short` says."""
+    return Solution(value, jnp.asarray(residual), jnp.asarray(steps), jnp.where(stopped_short, MAX_STEPS, SOLVED))
+
+
+def shift(matrix: Float[Array, "K K"]) -> float:
+    """Return what is added to a unit diagonal: SHIFT K eps."""
+    return SHIFT * matrix.shape[0] * float(jnp.finfo(matrix.dtype).eps)
+
+
+def inverse_sqrt(diagonal: Float[Array, " K"]) -> Float[Array, " K"]:
+    """Return 1/sqrt, and 0 where the diagonal is not positive."""
+    positive = diagonal > 0
+    return jnp.where(positive, 1 / jnp.sqrt(jnp.where(positive, diagonal, 1)), 0)
+
+
+def normalized(gramian: Float[Array, "K K"]) -> tuple[Float[Array, "K K"], Float[Array, ""]]:
+    """Return the Gramian over its largest diagonal entry, and that entry (1 for a zero Gramian)."""
+    largest = jnp.max(jnp.diagonal(gramian))
+    scale = jnp.where(largest > 0, largest, 1)
+    return gramian / scale, scale
+
+
+def smallest_row(gramian: Float[Array, "K K"], among: Bool[Array, " K"]) -> Float[Array, ""]:
+    """Return the smallest non-zero diagonal entry among some tasks, 1 where there is none."""
+    diagonal = jnp.diagonal(gramian)
+    smallest = jnp.min(jnp.where(among & (diagonal > 0), diagonal, jnp.inf))
+    return jnp.where(jnp.isfinite(smallest), smallest, 1)

@@ -1,0 +1,210 @@
+"""Algebra of stacked pytrees: every sum over the P parameters is in this file.
+
+A stack is a pytree whose leaves have the shape (K, *parameter shape): row i is the gradient of task i. Gramians are
+accumulated leaf by leaf, never from a concatenated copy, in float32 at the highest matmul precision (float64 under
+x64) whatever the gradients' dtype. Leaves that are not floating (integer parameters) count as zero gradients.
+"""
+
+import functools
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Bool, Float, PyTree
+
+from mtlgrad_jax._checks import leaf_name
+from mtlgrad_jax._tasks import accumulator_dtype
+
+_BLOCK = 8192  # columns of a block that stays in cache on CPU
+_UNROLLED_ROWS = 16  # up to this many rows a weighted sum is one fused loop
+
+AxisName = str | Sequence[str] | None
+
+
+def num_tasks(task_grads: PyTree, params: PyTree | None = None) -> int:
+    """Return K, the leading axis that all leaves of a stack share.
+
+    Args:
+      task_grads: the stack.
+      params: where given, every leaf must have the shape (K, *parameter shape).
+
+    Raises:
+      ValueError: a leaf has no leading axis, another K than the first leaf, or does not match its parameter.
+    """
+    leaves = jax.tree_util.tree_leaves_with_path(task_grads)
+    if not leaves:
+        raise ValueError("`task_grads` must have at least one leaf, got an empty tree.")
+    if params is not None:
+        structure: Any = jax.tree.structure(task_grads)
+        expected: Any = jax.tree.structure(params)
+        if structure != expected:
+            raise ValueError(f"`task_grads` must have the structure of params, {expected}, got {structure}.")
+    shapes = [jnp.shape(p) for p in jax.tree.leaves(params)] if params is not None else [None] * len(leaves)
+    K = None
+    for (path, leaf), shape in zip(leaves, shapes, strict=True):
+        got = jnp.shape(leaf)
+        if not got or (shape is not None and got[1:] != shape):
+            wanted = "(K, *parameter shape)" if shape is None else str(("K", *shape)).replace("'", "")
+            raise ValueError(
+                f"`task_grads` must be stacked per-task gradients: {leaf_name(path)} has shape {got}, expected "
+                f"{wanted}. mtlgrad_jax.task_value_and_grad makes such a stack."
+            )
+        K = got[0] if K is None else K
+        if got[0] != K:
+            raise ValueError(
+                f"`task_grads` must have one leading axis of K tasks: {leaf_name(path)} has {got[0]} rows, "
+                f"{leaf_name(leaves[0][0])} has {K}."
+            )
+        if jnp.issubdtype(jnp.result_type(leaf), jnp.complexfloating):
+            raise ValueError(f"`task_grads` must be real: {leaf_name(path)} is complex; split it into its parts.")
+    assert K is not None
+    if K == 0:
+        raise ValueError("`task_grads` must hold at least one task, got K=0.")
+    return K
+
+
+def gramian(
+    task_grads: PyTree, task_mask: Bool[Array, " K"] | None = None, *, axis_name: AxisName = None
+) -> Float[Array, "K K"]:
+    """Return the Gramian M_ij = <g_i, g_j> of the K stacked gradients.
+
+    Exact to rounding for row norms from 1e-18 to 1e18 in float32: where a diagonal entry underflows or overflows, the
+    product is formed again from rows scaled by powers of two.
+
+    Args:
+      task_grads: stack of K gradients.
+      task_mask: tasks that are absent get a zero row and column.
+      axis_name: inside shard_map, the mesh axes over which parameters are split; never a data axis.
+    """
+    leaves = _floating(task_grads)
+    K = num_tasks(task_grads)
+    present = jnp.ones((K,), bool) if task_mask is None else task_mask
+    if not leaves:
+        return jnp.zeros((K, K), accumulator_dtype())
+
+    def total(scale: Array | None = None) -> Array:
+        return _psum(_add(_product(leaf, leaf, scale) for leaf in leaves), axis_name)
+
+    plain = total()
+    # Squares that underflow are lost from the sum: below P tiny/eps the diagonal is not to be trusted.
+    limits = jnp.finfo(plain.dtype)
+    size = sum(leaf.size // K for leaf in leaves)
+    diagonal = jnp.diagonal(plain)
+    trusted = (diagonal >= size * limits.tiny / limits.eps) & jnp.isfinite(diagonal)
+
+    def rescaled() -> Array:
+        largest = _largest(leaves, axis_name)
+        exponents = jnp.frexp(jnp.where(jnp.isfinite(largest) & (largest > 0), largest, 1))[1]
+        exponents = jnp.clip(exponents, limits.minexp + 2, limits.maxexp - 2)
+        down, up = (jnp.ldexp(jnp.ones((K,), plain.dtype), e) for e in (-exponents, exponents))
+        return total(down) * up[:, None] * up[None, :]
+
+    product = lax.cond(jnp.any(present & ~trusted), rescaled, lambda: plain)
+    product = (product + product.T) / 2
+    return jnp.where(present[:, None] & present[None, :], product, 0)
+
+
+def cross_gramian(first: PyTree, second: PyTree, *, axis_name: AxisName = None) -> Float[Array, "K L"]:
+    """Return <a_i, b_j> for the rows of two stacks over the same parameters, for instance of two batches."""
+    pairs = zip(_floating(first), _floating(second), strict=True)
+    return _psum(_add(_product(a, b) for a, b in pairs), axis_name)
+
+
+def project(task_grads: PyTree, direction: PyTree, *, axis_name: AxisName = None) -> Float[Array, " K"]:
+    """Return J d: the inner product of every task's gradient with one direction."""
+    return cross_gramian(task_grads, jax.tree.map(lambda leaf: leaf[None], direction), axis_name=axis_name)[:, 0]
+
+
+def task_norms(task_grads: PyTree, *, axis_name: AxisName = None) -> Float[Array, " K"]:
+    """Return the Euclidean norm of every task's gradient, without overflow or underflow."""
+    leaves = _floating(task_grads)
+    largest = _largest(leaves, axis_name)
+    scale = jnp.where((largest > 0) & jnp.isfinite(largest), largest, 1)
+    squares = _add(
+        jnp.sum((leaf.astype(scale.dtype) / _column(scale, leaf)) ** 2, axis=range(1, leaf.ndim)) for leaf in leaves
+    )
+    return jnp.sqrt(_psum(squares, axis_name)) * scale
+
+
+def combine(weights: Float[Array, " K"], task_grads: PyTree) -> PyTree:
+    """Return sum_i w_i g_i in the gradients' dtype.
+
+    A task of weight zero is left out, not multiplied: its row may hold NaN.
+    """
+    used = weights != 0
+
+    def leaf_sum(leaf: Array) -> Array:
+        if not jnp.issubdtype(leaf.dtype, jnp.floating):
+            return jnp.zeros(leaf.shape[1:], leaf.dtype)
+        dtype = jnp.promote_types(leaf.dtype, jnp.float32)
+        w = weights.astype(dtype)
+        if leaf.shape[0] <= _UNROLLED_ROWS:
+            rows = (jnp.where(u, x * row.astype(dtype), 0) for u, x, row in zip(used, w, leaf, strict=True))
+            return _add(rows).astype(leaf.dtype)
+        kept = jnp.where(_column(used, leaf), leaf, 0).astype(dtype)
+        return jnp.tensordot(w, kept, 1, precision=lax.Precision.HIGHEST).astype(leaf.dtype)
+
+    return jax.tree.map(leaf_sum, task_grads)
+
+
+def finite_tasks(task_grads: PyTree) -> Bool[Array, " K"]:
+    """Return for every task whether all of its gradient is finite."""
+    checks = [jnp.isfinite(leaf).all(axis=range(1, leaf.ndim)) for leaf in _floating(task_grads)]
+    return jnp.stack(checks).all(axis=0) if checks else jnp.ones((num_tasks(task_grads),), bool)
+
+
+def all_finite(tree: PyTree) -> Bool[Array, ""]:
+    """Return whether every entry of a tree is finite."""
+    return jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(tree)] or [jnp.asarray(True)]).all()
+
+
+def _floating(tree: PyTree) -> list[Array]:
+    leaves = [jnp.asarray(leaf) for leaf in jax.tree.leaves(tree)]
+    return [leaf for leaf in leaves if jnp.issubdtype(leaf.dtype, jnp.floating)]
+
+
+def _add(terms: Iterable[Array]) -> Array:
+    return functools.reduce(jnp.add, terms)
+
+
+def _column(values: Array, leaf: Array) -> Array:
+    return values.reshape((-1,) + (1,) * (leaf.ndim - 1))
+
+
+def _psum(value: Array, axis_name: AxisName) -> Array:
+    return value if axis_name is None else lax.psum(value, axis_name)
+
+
+def _largest(leaves: list[Array], axis_name: AxisName) -> Float[Array, " K"]:
+    dtype = accumulator_dtype()
+    rows = [jnp.max(jnp.abs(leaf), axis=range(1, leaf.ndim), initial=0).astype(dtype) for leaf in leaves]
+    largest = jnp.stack(rows).max(axis=0)
+    return largest if axis_name is None else lax.pmax(largest, axis_name)
+
+
+def _product(a: Array, b: Array, scale: Array | None = None) -> Array:
+    """Return the (K, L) product of two leaves; `scale` multiplies the rows of both on the way in."""
+    x, y = a.reshape(a.shape[0], -1), b.reshape(b.shape[0], -1)
+    columns = x.shape[1]
+
+    def dot(x: Array, y: Array) -> Array:
+        x, y = x.astype(accumulator_dtype()), y.astype(accumulator_dtype())
+        if scale is not None:
+            x, y = x * scale[:, None], y * scale[:, None]
+        return lax.dot_general(x, y, (((1,), (1,)), ((), ())), precision=lax.Precision.HIGHEST)
+
+    def block(start: Array | int, width: int) -> Array:
+        return dot(*(lax.dynamic_slice_in_dim(z, start, width, 1) for z in (x, y)))
+
+    if columns <= _BLOCK or not _blocked():
+        return dot(x, y)
+    whole, rest = divmod(columns, _BLOCK)
+    first = block(whole * _BLOCK, rest) if rest else block(0, _BLOCK)
+    return lax.fori_loop(0 if rest else 1, whole, lambda i, total: total + block(i * _BLOCK, _BLOCK), first)
+
+
+def _blocked() -> bool:
+    """Return whether blocks of columns pay off: they do on CPU, but gather leaves that are sharded."""
+    return jax.default_backend() == "cpu" and jax.device_count() == 1

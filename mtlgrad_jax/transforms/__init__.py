@@ -1,0 +1,31 @@
+"""Optax transformations from stacked per-task gradients to one gradient.
+
+Weightings become transformations in one line each; methods that work on the stack itself, and wrappers, have a file
+each.
+"""
+
+from mtlgrad_jax import weighting
+from mtlgrad_jax.transforms._base import TaskTransformation as TaskTransformation
+from mtlgrad_jax.transforms._base import from_rule as from_rule
+from mtlgrad_jax.transforms._base import from_weighting as from_weighting
+from mtlgrad_jax.transforms._base import lift as lift
+from mtlgrad_jax.transforms._db_mtl import db_mtl as db_mtl
+from mtlgrad_jax.transforms._partition import partition as partition
+from mtlgrad_jax.transforms._shared_private import shared_private as shared_private
+from mtlgrad_jax.transforms._skip_nonfinite_tasks import skip_nonfinite_tasks as skip_nonfinite_tasks
+from mtlgrad_jax.transforms._smoothed import smoothed as smoothed
+from mtlgrad_jax.transforms._trimmed_mean import trimmed_mean as trimmed_mean
+from mtlgrad_jax.transforms._update_every import update_every as update_every
+from mtlgrad_jax.transforms._with_metrics import with_metrics as with_metrics
+
+mean = lift(weighting.mean)
+sum = lift(weighting.sum)
+constant = lift(weighting.constant)
+mgda = lift(weighting.mgda)
+pcgrad = lift(weighting.pcgrad)
+cagrad = lift(weighting.cagrad)
+nash_mtl = lift(weighting.nash_mtl)
+fairgrad = lift(weighting.fairgrad)
+upgrad = lift(weighting.upgrad)
+uw = lift(weighting.uw)
+gradnorm = lift(weighting.gradnorm)

@@ -1,0 +1,241 @@
+"""From weightings and tree-level rules to optax transformations."""
+
+import inspect
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple, ParamSpec
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Bool, PyTree
+
+from mtlgrad_jax import stacks
+from mtlgrad_jax._checks import leaf_name
+from mtlgrad_jax._tasks import (
+    Info,
+    accumulator_dtype,
+    first_info,
+    keep_absent,
+    mark_skipped,
+    next_info,
+    present_tasks,
+    task_names,
+    task_vector,
+)
+from mtlgrad_jax.weighting._base import Weighting
+
+P = ParamSpec("P")
+Rule = Callable[[PyTree, Any, Any, Bool[Array, " K"]], tuple[PyTree, Any]]
+
+
+class TaskTransformation(optax.GradientTransformationExtraArgs):
+    """An optax transformation from stacked per-task gradients, leaves (K, *shape), to one gradient, leaves shape.
+
+    Attributes:
+      init: `init(params) -> state`; params are not stacked.
+      update: `update(task_grads, state, params=None, *, losses=None, task_mask=None) -> (update, state)`.
+      weighting: the Weighting it was made of, or None where the gradient is no weighted sum of the tasks'.
+    """
+
+    weighting: Weighting | None
+
+    def __new__(
+        cls,
+        init: Callable[[PyTree], PyTree],
+        update: Callable[..., tuple[PyTree, PyTree]],
+        weighting: Weighting | None = None,
+    ) -> "TaskTransformation":
+        """Make one of an init and an update function that need not check their arguments."""
+
+        def init_fn(params: PyTree) -> PyTree:
+            _reject_masked(params)
+            return init(params)
+
+        def update_fn(
+            task_grads: PyTree, state: PyTree, params: PyTree | None = None, **extra: Any
+        ) -> tuple[PyTree, PyTree]:
+            _reject_masked(task_grads)
+            stacks.num_tasks(task_grads, params)
+            return update(jax.tree.map(jnp.asarray, task_grads), state, params, **extra)
+
+        self = super().__new__(cls, init_fn, update_fn)
+        self.weighting = weighting
+        return self
+
+
+def from_weighting(weighting: Weighting) -> TaskTransformation:
+    """Make an optax transformation of a weighting: Gramian, weights, weighted sum.
+
+    Args:
+      weighting: of `mtlgrad_jax.weighting`, or your own: any `Weighting(init, update, needs)`.
+
+    Returns:
+      A transformation whose state is the weighting's.
+
+    Example:
+      >>> import jax.numpy as jnp, mtlgrad_jax as mtl
+      >>> def louder(gramian, state, losses, present):  # a method of your own: weights by squared gradient norm
+      ...     return jnp.diagonal(gramian), state
+      >>> tx = mtl.from_weighting(mtl.weighting.from_kernel(louder))
+      >>> grads = jnp.asarray([[1.0, 0.0], [0.0, 3.0]])
+      >>> update, _ = tx.update(grads, tx.init(jnp.zeros(2)))
+      >>> update.tolist()
+      [1.0, 27.0]
+    """
+
+    def init(params: PyTree) -> PyTree:
+        return weighting.init()
+
+    def update(
+        task_grads: PyTree,
+        state: PyTree,
+        params: PyTree | None,
+        *,
+        losses: PyTree = None,
+        task_mask: PyTree = None,
+        **extra: Any,
+    ) -> tuple[PyTree, PyTree]:
+        present = present_tasks(task_mask, stacks.num_tasks(task_grads), task_names(losses))
+        weights, new_state = weighting.update(
+            lambda: stacks.gramian(task_grads, present), state, losses=losses, task_mask=task_mask, **extra
+        )
+        return settle(weighting, stacks.combine(weights, task_grads), new_state, state)
+
+    return TaskTransformation(init, update, weighting)
+
+
+def settle(weighting: Weighting, gradient: PyTree, new_state: PyTree, old_state: PyTree) -> tuple[PyTree, PyTree]:
+    """Return gradient and state, or zero and the old state where the gradient is not finite.
+
+    A weighting that looks at every Gramian has noticed itself.
+    """
+    return (gradient, new_state) if "gramian" in weighting.needs else skip_nonfinite(gradient, new_state, old_state)
+
+
+def skip_nonfinite(gradient: PyTree, new_state: PyTree, old_state: PyTree) -> tuple[PyTree, PyTree]:
+    """Return gradient and state, or zero and the old state, its infos counting, where the gradient is not finite."""
+    finite = stacks.all_finite(gradient)
+    gradient = jax.tree.map(lambda leaf: jnp.where(finite, leaf, jnp.zeros_like(leaf)), gradient)
+    return gradient, jax.tree.map(lambda new, old: jnp.where(finite, new, old), new_state, mark_skipped(old_state))
+
+
+class RuleState(NamedTuple):
+    """State of a method that works on the stacked gradients themselves."""
+
+    method: PyTree  # what the method keeps; leaves with a leading axis K hold one entry per task
+    info: Info
+
+
+def from_rule(
+    rule: Rule,
+    init: Callable[[PyTree], PyTree] | None = None,
+    *,
+    needs: Iterable[str] = (),
+    num_tasks: int | None = None,
+    fewest: int = 1,
+) -> TaskTransformation:
+    """Make an optax transformation of a method that is no weighting: coordinate-wise or with K buffers.
+
+    What `weighting.from_kernel` promises to a formula on the Gramian holds here for one on the stack, but rows of
+    absent tasks may hold anything: select, do not multiply.
+
+    Args:
+      rule: `(task_grads, state, losses, present) -> (gradient, state)`.
+      init: makes the method's own state of params; None for a method without state.
+      needs: "losses", or nothing; the rule gets None for what is not listed.
+      num_tasks: K, where the method keeps per-task state.
+      fewest: present tasks without which the gradient is their mean.
+    """
+    method_name = rule.__qualname__.split(".")[0]
+
+    def init_fn(params: PyTree) -> RuleState:
+        return RuleState(init(params) if init is not None else optax.EmptyState(), first_info())
+
+    def update_fn(
+        task_grads: PyTree,
+        state: RuleState,
+        params: PyTree | None,
+        *,
+        losses: PyTree = None,
+        task_mask: PyTree = None,
+        **unused: Any,
+    ) -> tuple[PyTree, RuleState]:
+        K = stacks.num_tasks(task_grads)
+        if losses is None and "losses" in needs:
+            raise ValueError(f"`losses` must be given: {method_name} needs it. Write update(..., losses=losses).")
+        if num_tasks is not None and num_tasks != K:
+            raise ValueError(f"`num_tasks` must be the number of tasks, {K}, got num_tasks={num_tasks}.")
+        present = present_tasks(task_mask, K, task_names(losses))
+        vector = None
+        if losses is not None:
+            vector = jnp.where(present, task_vector("losses", losses, num_tasks=K).astype(accumulator_dtype()), 1)
+            vector = jax.lax.stop_gradient(vector)
+        count = jnp.sum(present)
+        gradient, method_state = rule(task_grads, state.method, vector if "losses" in needs else None, present)
+        enough = count >= fewest
+        if fewest > 1:
+            mean = stacks.combine(present / jnp.maximum(count, 1).astype(accumulator_dtype()), task_grads)
+            gradient = jax.tree.map(lambda one, other: jnp.where(enough, one, other), gradient, mean)
+        gradient = jax.tree.map(lambda leaf: jnp.where(count > 0, leaf, jnp.zeros_like(leaf)), gradient)
+        method_state = keep_absent(method_state, state.method, present, enough & (count > 0))
+        new_state = RuleState(method_state, next_info(state.info, count=count, fewest=fewest))
+        return skip_nonfinite(gradient, new_state, state)
+
+    return TaskTransformation(init_fn, update_fn)
+
+
+def lift(factory: Callable[P, Weighting]) -> Callable[P, TaskTransformation]:
+    """Return the optax entry point of a weighting's factory: same name, arguments and documentation."""
+
+    def make(*args: P.args, **kwargs: P.kwargs) -> TaskTransformation:
+        return from_weighting(factory(*args, **kwargs))
+
+    return renamed(make, factory, TaskTransformation)
+
+
+def renamed(make: Callable[P, Any], model: Callable[P, Any], returns: Any) -> Callable[P, Any]:
+    """Give a function the name, signature and documentation of a model, as a public function of mtlgrad_jax."""
+    signature = inspect.signature(model)
+    make.__signature__ = signature.replace(return_annotation=returns)  # type: ignore[attr-defined]
+    make.__annotations__ = {**model.__annotations__, "return": returns}
+    make.__module__, make.__name__, make.__qualname__ = "mtlgrad_jax", model.__name__, model.__qualname__
+    make.__doc__ = model.__doc__
+    return make
+
+
+def on_weightings(wrapper: Callable[P, Weighting]) -> Callable[P, Any]:
+    """Let a wrapper Weighting -> Weighting also take a TaskTransformation, and then return one."""
+    method = next(iter(inspect.signature(wrapper).parameters))
+
+    def make(*args: P.args, **kwargs: P.kwargs) -> Any:
+        bound = inspect.signature(wrapper).bind(*args, **kwargs)
+        given = bound.arguments[method]
+        if isinstance(given, Weighting):
+            return wrapper(*args, **kwargs)
+        bound.arguments[method] = weighting_of(given, wrapper.__name__)
+        return from_weighting(wrapper(*bound.args, **bound.kwargs))
+
+    return renamed(make, wrapper, Any)
+
+
+def weighting_of(method: Any, wrapper: str) -> Weighting:
+    """Return the weighting inside a transformation, or raise in the name of the wrapper that needs one."""
+    weighting = getattr(method, "weighting", None)
+    if weighting is None:
+        raise ValueError(
+            f"`method` must be made of a weighting: {wrapper} changes weights, and {method!r} has none. "
+            "Give it a method such as mtlgrad_jax.cagrad() or mtlgrad_jax.weighting.cagrad()."
+        )
+    return weighting
+
+
+def _reject_masked(tree: PyTree) -> None:
+    leaves, _ = jax.tree_util.tree_flatten_with_path(tree, is_leaf=lambda node: isinstance(node, optax.MaskedNode))
+    for path, leaf in leaves:
+        if isinstance(leaf, optax.MaskedNode):
+            raise ValueError(
+                f"`params` must be a whole tree, got a MaskedNode at {leaf_name(path)}. optax.masked, multi_transform "
+                "and partition let leaves pass by that still have a task axis, and such a leaf changes its parameter's "
+                "shape. Use mtlgrad_jax.partition(transforms, labels) for a method per group of leaves, "
+                "mtlgrad_jax.shared_private(method, is_shared) for shared and task-specific leaves."
+            )

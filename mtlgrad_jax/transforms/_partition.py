@@ -1,0 +1,70 @@
+"""A method for every group of leaves."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax.numpy as jnp
+import optax
+from jaxtyping import PyTree
+
+from mtlgrad_jax.transforms._base import TaskTransformation
+from mtlgrad_jax.transforms._trees import Labels, cut, label_leaves, merge
+
+
+def partition(transforms: Mapping[Any, optax.GradientTransformation], labels: Labels) -> TaskTransformation:
+    """Apply one transformation to each group of leaves; the counterpart of `optax.partition` for stacked gradients.
+
+    Args:
+      transforms: by label. Each sees its own leaves under their paths and must take their task axis away, as the
+        methods here and chains that begin with one do.
+      labels: a pytree of labels with the structure of params, or a function of a leaf's path.
+
+    Returns:
+      A transformation; its state is a dict by label.
+
+    Raises:
+      ValueError: a leaf has a label without transformation, or comes out with its task axis.
+
+    Example:
+      >>> import jax.numpy as jnp, mtlgrad_jax as mtl
+      >>> tx = mtl.partition({"a": mtl.mean(), "b": mtl.sum()}, {"w": "a", "v": "b"})
+      >>> grads = {"w": jnp.ones((2, 3)), "v": jnp.ones((2, 1))}
+      >>> update, _ = tx.update(grads, tx.init({"w": jnp.zeros(3), "v": jnp.zeros(1)}))
+      >>> update["w"].tolist(), update["v"].tolist()
+      ([1.0, 1.0, 1.0], [2.0])
+    """
+    inner = {label: optax.with_extra_args_support(transform) for label, transform in transforms.items()}
+
+    def group(tree: PyTree) -> list[Any]:
+        found = label_leaves(labels, tree, "labels")
+        missing = sorted({str(label) for label in found if label not in inner})
+        if missing:
+            raise ValueError(f"`transforms` must have an entry for every label, none for {', '.join(missing)}.")
+        return found
+
+    def init(params: PyTree) -> dict[Any, PyTree]:
+        found = group(params)
+        return {
+            label: transform.init(cut(params, found, label)) for label, transform in inner.items() if label in found
+        }
+
+    def update(
+        task_grads: PyTree, state: dict[Any, PyTree], params: PyTree | None, **extra: Any
+    ) -> tuple[PyTree, dict[Any, PyTree]]:
+        found = group(task_grads)
+        gradients, states = [], {}
+        for label, own_state in state.items():
+            own = cut(task_grads, found, label)
+            own_params = None if params is None else cut(params, found, label)
+            gradient, states[label] = inner[label].update(own, own_state, own_params, **extra)
+            for path, leaf in gradient.items():
+                expected = jnp.shape(own[path])[1:]
+                if jnp.shape(leaf) != expected:
+                    raise ValueError(
+                        f"`transforms` must take the task axis away: {label!r} returned shape {jnp.shape(leaf)} for "
+                        f"leaf {path}, expected {expected}. Begin it with a method such as mtlgrad_jax.mean()."
+                    )
+            gradients.append(gradient)
+        return merge(task_grads, *gradients), states
+
+    return TaskTransformation(init, update)

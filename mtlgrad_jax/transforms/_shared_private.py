@@ -1,0 +1,77 @@
+"""Shared parameters by a method, task-specific ones by their own task."""
+
+from collections.abc import Callable
+from typing import Any, Literal
+
+from jaxtyping import PyTree
+
+from mtlgrad_jax import stacks
+from mtlgrad_jax._checks import check_choice
+from mtlgrad_jax._tasks import accumulator_dtype, present_tasks, task_names
+from mtlgrad_jax.transforms._base import TaskTransformation, skip_nonfinite, weighting_of
+from mtlgrad_jax.transforms._trees import cut, label_leaves, merge
+
+
+def shared_private(
+    method: TaskTransformation,
+    is_shared: PyTree | Callable[[Any], bool],
+    private: Literal["own", "weighted"] = "own",
+) -> TaskTransformation:
+    """Let a method see the shared parameters only; heads get the gradient of the tasks that use them.
+
+    The gradient of a head is zero for all tasks but its own, so summing over the tasks gives each head its own.
+
+    Args:
+      method: any transformation of this library.
+      is_shared: a pytree of bool with the structure of params, or a function of a leaf's path (the tuple of keys
+        that `jax.tree_util.tree_leaves_with_path` gives).
+      private: heads get their task's gradient as it is ("own": LibMTL, the official code of CAGrad and FairGrad) or
+        times the task's weight ("weighted": the official code of Nash-MTL and of all loss weightings), which needs a
+        method made of a weighting.
+
+    Example:
+      >>> import jax.numpy as jnp, mtlgrad_jax as mtl
+      >>> tx = mtl.shared_private(mtl.mean(), {"trunk": True, "heads": False})
+      >>> grads = {"trunk": jnp.asarray([[1.0], [3.0]]), "heads": jnp.asarray([[5.0, 0.0], [0.0, 7.0]])}
+      >>> update, _ = tx.update(grads, tx.init({"trunk": jnp.zeros(1), "heads": jnp.zeros(2)}))
+      >>> update["trunk"].tolist(), update["heads"].tolist()
+      ([2.0], [5.0, 7.0])
+    """
+    check_choice("private", private, ("own", "weighted"))
+    weighting = weighting_of(method, 'shared_private with private="weighted"') if private == "weighted" else None
+
+    def split(tree: PyTree) -> tuple[dict[str, Any], dict[str, Any]]:
+        labels = [bool(label) for label in label_leaves(is_shared, tree, "is_shared")]
+        if not any(labels):
+            raise ValueError("`is_shared` must be true for some leaf, got none.")
+        return cut(tree, labels, True), cut(tree, labels, False)
+
+    def init(params: PyTree) -> PyTree:
+        return method.init(split(params)[0])
+
+    def update(
+        task_grads: PyTree,
+        state: PyTree,
+        params: PyTree | None,
+        *,
+        losses: PyTree = None,
+        task_mask: PyTree = None,
+        **extra: Any,
+    ) -> tuple[PyTree, PyTree]:
+        shared, heads = split(task_grads)
+        present = present_tasks(task_mask, stacks.num_tasks(task_grads), task_names(losses))
+        if weighting is not None:
+            weights, new_state = weighting.update(
+                lambda: stacks.gramian(shared, present), state, losses=losses, task_mask=task_mask, **extra
+            )
+            gradient, head_gradient = stacks.combine(weights, shared), stacks.combine(weights, heads)
+        else:
+            shared_params = None if params is None else split(params)[0]
+            gradient, new_state = method.update(
+                shared, state, shared_params, losses=losses, task_mask=task_mask, **extra
+            )
+            head_gradient = stacks.combine(present.astype(accumulator_dtype()), heads)
+        (gradient, head_gradient), new_state = skip_nonfinite((gradient, head_gradient), new_state, state)
+        return merge(task_grads, gradient, head_gradient), new_state
+
+    return TaskTransformation(init, update)

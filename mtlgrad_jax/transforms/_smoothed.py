@@ -1,0 +1,67 @@
+"""CR-MOGM: exponentially averaged weights (Zhou et al., NeurIPS 2022).
+
+The paper's own schedule of the decay was not accessible; constant decay and start at the first weights follow TorchJD.
+"""
+
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, PyTree
+
+from mtlgrad_jax._checks import Number, check_count, check_number
+from mtlgrad_jax._tasks import accumulator_dtype, agree_num_tasks, present_tasks, task_names
+from mtlgrad_jax.transforms._base import on_weightings
+from mtlgrad_jax.weighting._base import Weighting
+
+
+class SmoothedState(NamedTuple):
+    """State of smoothed."""
+
+    weights: Float[Array, " K"]
+    seen: Bool[Array, " K"]  # whether the task has been present
+    inner: PyTree
+
+
+@on_weightings
+def smoothed(method: Weighting, num_tasks: int, decay: Number = 0.9) -> Weighting:
+    r"""Average the weights of a method over time, so that they stop following the noise of single batches.
+
+    .. math:: \bar w \leftarrow \lambda \bar w + (1 - \lambda) w
+
+    An average starts at the first weights. Absent tasks keep theirs, and so do all in a step that the method skips.
+
+    Args:
+      method: a Weighting or a transformation made of one; the same kind comes back.
+      num_tasks: K.
+      decay: :math:`\lambda` in [0, 1).
+
+    Example:
+      >>> import jax.numpy as jnp, mtlgrad_jax as mtl
+      >>> tx = mtl.smoothed(mtl.mgda(), num_tasks=2, decay=0.5)
+      >>> state = tx.init(jnp.zeros(2))
+      >>> _, state = tx.update(jnp.asarray([[1.0, 0.0], [0.0, 1.0]]), state)
+      >>> _, state = tx.update(jnp.asarray([[1.0, 0.0], [2.0, 0.0]]), state)
+      >>> state.weights.tolist()
+      [0.75, 0.25]
+    """
+    check_count("num_tasks", num_tasks, at_least=1)
+    check_number("decay", decay, at_least=0, below=1)
+
+    known_tasks = num_tasks
+
+    def init(num_tasks: int | None = None) -> SmoothedState:
+        K = agree_num_tasks(known_tasks, num_tasks)
+        weights = jnp.zeros((known_tasks,), accumulator_dtype())
+        return SmoothedState(weights, jnp.zeros((known_tasks,), bool), method.init(K))
+
+    def update(
+        gramian: Any, state: SmoothedState, *, losses: PyTree = None, task_mask: PyTree = None, **extra: Any
+    ) -> tuple[Array, SmoothedState]:
+        present = present_tasks(task_mask, known_tasks, task_names(losses))
+        weights, inner = method.update(gramian, state.inner, losses=losses, task_mask=task_mask, **extra)
+        present &= jnp.any(weights != 0)
+        average = jnp.where(state.seen, decay * state.weights + (1 - decay) * weights, weights)
+        average = jnp.where(present, average, state.weights)
+        return jnp.where(present, average, 0), SmoothedState(average, state.seen | present, inner)
+
+    return Weighting(init, update, method.needs)

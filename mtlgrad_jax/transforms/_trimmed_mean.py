@@ -1,0 +1,53 @@
+"""Coordinate-wise trimmed mean (Yin et al. 2018, arXiv 1803.01498, Definition 2).
+
+The paper trims a fraction; like TorchJD, this trims a number of rows.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, PyTree
+
+from mtlgrad_jax._checks import check_count
+from mtlgrad_jax.transforms._base import TaskTransformation, from_rule
+
+
+def trimmed_mean(trim: int = 1) -> TaskTransformation:
+    r"""Average every coordinate over the tasks without its smallest and largest values.
+
+    .. math:: d_j = \frac{1}{K - 2b} \sum_{i = b + 1}^{K - b} g_{(i) j}
+
+    with :math:`g_{(i) j}` the i-th smallest of the j-th coordinates. Infinite or NaN coordinates are not trimmed away:
+    wrap it in `skip_nonfinite_tasks` for that.
+
+    Args:
+      trim: :math:`b` >= 0, how many values are dropped at either end. Needs 2b + 1 tasks.
+
+    Example:
+      >>> import jax.numpy as jnp, mtlgrad_jax as mtl
+      >>> tx = mtl.trimmed_mean(trim=1)
+      >>> grads = jnp.asarray([[1e9, 3.0], [1.0, -1e9], [-1e8, 1e8], [2.0, 2.0]])
+      >>> update, _ = tx.update(grads, tx.init(jnp.zeros(2)))
+      >>> update.tolist()
+      [1.5, 2.5]
+    """
+    check_count("trim", trim, at_least=0)
+
+    def rule(task_grads: PyTree, state: Any, losses: None, present: Bool[Array, " K"]) -> tuple[PyTree, Any]:
+        count = jnp.sum(present)
+
+        def leaf_mean(leaf: Array) -> Array:
+            column = (-1,) + (1,) * (leaf.ndim - 1)
+            if not jnp.issubdtype(leaf.dtype, jnp.floating):
+                return jnp.zeros(leaf.shape[1:], leaf.dtype)
+            dtype = jnp.promote_types(leaf.dtype, jnp.float32)
+            ordered = jnp.sort(jnp.where(present.reshape(column), leaf, jnp.inf), axis=0).astype(dtype)
+            rank = jnp.arange(len(leaf)).reshape(column)
+            kept = (rank >= trim) & (rank < count - trim)
+            total = jnp.sum(jnp.where(kept, ordered, 0), axis=0)
+            return (total / jnp.maximum(count - 2 * trim, 1)).astype(leaf.dtype)
+
+        return jax.tree.map(leaf_mean, task_grads), state
+
+    return from_rule(rule, fewest=2 * trim + 1)

@@ -1,0 +1,74 @@
+"""Weights solved for every k steps only (Navon et al. 2022, Section 4; PSMGD, Xu et al. 2024, arXiv 2412.10961)."""
+
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Bool, Float, Int, PyTree
+
+from mtlgrad_jax._checks import check_count
+from mtlgrad_jax._tasks import accumulator_dtype, agree_num_tasks, present_tasks, task_names
+from mtlgrad_jax.transforms._base import on_weightings
+from mtlgrad_jax.weighting._base import Weighting
+
+
+class UpdateEveryState(NamedTuple):
+    """State of update_every."""
+
+    weights: Float[Array, " K"]
+    solved: Bool[Array, " K"]  # whether the task has had weights
+    step: Int[Array, ""]  # steps since the last solve, modulo k
+    inner: PyTree
+
+
+@on_weightings
+def update_every(method: Weighting, num_tasks: int, k: int) -> Weighting:
+    """Solve for the weights in every k-th step and reuse them in between.
+
+    Between solves neither the Gramian nor the solver runs: with `linearize` or `balanced_value_and_grad` such a step
+    costs one plain backward pass. (Under vmap both branches run and nothing is saved.) A task that is present for the
+    first time, and a solve that was skipped, bring the next solve forward.
+
+    Args:
+      method: a Weighting or a transformation made of one; the same kind comes back.
+      num_tasks: K.
+      k: steps from one solve to the next, >= 1.
+
+    Example:
+      >>> import jax.numpy as jnp, mtlgrad_jax as mtl
+      >>> tx = mtl.update_every(mtl.mgda(), num_tasks=2, k=10)
+      >>> state = tx.init(jnp.zeros(2))
+      >>> _, state = tx.update(jnp.asarray([[1.0, 0.0], [0.0, 1.0]]), state)
+      >>> update, state = tx.update(jnp.asarray([[1.0, 0.0], [2.0, 0.0]]), state)
+      >>> update.tolist()
+      [1.5, 0.0]
+    """
+    check_count("num_tasks", num_tasks, at_least=1)
+    check_count("k", k, at_least=1)
+    known_tasks = num_tasks
+
+    def init(num_tasks: int | None = None) -> UpdateEveryState:
+        K = agree_num_tasks(known_tasks, num_tasks)
+        weights = jnp.zeros((known_tasks,), accumulator_dtype())
+        return UpdateEveryState(weights, jnp.zeros((known_tasks,), bool), jnp.zeros((), jnp.int32), method.init(K))
+
+    def update(
+        gramian: Any, state: UpdateEveryState, *, losses: PyTree = None, task_mask: PyTree = None, **extra: Any
+    ) -> tuple[Array, UpdateEveryState]:
+        present = present_tasks(task_mask, known_tasks, task_names(losses))
+
+        def solve() -> tuple[Array, Array, Array, PyTree]:
+            weights, inner = method.update(gramian, state.inner, losses=losses, task_mask=task_mask, **extra)
+            new = present & jnp.any(weights != 0)
+            step = jnp.where(jnp.any(new), 1 % k, 0).astype(jnp.int32)
+            stored = jnp.where(new, weights.astype(state.weights.dtype), state.weights)
+            return stored, new, step, inner
+
+        def reuse() -> tuple[Array, Array, Array, PyTree]:
+            return state.weights, present, (state.step + 1) % k, state.inner
+
+        due = (state.step == 0) | jnp.any(present & ~state.solved)
+        weights, used, step, inner = lax.cond(due, solve, reuse)
+        return jnp.where(used, weights, 0), UpdateEveryState(weights, state.solved | used, step, inner)
+
+    return Weighting(init, update, method.needs - {"gramian"})

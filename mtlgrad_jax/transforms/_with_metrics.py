@@ -1,0 +1,123 @@
+"""What the tasks' gradients did in a step, kept in the optimizer state for logging."""
+
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, PyTree
+
+from mtlgrad_jax import stacks
+from mtlgrad_jax._checks import check_count
+from mtlgrad_jax._tasks import accumulator_dtype, agree_num_tasks, present_tasks, task_names
+from mtlgrad_jax.transforms._base import TaskTransformation, from_weighting
+from mtlgrad_jax.weighting._base import Weighting
+
+
+class Metrics(NamedTuple):
+    """Metrics of one step; entries of absent tasks are zero."""
+
+    weights: Float[Array, " K"]  # NaN where the method has none
+    norms: Float[Array, " K"]
+    cosines: Float[Array, "K K"]
+    conflict_fraction: Float[Array, ""]  # share of the task pairs whose gradients have a negative inner product
+    magnitude_similarity: Float[Array, ""]  # mean over pairs of 2 n_i n_j / (n_i^2 + n_j^2)
+    predicted_change: Float[Array, " K"]  # first-order change of each loss per unit of learning rate: -<g_i, d>
+
+
+class MetricsState(NamedTuple):
+    """State of with_metrics."""
+
+    metrics: Metrics
+    inner: PyTree
+
+
+def with_metrics(method: Weighting | TaskTransformation, num_tasks: int) -> Any:
+    """Keep a step's weights, norms, cosines and conflicts in the state, where `metrics(opt_state)` finds them.
+
+    The Gramian is formed in every step, also for methods that do without it. A method that is no weighted sum of the
+    gradients gets NaN for weights, and its predicted changes from the update itself.
+
+    Args:
+      method: a Weighting or any transformation of this library; the same kind comes back.
+      num_tasks: K.
+
+    Example:
+      >>> import jax.numpy as jnp, mtlgrad_jax as mtl
+      >>> tx = mtl.with_metrics(mtl.mgda(), num_tasks=2)
+      >>> grads = jnp.asarray([[-4.0, 1.0, 1.0], [6.0, 1.0, 1.0]])
+      >>> _, state = tx.update(grads, tx.init(jnp.zeros(3)))
+      >>> print(mtl.metrics(state)["conflict_fraction"], mtl.metrics(state)["weights"].round(3))
+      1.0 [0.6 0.4]
+    """
+    check_count("num_tasks", num_tasks, at_least=1)
+    known_tasks = num_tasks
+
+    def first_metrics() -> Metrics:
+        zero = jnp.zeros((), accumulator_dtype())
+        row, square = jnp.zeros((known_tasks,), zero.dtype), jnp.zeros((known_tasks, known_tasks), zero.dtype)
+        return Metrics(row, row, square, zero, zero, row)
+
+    if isinstance(method, Weighting):
+        weighting = method
+
+        def init(num_tasks: int | None = None) -> MetricsState:
+            return MetricsState(first_metrics(), weighting.init(agree_num_tasks(known_tasks, num_tasks)))
+
+        def update(
+            gramian: Any, state: MetricsState, *, losses: PyTree = None, task_mask: PyTree = None, **extra: Any
+        ) -> tuple[Array, MetricsState]:
+            present = present_tasks(task_mask, known_tasks, task_names(losses))
+            gramian = gramian() if callable(gramian) else gramian
+            weights, inner = weighting.update(gramian, state.inner, losses=losses, task_mask=task_mask, **extra)
+            M = _finite(gramian, present)
+            return weights, MetricsState(_measure(M, weights, -M @ weights, present), inner)
+
+        return Weighting(init, update, weighting.needs)
+
+    if method.weighting is not None:
+        return from_weighting(with_metrics(method.weighting, num_tasks))
+
+    def tree_init(params: PyTree) -> MetricsState:
+        return MetricsState(first_metrics(), method.init(params))
+
+    def tree_update(
+        task_grads: PyTree,
+        state: MetricsState,
+        params: PyTree | None,
+        *,
+        losses: PyTree = None,
+        task_mask: PyTree = None,
+        **extra: Any,
+    ) -> tuple[PyTree, MetricsState]:
+        gradient, inner = method.update(task_grads, state.inner, params, losses=losses, task_mask=task_mask, **extra)
+        present = present_tasks(task_mask, known_tasks, task_names(losses))
+        change = -stacks.project(task_grads, gradient)
+        change = jnp.where(present & jnp.isfinite(change), change, 0)
+        M = _finite(stacks.gramian(task_grads, present), present)
+        return gradient, MetricsState(_measure(M, jnp.full_like(change, jnp.nan), change, present), inner)
+
+    return TaskTransformation(tree_init, tree_update)
+
+
+def _finite(gramian: Array, present: Array) -> Array:
+    return jnp.where(present[:, None] & present[None, :] & jnp.isfinite(gramian), gramian, 0)
+
+
+def _measure(M: Float[Array, "K K"], weights: Array, predicted_change: Array, present: Bool[Array, " K"]) -> Metrics:
+    K = len(present)
+    norms = jnp.sqrt(jnp.diagonal(M))
+    inverse = jnp.where(norms > 0, 1 / jnp.where(norms > 0, norms, 1), 0)
+    pairs = present[:, None] & present[None, :] & ~jnp.eye(K, dtype=bool)
+    smaller, larger = jnp.minimum(norms[:, None], norms[None, :]), jnp.maximum(norms[:, None], norms[None, :])
+    ratio = smaller / jnp.where(larger > 0, larger, 1)
+
+    def pair_mean(values: Array) -> Array:
+        return jnp.sum(jnp.where(pairs, values, 0)) / jnp.maximum(jnp.sum(pairs), 1)
+
+    return Metrics(
+        weights,
+        norms,
+        jnp.clip(M * inverse[:, None] * inverse[None, :], -1, 1),
+        pair_mean(M < 0),
+        pair_mean(jnp.where(larger > 0, 2 * ratio / (1 + ratio**2), 1)),
+        predicted_change,
+    )

@@ -1,0 +1,46 @@
+"""CAGrad, conflict-averse gradient descent (Liu et al. 2021, arXiv 2110.14048, Algorithm 1).
+
+Solved exactly, in the primal; the official code and LibMTL run SLSQP on the dual. They divide by 1 + c^2 (the toy
+example by 1 + c), the paper does not.
+"""
+
+from typing import Any, Literal
+
+import jax.numpy as jnp
+
+from mtlgrad_jax._checks import Number, check_choice, check_number
+from mtlgrad_jax.solvers import max_min_direction
+from mtlgrad_jax.weighting._base import Weighting, from_kernel
+
+
+def cagrad(c: Number = 0.4, rescale: Literal["none", "1+c^2", "1+c"] = "none") -> Weighting:
+    r"""Improve the worst-off task as much as a ball around the mean gradient allows.
+
+    .. math:: d = \arg\max_d \min_i \langle g_i, d \rangle \quad \text{s.t.} \quad \|d - g_0\| \le c \|g_0\|
+
+    with :math:`g_0` the mean gradient. Where the gradients are Pareto stationary and several d are best, it is the one
+    nearest :math:`g_0`.
+
+    Args:
+      c: radius over the norm of the mean gradient, >= 0. At 0 it is the mean; below 1 it converges to a stationary
+        point of the mean loss; towards infinity it has MGDA's direction.
+      rescale: "none" (paper), or divide by "1+c^2" (official NYUv2 code, LibMTL) or "1+c" (official toy example).
+
+    Example:
+      >>> import jax.numpy as jnp, mtlgrad_jax as mtl
+      >>> tx = mtl.cagrad(c=0.5)
+      >>> grads = jnp.asarray([[-4.0, 1.0, 1.0], [6.0, 1.0, 1.0]])
+      >>> update, _ = tx.update(grads, tx.init(jnp.zeros(3)))
+      >>> print(update.round(4))
+      [0.1835 1.2041 1.2041]
+    """
+    check_number("c", c, at_least=0)
+    check_choice("rescale", rescale, ("none", "1+c^2", "1+c"))
+
+    def kernel(gramian: Any, state: Any, losses: None, present: Any) -> tuple[Any, Any]:
+        solved = max_min_direction(gramian, jnp.asarray(c, gramian.dtype), present)
+        weights = present / jnp.maximum(jnp.sum(present), 1) + solved.value
+        divisor = {"none": 1, "1+c^2": 1 + c**2, "1+c": 1 + c}[rescale]
+        return solved._replace(value=weights / divisor), state
+
+    return from_kernel(kernel)

@@ -1,0 +1,27 @@
+"""The mean of the tasks' gradients: what training on the averaged loss does."""
+
+from typing import Any
+
+import jax.numpy as jnp
+
+from mtlgrad_jax.weighting._base import Weighting, from_kernel
+
+
+def mean() -> Weighting:
+    r"""Average the tasks' gradients.
+
+    .. math:: w_i = 1/K
+
+    Example:
+      >>> import jax.numpy as jnp, mtlgrad_jax as mtl
+      >>> tx = mtl.mean()
+      >>> grads = {"w": jnp.asarray([[1.0, 0.0], [0.0, 3.0]])}
+      >>> update, _ = tx.update(grads, tx.init({"w": jnp.zeros(2)}))
+      >>> update["w"].tolist()
+      [0.5, 1.5]
+    """
+
+    def kernel(gramian: None, state: Any, losses: None, present: Any) -> tuple[Any, Any]:
+        return present / jnp.maximum(jnp.sum(present), 1), state
+
+    return from_kernel(kernel, needs=())

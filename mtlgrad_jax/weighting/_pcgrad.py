@@ -1,0 +1,71 @@
+"""PCGrad, projecting conflicting gradients (Yu et al. 2020, arXiv 2001.06782, Algorithm 1).
+
+Projections act on coefficients, so only the Gramian is needed. Unlike LibMTL's, a task is never projected on itself;
+unlike the official code, whose shuffle has no effect, every task draws its own order.
+"""
+
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Key
+
+from mtlgrad_jax._checks import check_choice
+from mtlgrad_jax.weighting._base import Weighting, from_kernel
+from mtlgrad_jax.weighting._random import make_key
+
+
+class PCGradState(NamedTuple):
+    """State of pcgrad."""
+
+    key: Key[Array, ""]  # next step's orders
+
+
+def pcgrad(
+    reduction: Literal["sum", "mean"] = "sum", order: Literal["random", "fixed"] = "random", key: int | Array = 0
+) -> Weighting:
+    r"""Project every gradient on the normal planes of those it conflicts with, one after the other.
+
+    .. math:: \hat g_i \leftarrow \hat g_i - \frac{\min(\langle \hat g_i, g_j \rangle, 0)}{\|g_j\|^2} g_j
+              \quad (j \ne i), \qquad d = \sum_i \hat g_i
+
+    Args:
+      reduction: "sum" (official code, LibMTL, TorchJD) or "mean" (how other papers describe it).
+      order: in which the other tasks are visited: drawn for every task and step (paper) or "fixed", 0 to K-1.
+      key: seed or key; the same on every process.
+
+    Example:
+      >>> import jax.numpy as jnp, mtlgrad_jax as mtl
+      >>> tx = mtl.pcgrad()
+      >>> grads = jnp.asarray([[-4.0, 1.0, 1.0], [6.0, 1.0, 1.0]])
+      >>> update, _ = tx.update(grads, tx.init(jnp.zeros(3)))
+      >>> print(update.round(4))
+      [0.5848 3.8012 3.8012]
+    """
+    check_choice("reduction", reduction, ("sum", "mean"))
+    check_choice("order", order, ("random", "fixed"))
+
+    def kernel(gramian: Any, state: PCGradState, losses: None, present: Any) -> tuple[Any, PCGradState]:
+        K = len(gramian)
+        key, draw = jax.random.split(state.key)
+        orders = jnp.broadcast_to(jnp.arange(K), (K, K))
+        if order == "random":
+            orders = jax.vmap(jax.random.permutation)(jax.random.split(draw, K), orders)
+        coefficients = jax.vmap(lambda i, others: _project(gramian, i, others))(jnp.arange(K), orders)
+        weights = coefficients.sum(0)
+        weights = weights / jnp.maximum(jnp.sum(present), 1) if reduction == "mean" else weights
+        return weights, PCGradState(key)
+
+    return from_kernel(kernel, lambda num_tasks: PCGradState(make_key(key)))
+
+
+def _project(gramian: Array, i: Array, others: Array) -> Array:
+    """Return the coefficients of task i's gradient after its projections."""
+
+    def visit(step: Array, coefficients: Array) -> Array:
+        j = others[step]
+        inner, square = gramian[j] @ coefficients, gramian[j, j]
+        conflict = (inner < 0) & (j != i) & (square > 0)
+        return coefficients.at[j].add(-jnp.where(conflict, inner / jnp.where(square > 0, square, 1), 0))
+
+    return jax.lax.fori_loop(0, len(others), visit, jnp.zeros(len(others), gramian.dtype).at[i].set(1))

@@ -1,0 +1,14 @@
+"""Random keys of the methods that draw."""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array
+
+
+def make_key(key: int | Array) -> Array:
+    """Return a fresh typed key from a seed, a typed key or a raw one; called by init, never by a factory."""
+    if isinstance(key, int) or (jnp.ndim(key) == 0 and jnp.issubdtype(key.dtype, jnp.integer)):
+        return jax.random.key(key)
+    if jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
+        return jax.random.clone(key)
+    return jax.random.wrap_key_data(jnp.array(key))

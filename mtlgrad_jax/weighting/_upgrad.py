@@ -1,0 +1,44 @@
+"""UPGrad, Jacobian descent without conflict (Quinton & Rey 2024, arXiv 2406.16232).
+
+The projections are exact. TorchJD adds 1e-4 of the Gramian's trace to its diagonal and, where the trace is below 1e-4,
+returns the plain mean; `regularization=1e-4` reproduces the first, nothing reproduces the second.
+"""
+
+from typing import Any
+
+import jax.numpy as jnp
+from jaxtyping import PyTree
+
+from mtlgrad_jax._checks import Number, check_number
+from mtlgrad_jax._tasks import task_vector
+from mtlgrad_jax.solvers import project_rows
+from mtlgrad_jax.weighting._base import Weighting, from_kernel
+
+
+def upgrad(preference: PyTree = None, regularization: Number = 0.0) -> Weighting:
+    r"""Project every gradient on the dual cone of all, where nothing conflicts, and combine the projections.
+
+    .. math:: d = \sum_i p_i \, \pi(g_i), \qquad \pi(g) = \arg\min_{G d \ge 0} \|d - g\|
+
+    No task ascends, and where no two gradients conflict d is the preferred mean.
+
+    Args:
+      preference: :math:`p`, non-negative, (K,) or a pytree under the tasks' names; 1/K over the tasks present for None.
+      regularization: this much of the Gramian's trace is added to its diagonal; the guarantee then holds to that much.
+
+    Example:
+      >>> import jax.numpy as jnp, mtlgrad_jax as mtl
+      >>> tx = mtl.upgrad()
+      >>> grads = jnp.asarray([[-4.0, 1.0, 1.0], [6.0, 1.0, 1.0]])
+      >>> update, _ = tx.update(grads, tx.init(jnp.zeros(3)))
+      >>> print(update.round(4))
+      [0.2924 1.9006 1.9006]
+    """
+    check_number("regularization", regularization, at_least=0)
+
+    def kernel(gramian: Any, state: Any, losses: None, present: Any) -> tuple[Any, Any]:
+        p = present / jnp.maximum(jnp.sum(present), 1) if preference is None else task_vector("preference", preference)
+        ridge = regularization * jnp.trace(gramian) * present
+        return project_rows(gramian + jnp.diag(ridge), jnp.where(present, p, 0).astype(gramian.dtype)), state
+
+    return from_kernel(kernel, per_task={"preference": preference})

@@ -1,0 +1,59 @@
+"""UW, uncertainty weighting (Kendall, Gal & Cipolla 2018, arXiv 1705.07115).
+
+All losses are weighted as regressions, as every peer does; the paper drops the factor 1/2 for classification.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float, PyTree
+
+from mtlgrad_jax._checks import Number, check_count
+from mtlgrad_jax._tasks import accumulator_dtype
+from mtlgrad_jax.weighting._base import Weighting, from_kernel
+
+
+class UWState(NamedTuple):
+    """State of uw."""
+
+    log_variance: Float[Array, " K"]
+    optimizer: PyTree  # the inner optimizer's state, one for every task
+
+
+def uw(num_tasks: int, optimizer: optax.GradientTransformation | None = None, init: Number = 0.0) -> Weighting:
+    r"""Learn a log-variance :math:`s_i` for every task and weight its loss by the inverse variance.
+
+    .. math:: \min_{\theta, s} \sum_i \tfrac12 e^{-s_i} l_i + \tfrac12 s_i, \qquad w_i = \tfrac12 e^{-s_i}
+
+    The step uses the weights from before its own update of s.
+
+    Args:
+      num_tasks: K.
+      optimizer: of s, one copy for every task; `optax.adam(0.025)` for None, as in the Nash-MTL code.
+      init: first :math:`s_i`; LibMTL starts at -0.5.
+
+    Example:
+      >>> import jax.numpy as jnp, mtlgrad_jax as mtl
+      >>> tx = mtl.uw(num_tasks=2)
+      >>> grads = jnp.asarray([[1.0, 0.0], [0.0, 3.0]])
+      >>> update, _ = tx.update(grads, tx.init(jnp.zeros(2)), losses=jnp.asarray([0.3, 2.0]))
+      >>> update.tolist()
+      [0.5, 1.5]
+    """
+    check_count("num_tasks", num_tasks, at_least=1)
+    inner = optax.adam(0.025) if optimizer is None else optimizer
+
+    def start(num_tasks: int) -> UWState:
+        s = jnp.full((num_tasks,), init, accumulator_dtype())
+        return UWState(s, jax.vmap(inner.init)(s))
+
+    def kernel(gramian: None, state: UWState, losses: Any, present: Any) -> tuple[Any, UWState]:
+        precision = jnp.exp(-state.log_variance)
+        steps, optimizer_state = jax.vmap(inner.update)(
+            (1 - precision * losses) / 2, state.optimizer, state.log_variance
+        )
+        return precision / 2, UWState(optax.apply_updates(state.log_variance, steps), optimizer_state)
+
+    return from_kernel(kernel, start, needs=("losses",), num_tasks=num_tasks)

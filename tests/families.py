@@ -1,0 +1,136 @@
+"""Families of task gradients G (K, P) whose hard property holds by construction, proved in a line.
+
+G is stationary if vᵀG = 0 for some v >= 0, v != 0: no direction improves all tasks. It is strongly so if some v > 0
+does it, weakly if some v does but none > 0. ``FAMILIES[name](K, P, rng)`` samples a family; `stack` seeds by name and
+shape, so a new family changes no other one's matrices. Tall and wide stacks are a matter of shape: with K >> P nearly
+every family is stationary. Any K, P >= 1 is allowed; a shape that leaves no room for the property gives zero rows.
+"""
+
+import zlib
+
+import numpy as np
+
+
+def unit(P, rng):
+    """A uniformly random direction."""
+    u = rng.normal(size=P)
+    return u / np.linalg.norm(u)
+
+
+def normal(K, P, rng):
+    """Independent standard normal entries."""
+    return rng.normal(size=(K, P))
+
+
+def correlated(K, P, rng):
+    """One shared row, three times the size of each task's own: pairwise cosines near 0.9."""
+    return rng.normal(size=(K, P)) + 3 * rng.normal(size=P)
+
+
+def rank_deficient(K, P, rng):
+    """Rank max(1, min(K, P) // 2), as a product of factors of that inner size."""
+    rank = max(1, min(K, P) // 2)
+    return rng.normal(size=(K, rank)) @ rng.normal(size=(rank, P)) / np.sqrt(rank)
+
+
+def rank_one(K, P, rng):
+    """Multiples of one row, of both signs."""
+    return np.outer(rng.normal(size=K), rng.normal(size=P))
+
+
+def duplicate(K, P, rng):
+    """Rows in equal pairs, bit by bit."""
+    return rng.normal(size=(K, P))[np.arange(K) // 2]
+
+
+def opposite(K, P, rng):
+    """Rows in opposite pairs, bit by bit: stationary for K >= 2, by v = (1, 1) on a pair."""
+    sign = np.where(np.arange(K) % 2, -1, 1)
+    return sign[:, None] * duplicate(K, P, rng)
+
+
+def zero_row(K, P, rng):
+    """One row of zeros among normal ones: stationary, by v = its unit vector."""
+    return rng.normal(size=(K, P)) * (np.arange(K) != K // 2)[:, None]
+
+
+def all_zero(K, P, rng):
+    """G = 0."""
+    return np.zeros((K, P))
+
+
+def scales(K, P, rng):
+    """Rows up to 1e6 apart, in random order."""
+    return rng.normal(size=(K, P)) * rng.permutation(np.logspace(-3, 3, K))[:, None]
+
+
+def balanced(N, rng):
+    """The rows of N, the last replaced such that vᵀN = 0 for a random v > 0; a single row becomes zero."""
+    v = rng.uniform(0.5, 1.5, size=len(N))
+    return np.vstack([N[:-1], -(v[:-1] @ N[:-1]) / v[-1]])
+
+
+def strongly_stationary(K, P, rng):
+    """Normal rows and one that balances them: vᵀG = Σ_{i<K} v_i g_i - v_K (Σ_{i<K} v_i g_i)/v_K = 0 with v > 0."""
+    return balanced(rng.normal(size=(K, P)), rng)
+
+
+def weakly_stationary(K, P, rng):
+    """Half of the rows balanced and orthogonal to a direction u along which all others are positive (K >= 2).
+
+    The v of the first half serves. If vᵀG = 0 with v >= 0, then 0 = vᵀGu = Σ v_i <g_i, u> over the others: v = 0 there.
+    """
+    N, u, half = rng.normal(size=(K, P)), unit(P, rng), (K + 1) // 2
+    N -= np.outer(N @ u, u)
+    return np.vstack([balanced(N[:half], rng), N[half:] + np.outer(rng.uniform(0.5, 1.5, size=K - half), u)])
+
+
+def non_stationary(K, P, rng):
+    """All rows in the half-space <g, u> >= 0.1, so vᵀGu > 0 for every v >= 0, v != 0; conflicts remain."""
+    G, u = rng.normal(size=(K, P)), unit(P, rng)
+    return G + np.outer(0.1 + abs(G @ u) - G @ u, u)
+
+
+def near_stationary(K, P, rng):
+    """A balanced G plus 1e-3 u in every row: ‖vᵀG‖ = 1e-3 for its v of sum 1, yet rank K if P >= K."""
+    return strongly_stationary(K, P, rng) + 1e-3 * unit(P, rng)
+
+
+def tiny(K, P, rng):
+    """Normal at a global scale of 1e-18, whose square lies near float32's smallest normal number."""
+    return 1e-18 * rng.normal(size=(K, P))
+
+
+def huge(K, P, rng):
+    """Normal at a global scale of 1e18, whose square times P nears or passes float32's largest number."""
+    return 1e18 * rng.normal(size=(K, P))
+
+
+FAMILIES = {
+    family.__name__: family
+    for family in (
+        normal,
+        correlated,
+        rank_deficient,
+        rank_one,
+        duplicate,
+        opposite,
+        zero_row,
+        all_zero,
+        scales,
+        strongly_stationary,
+        weakly_stationary,
+        non_stationary,
+        near_stationary,
+        tiny,
+        huge,
+    )
+}
+
+# Stationary at every shape with K >= 2.
+STATIONARY = frozenset({"opposite", "zero_row", "all_zero", "strongly_stationary", "weakly_stationary"})
+
+
+def stack(name, K, P):
+    """The family's G (K, P) in float64, seeded by name and shape."""
+    return FAMILIES[name](K, P, np.random.default_rng(zlib.crc32(f"{name} {K} {P}".encode())))
