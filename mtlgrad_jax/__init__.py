@@ -40,4 +40,6 @@ from mtlgrad_jax.transforms import upgrad as upgrad
 from mtlgrad_jax.transforms import uw as uw
 from mtlgrad_jax.transforms import with_metrics as with_metrics
 
+from mtlgrad_jax import _registry as _registry  # isort: skip  reads the names above, documents them
+
 __version__ = "0.1.0.dev0"

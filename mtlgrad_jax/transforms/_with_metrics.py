@@ -45,8 +45,8 @@ def with_metrics(method: Weighting | TaskTransformation, num_tasks: int) -> Any:
       >>> tx = mtl.with_metrics(mtl.mgda(), num_tasks=2)
       >>> grads = jnp.asarray([[-4.0, 1.0, 1.0], [6.0, 1.0, 1.0]])
       >>> _, state = tx.update(grads, tx.init(jnp.zeros(3)))
-      >>> print(mtl.metrics(state)["conflict_fraction"], mtl.metrics(state)["weights"].round(3))
-      1.0 [0.6 0.4]
+      >>> float(mtl.metrics(state)["conflict_fraction"]), mtl.metrics(state)["weights"].tolist()
+      (1.0, [0.6, 0.4])
     """
     check_count("num_tasks", num_tasks, at_least=1)
     known_tasks = num_tasks

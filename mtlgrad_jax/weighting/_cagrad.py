@@ -31,8 +31,8 @@ def cagrad(c: Number = 0.4, rescale: Literal["none", "1+c^2", "1+c"] = "none") -
       >>> tx = mtl.cagrad(c=0.5)
       >>> grads = jnp.asarray([[-4.0, 1.0, 1.0], [6.0, 1.0, 1.0]])
       >>> update, _ = tx.update(grads, tx.init(jnp.zeros(3)))
-      >>> print(update.round(4))
-      [0.1835 1.2041 1.2041]
+      >>> update.tolist()
+      [0.1835, 1.2041, 1.2041]
     """
     check_number("c", c, at_least=0)
     check_choice("rescale", rescale, ("none", "1+c^2", "1+c"))

@@ -27,8 +27,8 @@ def fairgrad(alpha: Number = 2.0) -> Weighting:
       >>> tx = mtl.fairgrad(alpha=2.0)
       >>> grads = jnp.asarray([[-4.0, 1.0, 1.0], [6.0, 1.0, 1.0]])
       >>> update, _ = tx.update(grads, tx.init(jnp.zeros(3)))
-      >>> print(update.round(4))
-      [0.0313 0.7908 0.7908]
+      >>> update.tolist()
+      [0.0313, 0.7908, 0.7908]
     """
     check_number("alpha", alpha, above=0)
 

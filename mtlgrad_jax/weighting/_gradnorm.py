@@ -44,8 +44,8 @@ def gradnorm(num_tasks: int, alpha: Number = 1.5, learning_rate: Number = 0.025)
       >>> tx = mtl.gradnorm(num_tasks=2)
       >>> grads = jnp.asarray([[1.0, 0.0], [0.0, 3.0]])
       >>> update, state = tx.update(grads, tx.init(jnp.zeros(2)), losses=jnp.asarray([0.3, 2.0]))
-      >>> print(update, state.method.weights)
-      [1. 3.] [1.025 0.975]
+      >>> update.tolist(), state.method.weights.tolist()
+      ([1.0, 3.0], [1.025, 0.975])
     """
     check_count("num_tasks", num_tasks, at_least=1)
     check_number("alpha", alpha, at_least=0)

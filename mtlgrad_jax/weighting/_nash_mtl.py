@@ -24,8 +24,8 @@ def nash_mtl() -> Weighting:
       >>> tx = mtl.nash_mtl()
       >>> grads = jnp.asarray([[-4.0, 1.0, 1.0], [6.0, 1.0, 1.0]])
       >>> update, _ = tx.update(grads, tx.init(jnp.zeros(3)))
-      >>> print(update.round(4))
-      [0.0766 0.9985 0.9985]
+      >>> update.tolist()
+      [0.0766, 0.9985, 0.9985]
     """
 
     def kernel(gramian: Any, state: Any, losses: None, present: Any) -> tuple[Any, Any]:

@@ -39,8 +39,8 @@ def pcgrad(
       >>> tx = mtl.pcgrad()
       >>> grads = jnp.asarray([[-4.0, 1.0, 1.0], [6.0, 1.0, 1.0]])
       >>> update, _ = tx.update(grads, tx.init(jnp.zeros(3)))
-      >>> print(update.round(4))
-      [0.5848 3.8012 3.8012]
+      >>> update.tolist()
+      [0.5848, 3.8012, 3.8012]
     """
     check_choice("reduction", reduction, ("sum", "mean"))
     check_choice("order", order, ("random", "fixed"))

@@ -31,8 +31,8 @@ def upgrad(preference: PyTree = None, regularization: Number = 0.0) -> Weighting
       >>> tx = mtl.upgrad()
       >>> grads = jnp.asarray([[-4.0, 1.0, 1.0], [6.0, 1.0, 1.0]])
       >>> update, _ = tx.update(grads, tx.init(jnp.zeros(3)))
-      >>> print(update.round(4))
-      [0.2924 1.9006 1.9006]
+      >>> update.tolist()
+      [0.2924, 1.9006, 1.9006]
     """
     check_number("regularization", regularization, at_least=0)
 
