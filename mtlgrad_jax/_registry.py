@@ -283,10 +283,8 @@ def document() -> None:
     for row in ROWS.values():
         for factory in {row.factory, row.weighting or row.factory}:
             text = (factory.__doc__ or "").rstrip()
-            notes = "\n".join(
-                f"    {line}" for line in ["Notes:", *(f"  {line}" for line in describe(row).split("\n"))]
-            )
-            factory.__doc__ = f"{text}\n\n{notes}\n    "
+            notes = textwrap.indent(describe(row), " " * 6)
+            factory.__doc__ = f"{text}\n\n    Notes:\n{notes}\n    "
 
 
 document()
