@@ -66,12 +66,12 @@ def _search(M: Array, b: Array, C: Array, present: Array, max_steps: int) -> tup
     rows = present & (inverse > 0)
     offset = smallest_row(M, rows)
     Q = M + offset
-    worst = jnp.argmin(jnp.where(rows, b, jnp.inf))
+    worst = jnp.argmin(jnp.where(present, b, jnp.inf))
     lowest = b[worst]
 
     def body(carry: tuple) -> tuple:
         low, high, rho, _, reached, _, steps, pieces, _, _ = carry
-        solved, passive = nonnegative_qp(Q, rho - b, rows, max_steps)
+        solved, passive = nonnegative_qp(Q, rho - b, present, max_steps)
         t = solved.value
         reach = _norm(M, t)
         over = reach > C
@@ -81,7 +81,7 @@ def _search(M: Array, b: Array, C: Array, present: Array, max_steps: int) -> tup
         root = jnp.sqrt(jnp.maximum(a1 * a1 - a2 * a0, 0))
         h = jnp.where(a1 > 0, -a0 / (a1 + root), (root - a1) / jnp.where(a2 > 0, a2, 1))
         saturated = ~over & (reach - reached <= 64 * eps * C) & (rho - lowest >= 2 * (low - lowest)) & (low > lowest)
-        overlong = ~over & (jnp.max(t / jnp.where(rows, inverse, 1)) > 1 / jnp.sqrt(eps))
+        overlong = ~over & (jnp.max(jnp.where(rows, t / jnp.where(rows, inverse, 1), 0)) > 1 / jnp.sqrt(eps))
         low, high = jnp.where(over, low, rho), jnp.where(over, rho, high)
         ceiling = jnp.where(jnp.isfinite(high), (low + high) / 2, rho + _GROWTH * (rho - lowest))
         newton = rho + h
@@ -106,7 +106,7 @@ def _search(M: Array, b: Array, C: Array, present: Array, max_steps: int) -> tup
         return ~carry[-1] & (carry[-3] < _MAX_PIECES)
 
     zero, none = jnp.zeros((), M.dtype), jnp.asarray(0)
-    first = lowest + (M[worst, worst] + offset) * C * inverse[worst]
+    first = lowest + (M[worst, worst] + offset) * C * jnp.where(rows[worst], inverse[worst], 1 / jnp.sqrt(offset))
     trivial = (C <= 0) | ~jnp.any(rows)
     carry = (lowest, jnp.asarray(jnp.inf, M.dtype), first, jnp.zeros_like(b), zero, zero, none, none, trivial, trivial)
     unbounded = jnp.asarray(jnp.inf, M.dtype)

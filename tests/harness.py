@@ -1,0 +1,74 @@
+"""Running a method of the registry on stacks (T, K, P): T steps as one compiled scan over a tree of two leaves."""
+
+import functools
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mtlgrad_jax._registry import METHODS, ROWS
+
+P = 7
+PARAMS = {"b": (1,), "w": (2, 3)}
+EVERY = [row.name for row in METHODS]
+FIXED = {"pcgrad": {"order": "fixed"}}  # makes a method deterministic
+
+
+def tree(G):
+    """(..., P) as the tree of PARAMS."""
+    lead = G.shape[:-1]
+    return {"b": G[..., :1], "w": G[..., 1:].reshape(*lead, 2, 3)}
+
+
+def flat(tree):
+    lead = tree["b"].shape[:-1]
+    return jnp.concatenate([tree["b"], tree["w"].reshape(*lead, 6)], axis=-1)
+
+
+def zeros(dtype=None):
+    return {name: jnp.zeros(shape, dtype) for name, shape in PARAMS.items()}
+
+
+def make(name, num_tasks, **kwargs):
+    return ROWS[name].make(num_tasks, **{**FIXED.get(name, {}), **kwargs})
+
+
+def hyper(name, num_tasks, **kwargs):
+    """The arguments of a method as its reference wants them."""
+    own = {**ROWS[name].kwargs(num_tasks), **FIXED.get(name, {}), **kwargs}
+    own.pop("num_tasks", None)
+    return {key: np.asarray(value) if isinstance(value, list) else value for key, value in own.items()}
+
+
+@functools.cache
+def _runner(name, num_tasks, kwargs):
+    tx = make(name, num_tasks, **dict(kwargs))
+
+    @jax.jit
+    def run(grads, losses, present):
+        def step(state, now):
+            update, state = tx.update(tree(now[0]), state, zeros(grads.dtype), losses=now[1], task_mask=now[2])
+            return state, flat(update)
+
+        state, updates = jax.lax.scan(step, tx.init(zeros(grads.dtype)), (grads, losses, present))
+        return updates, state
+
+    return run
+
+
+def run(name, grads, losses=None, present=None, dtype=np.float32, **kwargs):
+    """Updates (T, P) and the last state."""
+    grads = np.asarray(grads)
+    steps, K, _ = grads.shape
+    losses = np.ones((steps, K)) if losses is None else losses
+    present = np.ones((steps, K), bool) if present is None else present
+    with jax.enable_x64(np.dtype(dtype) == np.float64):
+        arrays = jnp.asarray(grads, dtype), jnp.asarray(losses, dtype), jnp.asarray(present)
+        updates, state = _runner(name, K, tuple(kwargs.items()))(*arrays)
+        return np.asarray(updates, float), state
+
+
+def raises_naming(argument):
+    """Match of an error in the one message shape: the argument, what was expected, what was got."""
+    return re.compile(rf"^`{argument}` must .*", re.DOTALL)
