@@ -39,8 +39,8 @@ class Info(NamedTuple):
 
 def first_info() -> Info:
     """Return the info of a method that has not been called yet."""
-    zero = jnp.zeros((), jnp.int32)
-    return Info(jnp.zeros((), accumulator_dtype()), zero, zero, zero, zero)
+    residual, *counts = (jnp.zeros((), dtype) for dtype in (accumulator_dtype(), *4 * (jnp.int32,)))
+    return Info(residual, *counts)
 
 
 def next_info(
@@ -103,7 +103,7 @@ def task_vector(name: str, values: PyTree, *, num_tasks: int | None = None, name
       names: the structure of the named losses, which `values` must share.
     """
     own = task_names(values)
-    if names is not None and own != names:
+    if names is not None and (own is None or own != names):
         got = "a flat array" if own is None else str(own)
         raise ValueError(
             f"`{name}` must have the structure of the losses, {names}, got {got}. "

@@ -5,8 +5,8 @@ accumulated leaf by leaf, never from a concatenated copy, in float32 at the high
 x64) whatever the gradients' dtype. Leaves that are not floating (integer parameters) count as zero gradients.
 """
 
-import functools
 from collections.abc import Iterable, Sequence
+from functools import partial, reduce
 from typing import Any
 
 import jax
@@ -65,13 +65,15 @@ def num_tasks(task_grads: PyTree, params: PyTree | None = None) -> int:
     return K
 
 
+@partial(jax.jit, static_argnames="axis_name")
 def gramian(
     task_grads: PyTree, task_mask: Bool[Array, " K"] | None = None, *, axis_name: AxisName = None
 ) -> Float[Array, "K K"]:
     """Return the Gramian M_ij = <g_i, g_j> of the K stacked gradients.
 
-    Exact to rounding for row norms from 1e-18 to 1e18 in float32: where a diagonal entry underflows or overflows, the
-    product is formed again from rows scaled by powers of two.
+    For row norms from 1e-18 to 1e18 in float32 every entry is as exact as float32 holds it, that is to rounding of
+    n_i n_j or to its smallest normal number: where squares underflow or overflow on the way, the product is formed
+    again from rows scaled by powers of two.
 
     Args:
       task_grads: stack of K gradients.
@@ -166,7 +168,7 @@ def _floating(tree: PyTree) -> list[Array]:
 
 
 def _add(terms: Iterable[Array]) -> Array:
-    return functools.reduce(jnp.add, terms)
+    return reduce(jnp.add, terms)
 
 
 def _column(values: Array, leaf: Array) -> Array:
@@ -186,20 +188,22 @@ def _largest(leaves: list[Array], axis_name: AxisName) -> Float[Array, " K"]:
 
 def _product(a: Array, b: Array, scale: Array | None = None) -> Array:
     """Return the (K, L) product of two leaves; `scale` multiplies the rows of both on the way in."""
-    x, y = a.reshape(a.shape[0], -1), b.reshape(b.shape[0], -1)
-    columns = x.shape[1]
 
     def dot(x: Array, y: Array) -> Array:
         x, y = x.astype(accumulator_dtype()), y.astype(accumulator_dtype())
         if scale is not None:
-            x, y = x * scale[:, None], y * scale[:, None]
-        return lax.dot_general(x, y, (((1,), (1,)), ((), ())), precision=lax.Precision.HIGHEST)
+            x, y = x * _column(scale, x), y * _column(scale, y)
+        axes = tuple(range(1, x.ndim))  # contracted as they are: a reshape would gather sharded leaves
+        return lax.dot_general(x, y, ((axes, axes), ((), ())), precision=lax.Precision.HIGHEST)
+
+    columns = a.size // a.shape[0]
+    if columns <= _BLOCK or not _blocked():
+        return dot(a, b)
+    flat_a, flat_b = a.reshape(a.shape[0], columns), b.reshape(b.shape[0], columns)
 
     def block(start: Array | int, width: int) -> Array:
-        return dot(*(lax.dynamic_slice_in_dim(z, start, width, 1) for z in (x, y)))
+        return dot(*(lax.dynamic_slice_in_dim(x, start, width, 1) for x in (flat_a, flat_b)))
 
-    if columns <= _BLOCK or not _blocked():
-        return dot(x, y)
     whole, rest = divmod(columns, _BLOCK)
     first = block(whole * _BLOCK, rest) if rest else block(0, _BLOCK)
     return lax.fori_loop(0 if rest else 1, whole, lambda i, total: total + block(i * _BLOCK, _BLOCK), first)

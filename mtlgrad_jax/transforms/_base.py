@@ -166,10 +166,13 @@ def from_rule(
         if num_tasks is not None and num_tasks != K:
             raise ValueError(f"`num_tasks` must be the number of tasks, {K}, got num_tasks={num_tasks}.")
         present = present_tasks(task_mask, K, task_names(losses))
+        finite = jnp.all(stacks.finite_tasks(task_grads) | ~present)
         vector = None
         if losses is not None:
             vector = jnp.where(present, task_vector("losses", losses, num_tasks=K).astype(accumulator_dtype()), 1)
             vector = jax.lax.stop_gradient(vector)
+            finite &= jnp.isfinite(vector).all()
+        present &= finite
         count = jnp.sum(present)
         gradient, method_state = rule(task_grads, state.method, vector if "losses" in needs else None, present)
         enough = count >= fewest
@@ -178,7 +181,7 @@ def from_rule(
             gradient = jax.tree.map(lambda one, other: jnp.where(enough, one, other), gradient, mean)
         gradient = jax.tree.map(lambda leaf: jnp.where(count > 0, leaf, jnp.zeros_like(leaf)), gradient)
         method_state = keep_absent(method_state, state.method, present, enough & (count > 0))
-        new_state = RuleState(method_state, next_info(state.info, count=count, fewest=fewest))
+        new_state = RuleState(method_state, next_info(state.info, count=count, fewest=fewest, finite=finite))
         return skip_nonfinite(gradient, new_state, state)
 
     return TaskTransformation(init_fn, update_fn)

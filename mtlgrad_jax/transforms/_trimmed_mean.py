@@ -18,8 +18,8 @@ def trimmed_mean(trim: int = 1) -> TaskTransformation:
 
     .. math:: d_j = \frac{1}{K - 2b} \sum_{i = b + 1}^{K - b} g_{(i) j}
 
-    with :math:`g_{(i) j}` the i-th smallest of the j-th coordinates. Infinite or NaN coordinates are not trimmed away:
-    wrap it in `skip_nonfinite_tasks` for that.
+    with :math:`g_{(i) j}` the i-th smallest of the j-th coordinates. A gradient with infinite or NaN coordinates
+    is not trimmed away, it skips the step: wrap the method in `skip_nonfinite_tasks` to drop such a task.
 
     Args:
       trim: :math:`b` >= 0, how many values are dropped at either end. Needs 2b + 1 tasks.

@@ -52,9 +52,8 @@ def with_metrics(method: Weighting | TaskTransformation, num_tasks: int) -> Any:
     known_tasks = num_tasks
 
     def first_metrics() -> Metrics:
-        zero = jnp.zeros((), accumulator_dtype())
-        row, square = jnp.zeros((known_tasks,), zero.dtype), jnp.zeros((known_tasks, known_tasks), zero.dtype)
-        return Metrics(row, row, square, zero, zero, row)
+        row, square = (known_tasks,), (known_tasks, known_tasks)
+        return Metrics(*(jnp.zeros(shape, accumulator_dtype()) for shape in (row, row, square, (), (), row)))
 
     if isinstance(method, Weighting):
         weighting = method

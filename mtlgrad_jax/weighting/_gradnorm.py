@@ -53,8 +53,8 @@ def gradnorm(num_tasks: int, alpha: Number = 1.5, learning_rate: Number = 0.025)
     inner = optax.adam(learning_rate)
 
     def start(num_tasks: int) -> GradNormState:
-        ones = jnp.ones((num_tasks,), accumulator_dtype())
-        return GradNormState(ones, ones, jnp.zeros((num_tasks,), bool), jax.vmap(inner.init)(ones))
+        weights, first_loss = (jnp.ones((num_tasks,), accumulator_dtype()) for _ in range(2))
+        return GradNormState(weights, first_loss, jnp.zeros((num_tasks,), bool), jax.vmap(inner.init)(weights))
 
     def kernel(gramian: Any, state: GradNormState, losses: Any, present: Any) -> tuple[Any, GradNormState]:
         def average(values: Any) -> Any:

@@ -4,6 +4,7 @@ Projections act on coefficients, so only the Gramian is needed. Unlike LibMTL's,
 unlike the official code, whose shuffle has no effect, every task draws its own order.
 """
 
+from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -51,14 +52,15 @@ def pcgrad(
         orders = jnp.broadcast_to(jnp.arange(K), (K, K))
         if order == "random":
             orders = jax.vmap(jax.random.permutation)(jax.random.split(draw, K), orders)
-        coefficients = jax.vmap(lambda i, others: _project(gramian, i, others))(jnp.arange(K), orders)
-        weights = coefficients.sum(0)
+        weights = _project(gramian, jnp.arange(K), orders).sum(axis=0)
         weights = weights / jnp.maximum(jnp.sum(present), 1) if reduction == "mean" else weights
         return weights, PCGradState(key)
 
     return from_kernel(kernel, lambda num_tasks: PCGradState(make_key(key)))
 
 
+@jax.jit
+@partial(jax.vmap, in_axes=(None, 0, 0))
 def _project(gramian: Array, i: Array, others: Array) -> Array:
     """Return the coefficients of task i's gradient after its projections."""
 

@@ -1,0 +1,127 @@
+"""Eight virtual devices: what an update sends, and that sharded results equal those of one device.
+
+Run apart from the other tests, because the number of devices is fixed when JAX starts: see the Makefile.
+"""
+
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as S
+
+import mtlgrad_jax as mtl
+from mtlgrad_jax import stacks
+from mtlgrad_jax._registry import METHODS, ROWS
+
+K = 3
+WEIGHTINGS = [row.name for row in METHODS if row.weighting]
+COLLECTIVE = re.compile(r"= (.*?) (all-reduce|all-gather|all-to-all|collective-permute|reduce-scatter)(?:-start)?\(")
+
+
+@pytest.fixture(scope="module")
+def mesh():
+    assert jax.device_count() == 8
+    return Mesh(np.asarray(jax.devices()), ("model",))
+
+
+@pytest.fixture(scope="module")
+def grads():
+    rng = np.random.default_rng(0)
+    return {
+        "w": jnp.asarray(rng.normal(size=(K, 64, 24)), jnp.float32),
+        "b": jnp.asarray(rng.normal(size=(K, 16)), jnp.float32),
+    }
+
+
+def put(tree, mesh, stacked=True):
+    """Parameters split over the mesh; the task axis is not."""
+    lead = (None,) if stacked else ()
+    specs = {"w": S(*lead, None, "model"), "b": S(*lead, "model")}
+    return {name: jax.device_put(leaf, NamedSharding(mesh, specs[name])) for name, leaf in tree.items()}
+
+
+def branches(hlo):
+    """Names of the computations that run only where a conditional chooses them, and those they call."""
+    called = dict(re.findall(r"^(?:ENTRY )?%?([\w.\-]+) \(.*?\{\n(.*?)^\}", hlo, re.M | re.S))
+    rare, todo = set(), []
+    for body in called.values():
+        for match in re.findall(
+            r"(?:true_computation|false_computation)=%?([\w.\-]+)|branch_computations=\{(.*?)\}", body
+        ):
+            todo += [name.strip().lstrip("%") for group in match for name in group.split(",") if name.strip()]
+    while todo:
+        name = todo.pop()
+        if name in called and name not in rare:
+            rare.add(name)
+            todo += re.findall(r"(?:to_apply|calls|body|condition)=%?([\w.\-]+)", called[name])
+    return called, rare
+
+
+def collectives(hlo):
+    """Collectives (kind, shape) on the path that every step takes."""
+    called, rare = branches(hlo)
+    found = []
+    for name, body in called.items():
+        if name not in rare:
+            found += [(kind, shape) for shape, kind in COLLECTIVE.findall(body)]
+    return found
+
+
+def compiled(tx, grads, mesh, losses):
+    params = put(jax.tree.map(lambda leaf: leaf[0], grads), mesh, stacked=False)
+    state = tx.init(params)
+    out = (jax.tree.map(lambda leaf: leaf.sharding, params), None)
+    step = jax.jit(lambda g, s: tx.update(g, s, losses=losses), out_shardings=out)
+    return step.lower(put(grads, mesh), state).compile(), state
+
+
+@pytest.mark.parametrize("name", WEIGHTINGS)
+def test_an_update_sends_one_gramian_and_gathers_nothing(name, mesh, grads):
+    losses = jnp.asarray([1.0, 2.0, 3.0])
+    tx = ROWS[name].make(K)
+    step, state = compiled(tx, grads, mesh, losses)
+    sent = collectives(step.as_text())
+    assert all(kind == "all-reduce" for kind, _ in sent), sent
+    if "gramian" in tx.weighting.needs:
+        [(_, shape)] = sent  # one message; XLA:CPU sends a K×K matrix per leaf in it, where XLA:TPU adds them up first
+        assert set(re.findall(r"\w+\[[\d,]*\]", shape)) == {f"f32[{K},{K}]"}, sent
+    else:
+        assert len(sent) <= 1  # whether the update is finite
+    update, _ = step(put(grads, mesh), state)
+    alone, _ = tx.update(grads, tx.init(None), losses=losses)
+    for leaf in update:
+        np.testing.assert_allclose(update[leaf], alone[leaf], rtol=1e-4, atol=1e-5)
+
+
+def test_batch_sharding_averages_before_the_gramian(grads):
+    """The Gramian of the mean gradient is not the mean of the local Gramians."""
+    rng = np.random.default_rng(1)
+    mesh = Mesh(np.asarray(jax.devices()), ("data",))
+    x = jax.device_put(jnp.asarray(rng.normal(size=(32, 5)), jnp.float32), NamedSharding(mesh, S("data")))
+    params = jnp.asarray(rng.normal(size=(5, K)), jnp.float32)
+
+    def losses_fn(params, x):
+        return jnp.mean((x @ params - 1) ** 2, axis=0)
+
+    step = jax.jit(lambda p, x: mtl.linearize(losses_fn, p, x).gramian())
+    one = mtl.linearize(losses_fn, params, np.asarray(x)).gramian()
+    np.testing.assert_allclose(step(params, x), one, rtol=1e-4, atol=1e-5)
+    local = [mtl.linearize(losses_fn, params, part).gramian() for part in np.split(np.asarray(x), 8)]
+    assert np.abs(np.mean(local, axis=0) - one).max() > 0.1 * np.abs(one).max()
+
+
+def test_axis_name_inside_shard_map(mesh, grads):
+    """Parameters split by hand: the K×K sum runs over the named axis."""
+    specs = {"w": S(None, None, "model"), "b": S(None, "model")}
+
+    def local(grads):
+        return stacks.gramian(grads, axis_name="model"), stacks.task_norms(grads, axis_name="model")
+
+    matrix, norms = jax.jit(jax.shard_map(local, mesh=mesh, in_specs=(specs,), out_specs=S(), check_vma=False))(
+        put(grads, mesh)
+    )
+    np.testing.assert_allclose(matrix, stacks.gramian(grads), rtol=1e-4, atol=1e-3)
+    np.testing.assert_allclose(norms**2, np.diag(matrix), rtol=1e-4)

@@ -1,0 +1,412 @@
+"""The manners that all methods share: optax's contract, errors, masks, names, broken steps."""
+
+import inspect
+import pickle
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from families import stack
+from harness import EVERY, FIXED, PARAMS, P, flat, make, raises_naming, run, tree, zeros
+
+import mtlgrad_jax as mtl
+from mtlgrad_jax._registry import METHODS, ROWS, WRAPPERS, describe
+
+K = 3
+STEPS = 3
+G = np.stack([stack("normal", K, P), stack("correlated", K, P), stack("opposite", K, P)])
+LOSSES = np.asarray([[1.0, 2.0, 3.0], [0.5, 2.5, 2.0], [0.4, 2.6, 1.0]])
+WRAPPED = {
+    "update_every": lambda: mtl.update_every(mtl.cagrad(), num_tasks=K, k=2),
+    "smoothed": lambda: mtl.smoothed(mtl.fairgrad(), num_tasks=K),
+    "skip_nonfinite_tasks": lambda: mtl.skip_nonfinite_tasks(mtl.upgrad()),
+    "skip_nonfinite_tasks(db_mtl)": lambda: mtl.skip_nonfinite_tasks(mtl.db_mtl(num_tasks=K)),
+    "with_metrics": lambda: mtl.with_metrics(mtl.pcgrad(), num_tasks=K),
+    "with_metrics(trimmed_mean)": lambda: mtl.with_metrics(mtl.trimmed_mean(), num_tasks=K),
+    "shared_private": lambda: mtl.shared_private(mtl.gradnorm(num_tasks=K), {"b": False, "w": True}),
+    "shared_private(weighted)": lambda: mtl.shared_private(mtl.mgda(), {"b": False, "w": True}, private="weighted"),
+    "partition": lambda: mtl.partition({"one": mtl.mgda(), "two": mtl.uw(num_tasks=K)}, {"b": "one", "w": "two"}),
+    "nested": lambda: mtl.shared_private(
+        mtl.with_metrics(mtl.smoothed(mtl.update_every(mtl.nash_mtl(), K, 2), K), K), {"b": False, "w": True}
+    ),
+}
+FACTORIES = {name: (lambda name=name: make(name, K)) for name in EVERY} | WRAPPED
+ALL = list(FACTORIES)
+
+
+def step_of(tx):
+    @jax.jit
+    def step(grads, state, losses, mask):
+        return tx.update(grads, state, zeros(), losses=losses, task_mask=mask)
+
+    return step
+
+
+def arguments(t=0, mask=None):
+    return tree(jnp.asarray(G[t], jnp.float32)), jnp.asarray(LOSSES[t], jnp.float32), mask
+
+
+@pytest.fixture(scope="module")
+def compiled():
+    """Transformation and compiled step of each method, made once."""
+    made = {}
+
+    def get(name):
+        if name not in made:
+            tx = FACTORIES[name]()
+            made[name] = tx, step_of(tx)
+        return made[name]
+
+    return get
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_jit_equals_eager_and_compiles_once(name, compiled):
+    tx, step = compiled(name)
+    present = jnp.ones(K, bool)
+    jitted, plain = tx.init(zeros()), tx.init(zeros())
+    for t in range(2):
+        grads, losses, _ = arguments(t)
+        one, jitted = step(grads, jitted, losses, present)
+        other, plain = tx.update(grads, plain, zeros(), losses=losses, task_mask=present)
+        np.testing.assert_allclose(flat(one), flat(other), rtol=1e-4, atol=1e-5)
+    assert step._cache_size() == 1
+    assert {key: leaf.shape for key, leaf in one.items()} == PARAMS
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_state_keeps_its_shapes_under_scan_and_cond(name, compiled):
+    tx, step = compiled(name)
+
+    def body(state, now):
+        grads, losses, flag = now
+        update = jax.lax.cond(
+            flag,
+            lambda: step(tree(grads), state, losses, jnp.ones(K, bool)),
+            lambda: (zeros(), state),
+        )
+        return update[1], flat(update[0])
+
+    flags = jnp.asarray([True, False, True])
+    inputs = jnp.asarray(G, jnp.float32), jnp.asarray(LOSSES, jnp.float32), flags
+    _, updates = jax.lax.scan(body, tx.init(zeros()), inputs)
+    assert np.isfinite(updates).all()
+    assert not updates[1].any()
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_vmap_over_seeds(name, compiled):
+    tx, step = compiled(name)
+    grads, losses, present = jnp.asarray(G, jnp.float32), jnp.asarray(LOSSES, jnp.float32), jnp.ones(K, bool)
+    states = jax.tree.map(lambda leaf: jnp.stack([leaf] * STEPS), tx.init(zeros()))
+    together, _ = jax.jit(jax.vmap(lambda g, s, loss: tx.update(tree(g), s, losses=loss, task_mask=present)))(
+        grads, states, losses
+    )
+    for t in range(STEPS):
+        alone, _ = step(tree(grads[t]), tx.init(zeros()), losses[t], present)
+        np.testing.assert_allclose(flat(together)[t], flat(alone), rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_donation_then_a_second_init(name):
+    tx = FACTORIES[name]()
+    step = jax.jit(lambda g, s, loss: tx.update(g, s, zeros(), losses=loss), donate_argnums=1)
+    grads, losses, _ = arguments()
+    first, _ = step(grads, tx.init(zeros()), losses)
+    second, _ = step(grads, tx.init(zeros()), losses)
+    np.testing.assert_array_equal(flat(first), flat(second))
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_bfloat16(name, compiled):
+    tx, step = compiled(name)
+    half = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), arguments()[0])
+    params = zeros(jnp.bfloat16)
+    losses = arguments()[1]
+    update, state = tx.update(half, tx.init(params), params, losses=losses)
+    again, _ = tx.update(half, state, params, losses=losses)
+    assert {leaf.dtype for leaf in jax.tree.leaves((update, again))} == {jnp.dtype(jnp.bfloat16)}
+    whole = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), half)
+    wanted, _ = step(whole, tx.init(zeros()), losses, jnp.ones(K, bool))
+    np.testing.assert_allclose(flat(update).astype(np.float32), flat(wanted), rtol=0.02, atol=0.02)
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_in_a_chain_with_strangers(name):
+    """Chained with Adam, extra arguments that nobody needs pass by."""
+    tx = optax.chain(FACTORIES[name](), optax.adam(1e-2))
+    grads, losses, _ = arguments()
+    params = zeros()
+    update, _ = tx.update(grads, tx.init(params), params, losses=losses, value=1.0, unknown="x")
+    assert {key: leaf.shape for key, leaf in optax.apply_updates(params, update).items()} == PARAMS
+
+
+@pytest.mark.parametrize("name", [name for name in EVERY if ROWS[name].weighting])
+def test_info_is_found_through_any_nesting(name):
+    tx = optax.chain(optax.identity(), optax.chain(mtl.with_metrics(FACTORIES[name](), num_tasks=K), optax.sgd(0.1)))
+    grads, losses, _ = arguments()
+    _, state = tx.update(grads, tx.init(zeros()), losses=losses)
+    info = optax.tree.get(state, "info")
+    assert int(info.result) == 0
+    assert mtl.RESULTS[int(info.result)] == "Solved."
+    found = mtl.metrics(state)
+    weights = np.asarray(found["weights"], float)
+    gradient = FACTORIES[name]().update(grads, FACTORIES[name]().init(zeros()), losses=losses)[0]
+    np.testing.assert_allclose(weights @ G[0], flat(gradient), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(found["norms"], np.linalg.norm(G[0], axis=1), rtol=1e-5)
+    np.testing.assert_allclose(
+        found["predicted_change"], -G[0] @ np.asarray(flat(gradient), float), rtol=1e-3, atol=1e-3
+    )
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_no_task_present_changes_nothing(name, compiled):
+    tx, step = compiled(name)
+    grads, losses, _ = arguments()
+    _, before = step(grads, tx.init(zeros()), losses, jnp.ones(K, bool))
+    update, after = step(grads, before, losses, jnp.zeros(K, bool))
+    assert not flat(update).any()
+    stale = ("info", "key", "metrics", "step", "dropped")
+    for (path, old), new in zip(jax.tree_util.tree_leaves_with_path(before), jax.tree.leaves(after), strict=True):
+        if not any(f".{field}" in jax.tree_util.keystr(path) for field in stale):
+            np.testing.assert_array_equal(old, new, err_msg=jax.tree_util.keystr(path))
+
+
+@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("broken", [np.nan, np.inf])
+def test_a_broken_gradient_is_a_counted_zero_update(name, broken, compiled):
+    tx, step = compiled(name)
+    grads, losses, _ = arguments()
+    present = jnp.ones(K, bool)
+    _, before = step(grads, tx.init(zeros()), losses, present)
+    bad = {**grads, "w": grads["w"].at[1, 0, 1].set(broken)}
+    update, after = step(bad, before, losses, present)
+    assert np.isfinite(flat(update)).all()
+    following, _ = step(*[arguments(1)[0], after, arguments(1)[1], present])
+    if name.startswith("skip_nonfinite_tasks"):
+        assert int(after.dropped) == 1
+        alone, _ = step(grads, before, losses, jnp.asarray([True, False, True]))
+        np.testing.assert_array_equal(flat(update), flat(alone))
+        return
+    found = mtl.metrics(after)
+    assert sum(int(value) for key, value in found.items() if key.endswith("skipped")) >= 1
+    if name != "partition":  # its other group did learn
+        assert not flat(update)[1:].any()
+        expected, _ = step(arguments(1)[0], before, arguments(1)[1], present)
+        if "update_every" not in name and name not in ("nested", "with_metrics", "pcgrad"):
+            np.testing.assert_array_equal(flat(following), flat(expected))
+
+
+@pytest.mark.parametrize("name", [name for name in EVERY if ROWS[name].needs])
+def test_missing_losses(name):
+    tx = FACTORIES[name]()
+    with pytest.raises(ValueError, match=raises_naming("losses")):
+        tx.update(arguments()[0], tx.init(zeros()))
+
+
+@pytest.mark.parametrize("name", [name for name in EVERY if "losses" in ROWS[name].needs])
+def test_a_broken_loss_is_a_counted_zero_update(name, compiled):
+    tx, step = compiled(name)
+    grads, losses, _ = arguments()
+    start = tx.init(zeros())
+    update, state = step(grads, start, losses.at[2].set(jnp.nan), jnp.ones(K, bool))
+    assert not flat(update).any()
+    assert int(state.info.skipped) == 1
+    np.testing.assert_array_equal(*map(flat, [step(grads, s, losses, jnp.ones(K, bool))[0] for s in (start, state)]))
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_named_tasks(name):
+    """Names are sorted; a mask must have them too."""
+    tx = mtl.constant({"a": 1.0, "b": 2.0, "c": 3.0}) if name == "constant" else FACTORIES[name]()
+    grads, losses, _ = arguments()
+    named = dict(zip("abc", losses, strict=True))
+    mask = {"c": jnp.asarray(False), "a": jnp.asarray(True), "b": jnp.asarray(True)}
+    one, _ = tx.update(grads, tx.init(zeros()), losses=named, task_mask=mask)
+    other, _ = tx.update(grads, tx.init(zeros()), losses=losses, task_mask=jnp.asarray([True, True, False]))
+    np.testing.assert_array_equal(flat(one), flat(other))
+    with pytest.raises(ValueError, match=raises_naming("task_mask")):
+        tx.update(grads, tx.init(zeros()), losses=named, task_mask=jnp.ones(K, bool))
+    with pytest.raises(ValueError, match=raises_naming("task_mask")):
+        tx.update(grads, tx.init(zeros()), losses=named, task_mask={"a": True, "b": True, "d": True})
+
+
+@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize(
+    ("mask", "what"), [(np.ones(2, bool), "shape"), (np.ones((K, 1), bool), "shape"), (np.ones(K), "bool")]
+)
+def test_wrong_masks(name, mask, what):
+    tx = FACTORIES[name]()
+    grads, losses, _ = arguments()
+    with pytest.raises(ValueError, match=what) as error:
+        tx.update(grads, tx.init(zeros()), losses=losses, task_mask=mask)
+    assert str(error.value).startswith("`task_mask` must")
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_wrong_stacks(name):
+    tx = FACTORIES[name]()
+    grads, losses, _ = arguments()
+    state = tx.init(zeros())
+    for bad, where in [
+        ({**grads, "w": grads["w"][:2]}, "['w']"),
+        ({**grads, "w": grads["w"][0]}, "['w']"),
+        ({**grads, "b": jnp.zeros(())}, "['b']"),
+        ({"w": grads["w"]}, "structure"),
+        (jax.tree.map(lambda leaf: leaf.astype(jnp.complex64), grads), "complex"),
+        (jax.tree.map(lambda leaf: leaf[:0], grads), "K=0"),
+        ({}, "at least one leaf"),
+    ]:
+        with pytest.raises(ValueError, match="`task_grads` must") as error:
+            tx.update(bad, state, zeros(), losses=losses)
+        assert where in str(error.value)
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_masked_nodes_are_refused(name):
+    """A leaf hidden by optax.masked would come out with its task axis and change its parameter's shape."""
+    hidden = {"b": optax.MaskedNode(), "w": jnp.zeros((2, 3))}
+    with pytest.raises(ValueError, match=r"MaskedNode at leaf \['b'\].*mtlgrad_jax.partition"):
+        FACTORIES[name]().init(hidden)
+    with pytest.raises(ValueError, match="MaskedNode"):
+        optax.masked(FACTORIES[name](), {"b": False, "w": True}).init(zeros())
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_wrong_number_of_tasks(name):
+    if "num_tasks" not in inspect.signature(ROWS[name].factory).parameters and name != "constant":
+        one, _ = run(name, G[:1])
+        assert one.shape == (1, P)
+        return
+    tx = FACTORIES[name]()
+    grads = jax.tree.map(lambda leaf: leaf[:2], arguments()[0])
+    with pytest.raises(ValueError, match=r"`(num_tasks|weights)` must"):
+        tx.update(grads, tx.init(zeros()), losses=jnp.ones(2))
+    if name != "constant" and ROWS[name].weighting:
+        with pytest.raises(ValueError, match=raises_naming("num_tasks")):
+            ROWS[name].weighting(num_tasks=3).init(4)
+
+
+BAD = [(row.name, bad) for row in METHODS + WRAPPERS for bad in row.bad]
+
+
+@pytest.mark.parametrize(("name", "bad"), BAD, ids=str)
+@pytest.mark.usefixtures("unchecked")
+def test_bad_arguments(name, bad):
+    row = ROWS[name]
+    for factory in filter(None, (row.factory, row.weighting)):
+        with pytest.raises(ValueError, match=raises_naming(next(iter(bad)))) as error:
+            factory(**{**row.kwargs(K), **bad})
+        assert repr(next(iter(bad.values()))) in str(error.value)
+
+
+@pytest.mark.parametrize("name", EVERY)
+@pytest.mark.usefixtures("unchecked")
+def test_injected_hyperparameters(name):
+    """Floats may be schedules; counts and choices must be static."""
+    row = ROWS[name]
+    defaults = {
+        key: parameter.default
+        for key, parameter in inspect.signature(row.factory).parameters.items()
+        if isinstance(parameter.default, float)
+    }
+    static = [key for key in inspect.signature(row.factory).parameters if key not in defaults]
+    injected = optax.inject_hyperparams(row.factory, static_args=static)
+    schedules = {key: (lambda step, value=value: value) for key, value in defaults.items()}
+    own = {**row.kwargs(K), **FIXED.get(name, {})}
+    tx = injected(**own, **schedules)
+    plain = make(name, K)
+    grads, losses, _ = arguments()
+    update, _ = tx.update(grads, tx.init(zeros()), zeros(), losses=losses)
+    wanted, _ = plain.update(grads, plain.init(zeros()), zeros(), losses=losses)
+    np.testing.assert_allclose(flat(update), flat(wanted), rtol=1e-4, atol=1e-5)
+    if "num_tasks" in own:
+        with pytest.raises(ValueError, match="static_args=\\('num_tasks',\\)"):
+            optax.inject_hyperparams(row.factory)(num_tasks=K).init(zeros())
+
+
+@pytest.mark.parametrize("name", [name for name in EVERY if ROWS[name].weighting])
+def test_weights_are_constants_to_differentiation(name):
+    """The derivative of c . d in the gradients is the outer product of the weights and c."""
+    tx = mtl.with_metrics(FACTORIES[name](), num_tasks=K)
+    _, losses, _ = arguments()
+    direction = jnp.arange(1.0, 1.0 + P)
+
+    def along(stacked, losses):
+        update, state = tx.update(tree(stacked), tx.init(zeros()), losses=losses)
+        return flat(update) @ direction, mtl.metrics(state)["weights"]
+
+    (slope, by_loss), weights = jax.grad(along, argnums=(0, 1), has_aux=True)(jnp.asarray(G[0], jnp.float32), losses)
+    np.testing.assert_allclose(slope, weights[:, None] * direction, rtol=1e-6)
+    assert not by_loss.any()
+
+
+@pytest.mark.parametrize("name", list(ROWS))
+def test_help_shows_the_real_thing(name):
+    row = ROWS[name]
+    public = getattr(mtl, name)
+    assert public is row.factory
+    assert pickle.loads(pickle.dumps(public)) is public
+    assert public.__name__ == public.__qualname__ == name
+    assert describe(row).splitlines()[0] in public.__doc__
+    assert ">>>" in public.__doc__
+    if row.weighting is not None:
+        assert list(inspect.signature(public).parameters) == list(inspect.signature(row.weighting).parameters)
+        assert inspect.signature(public).return_annotation is mtl.TaskTransformation
+        assert isinstance(make(name, K), mtl.TaskTransformation)
+        assert describe(row).splitlines()[0] in row.weighting.__doc__
+
+
+def test_every_public_factory_has_a_row():
+    tools = {"from_rule", "from_weighting", "lift", "metrics", "unstack", "linearize"}
+    tools |= {"task_value_and_grad", "balanced_value_and_grad"}
+    public = {name for name, value in vars(mtl).items() if inspect.isfunction(value) and not name.startswith("_")}
+    assert public - tools == set(ROWS)
+    weightings = {name for name, value in vars(mtl.weighting).items() if inspect.isfunction(value)} - {"from_kernel"}
+    assert weightings == {row.name for row in METHODS if row.weighting}
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_no_array_is_made_before_init(name):
+    """Arrays of a factory would start the backend early, and die with the first donation."""
+    tx = ROWS[name].make(K)
+    closures = [cell.cell_contents for f in (tx.init, tx.update) for cell in f.__closure__ or ()]
+    assert not any(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(closures))
+
+
+def test_pcgrad_draws_its_order_for_every_task():
+    from reference import pcgrad_outcomes
+
+    conflicting = stack("normal", K, 2) @ np.eye(2, P)
+    outcomes = pcgrad_outcomes(conflicting)
+    assert len(outcomes) > 1
+    tx = mtl.pcgrad(key=3)
+    state, seen = tx.init(zeros()), set()
+    for _ in range(60):
+        update, state = tx.update(tree(jnp.asarray(conflicting, jnp.float32)), state)
+        distance = np.abs(outcomes - np.asarray(flat(update))).max(axis=1)
+        assert distance.min() < 1e-4
+        seen.add(int(distance.argmin()))
+    distinct = {tuple(row) for row in outcomes.round(4)}
+    assert len({tuple(outcomes[i].round(4)) for i in seen}) == len(distinct)
+
+
+@pytest.mark.parametrize(
+    "key", [7, np.int32(7), jax.random.key(7), jax.random.PRNGKey(7)], ids=["int", "array", "typed", "raw"]
+)
+@pytest.mark.usefixtures("unchecked")
+def test_keys_in_any_form(key):
+    grads, _, _ = arguments()
+    first, second = (tx.update(grads, tx.init(zeros()))[0] for tx in (mtl.pcgrad(key=7), mtl.pcgrad(key=key)))
+    np.testing.assert_array_equal(flat(first), flat(second))
+
+
+def test_too_few_tasks_fall_back_to_the_mean_and_say_so():
+    tx = mtl.trimmed_mean(trim=1)
+    grads, _, _ = arguments()
+    update, state = tx.update(grads, tx.init(zeros()), task_mask=jnp.asarray([True, False, True]))
+    np.testing.assert_allclose(flat(update), G[0][[0, 2]].mean(axis=0), rtol=1e-5)
+    assert mtl.RESULTS[int(state.info.result)].startswith("Fewer tasks")
+    assert int(state.info.fallbacks) == 1

@@ -1,0 +1,147 @@
+"""The stack algebra: exactness, range, dtypes, errors; sharding is in sharded/."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mtlgrad_jax import stacks
+from mtlgrad_jax.stacks import _BLOCK, _UNROLLED_ROWS
+
+
+def random_tree(K, seed=0, scale=1.0, dtype=np.float32, width=5000):
+    rng = np.random.default_rng(seed)
+    tree = {"a": rng.normal(size=(K, 3, 7)), "b": {"c": rng.normal(size=(K,)), "d": rng.normal(size=(K, width))}}
+    return jax.tree.map(lambda leaf: jnp.asarray(leaf * scale, dtype), tree)
+
+
+def dense(tree):
+    leaves = jax.tree.leaves(tree)
+    return np.concatenate(
+        [np.asarray(leaf.astype(np.float32), float).reshape(len(leaf), -1) for leaf in leaves], axis=1
+    )
+
+
+def relative_error(matrix, G):
+    """The largest error relative to n_i n_j, beyond what is below float32's smallest normal number."""
+    norms = np.linalg.norm(G, axis=1)
+    error = np.abs(np.asarray(matrix, float) - G @ G.T) - np.finfo(np.float32).tiny
+    return (error / np.outer(norms, norms)).max()
+
+
+ROUNDING = 1e-5  # of a float32 sum over some 1e4 terms
+
+
+@pytest.mark.parametrize("K", [1, 2, 5])
+@pytest.mark.parametrize("width", [1, 100, _BLOCK, 3 * _BLOCK, 3 * _BLOCK + 17])
+def test_gramian_is_accurate_at_every_width(K, width):
+    tree = random_tree(K, width=width)
+    matrix = stacks.gramian(tree)
+    assert matrix.dtype == jnp.float32
+    np.testing.assert_array_equal(matrix, matrix.T)
+    assert relative_error(matrix, dense(tree)) < ROUNDING
+
+
+@pytest.mark.parametrize("scale", [1e-18, 1e-9, 1.0, 1e9, 1e17])
+def test_gramian_is_exact_at_every_scale(scale):
+    """Squares of coordinates far below the smallest float still count."""
+    tree = random_tree(3, scale=1.0)
+    unit = jax.tree.map(lambda leaf: leaf / np.linalg.norm(dense(tree), axis=1).max(), tree)
+    scaled = jax.tree.map(lambda leaf: leaf * jnp.float32(scale), unit)
+    assert relative_error(stacks.gramian(scaled), dense(scaled)) < ROUNDING
+    norms = np.linalg.norm(dense(scaled), axis=1)
+    np.testing.assert_allclose(np.asarray(stacks.task_norms(scaled), float), norms, rtol=1e-5)
+
+
+def test_rows_of_very_different_scale():
+    rows = jnp.asarray([1e-18, 1.0, 1e17], jnp.float32)
+    tree = jax.tree.map(lambda leaf: leaf * rows.reshape(-1, *[1] * (leaf.ndim - 1)), random_tree(3, width=50))
+    G = dense(tree)
+    assert relative_error(stacks.gramian(tree), G) < ROUNDING
+
+
+def test_norms_beyond_the_gramian():
+    """Where squares overflow or vanish the norms do not."""
+    for scale in (1e-30, 1e30):
+        tree = random_tree(2, scale=scale, width=10)
+        np.testing.assert_allclose(
+            np.asarray(stacks.task_norms(tree), float), np.linalg.norm(dense(tree), axis=1), rtol=1e-5
+        )
+
+
+def test_bfloat16_is_accumulated_in_float32():
+    tree = random_tree(4, dtype=jnp.bfloat16, width=20_000)
+    matrix = stacks.gramian(tree)
+    assert matrix.dtype == jnp.float32
+    assert relative_error(matrix, dense(tree)) < ROUNDING
+    combined = stacks.combine(jnp.asarray([1.0, -2.0, 0.5, 3.0]), tree)
+    assert combined["a"].dtype == jnp.bfloat16
+    wanted = np.asarray([1, -2, 0.5, 3]) @ dense(tree)
+    np.testing.assert_allclose(dense(jax.tree.map(lambda leaf: leaf[None], combined))[0], wanted, rtol=1e-2, atol=1e-2)
+
+
+def test_float64_under_x64():
+    with jax.enable_x64(True):
+        tree = jax.tree.map(lambda leaf: leaf.astype(jnp.float64), random_tree(3, dtype=np.float64))
+        matrix = stacks.gramian(tree)
+        assert matrix.dtype == jnp.float64
+        G = np.concatenate([np.asarray(leaf).reshape(3, -1) for leaf in jax.tree.leaves(tree)], axis=1)
+        np.testing.assert_allclose(matrix, G @ G.T, rtol=1e-13, atol=1e-11)
+        assert stacks.gramian(jax.tree.map(lambda leaf: leaf.astype(jnp.float32), tree)).dtype == jnp.float64
+
+
+def test_absent_rows_may_hold_anything():
+    tree = random_tree(3)
+    present = jnp.asarray([True, False, True])
+    dirty = jax.tree.map(lambda leaf: leaf.at[1].set(jnp.nan), tree)
+    matrix = stacks.gramian(dirty, present)
+    assert not matrix[1].any()
+    assert not matrix[:, 1].any()
+    np.testing.assert_array_equal(matrix, stacks.gramian(tree, present))
+
+
+@pytest.mark.parametrize("K", [3, _UNROLLED_ROWS + 1])
+def test_combine_selects(K):
+    tree = random_tree(K, width=30)
+    weights = np.linspace(-1, 2, K)
+    weights[1] = 0
+    dirty = jax.tree.map(lambda leaf: leaf.at[1].set(jnp.nan), tree)
+    combined = stacks.combine(jnp.asarray(weights, jnp.float32), dirty)
+    got = dense(jax.tree.map(lambda leaf: leaf[None], combined))[0]
+    np.testing.assert_allclose(got, weights @ dense(tree), rtol=1e-4, atol=1e-5)
+
+
+def test_products_of_two_stacks():
+    first, second = random_tree(3, seed=1), random_tree(2, seed=2)
+    cross = stacks.cross_gramian(first, second)
+    np.testing.assert_allclose(cross, dense(first) @ dense(second).T, rtol=1e-4, atol=1e-3)
+    direction = jax.tree.map(lambda leaf: leaf[0], second)
+    np.testing.assert_allclose(stacks.project(first, direction), cross[:, 0], rtol=1e-5)
+
+
+def test_integer_leaves_are_zero_gradients():
+    tree = {"w": jnp.ones((2, 3)), "steps": jnp.ones((2, 4), jnp.int32)}
+    np.testing.assert_allclose(stacks.gramian(tree), np.full((2, 2), 3.0))
+    combined = stacks.combine(jnp.ones(2), tree)
+    assert combined["steps"].dtype == jnp.int32
+    assert not combined["steps"].any()
+    assert not stacks.gramian({"steps": tree["steps"]}).any()
+
+
+def test_finite_tasks():
+    tree = random_tree(4)
+    tree["b"]["c"] = tree["b"]["c"].at[2].set(jnp.inf)
+    assert stacks.finite_tasks(tree).tolist() == [True, True, False, True]
+    assert not stacks.all_finite(tree)
+
+
+def test_gramian_under_vmap_and_scan():
+    trees = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(random_tree(3, seed=s) for s in range(2)))
+    together = jax.vmap(stacks.gramian)(trees)
+    _, one_by_one = jax.lax.scan(lambda carry, tree: (carry, stacks.gramian(tree)), 0, trees)
+    np.testing.assert_allclose(together, one_by_one, rtol=1e-5, atol=1e-3)
+
+
+def test_the_leaf_is_named():
+    with pytest.raises(ValueError, match=r"`task_grads` must.*leaf \['b'\]\['c'\] has 2 rows, leaf \['a'\] has 3"):
+        stacks.num_tasks({"a": jnp.ones((3, 2)), "b": {"c": jnp.ones((2, 2))}})

@@ -1,0 +1,245 @@
+"""The wrappers, and the tools that read what they keep."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import reference
+from families import stack
+from harness import PARAMS, P, flat, raises_naming, tree, zeros
+
+import mtlgrad_jax as mtl
+
+K = 3
+RNG = np.random.default_rng(0)
+G = RNG.normal(size=(6, K, P)).astype(np.float32)
+EVERYONE = np.ones(K, bool)
+SHARED = {"b": False, "w": True}
+
+
+def walk(tx, grads=G, masks=None, losses=None):
+    """Updates and states over the steps."""
+    step = jax.jit(lambda g, s, m, loss: tx.update(tree(g), s, zeros(), losses=loss, task_mask=m))
+    state, updates, states = tx.init(zeros()), [], []
+    for t in range(len(grads)):
+        mask = EVERYONE if masks is None else masks[t]
+        update, state = step(jnp.asarray(grads[t]), state, jnp.asarray(mask), None if losses is None else losses[t])
+        updates.append(np.asarray(flat(update), float))
+        states.append(state)
+    return np.stack(updates), states
+
+
+def weights_of(tx, **kwargs):
+    _, states = walk(mtl.with_metrics(tx, num_tasks=K), **kwargs)
+    return np.stack([mtl.metrics(state)["weights"] for state in states])
+
+
+MASKS = np.asarray([[1, 1, 0], [1, 1, 1], [0, 1, 1], [0, 0, 0], [1, 0, 1], [1, 1, 1]], bool)
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.5, 0.9])
+def test_smoothed_averages_weights(decay):
+    raw = weights_of(mtl.mgda(), masks=MASKS)
+    wanted = reference.smoothed(raw, MASKS, decay)
+    np.testing.assert_allclose(
+        weights_of(mtl.smoothed(mtl.mgda(), K, decay), masks=MASKS), wanted, rtol=1e-5, atol=1e-6
+    )
+
+
+def test_smoothed_survives_a_broken_step():
+    broken = G.copy()
+    broken[2] = np.nan
+    updates, states = walk(mtl.smoothed(mtl.mgda(), K, 0.9), broken)
+    assert not updates[2].any()
+    assert np.isfinite(updates).all()
+    np.testing.assert_array_equal(states[1].weights, states[2].weights)
+
+
+@pytest.mark.parametrize("k", [1, 3])
+def test_update_every_reuses_weights(k):
+    raw, stale = weights_of(mtl.mgda()), weights_of(mtl.update_every(mtl.mgda(), K, k))
+    np.testing.assert_allclose(stale, raw[np.arange(len(G)) // k * k], rtol=1e-5, atol=1e-6)
+
+
+def test_update_every_solves_again_for_a_new_task():
+    masks = np.asarray([[1, 1, 0], [1, 1, 0], [1, 1, 1], [1, 1, 1], [0, 1, 1], [1, 1, 1]], bool)
+    raw = weights_of(mtl.mgda(), masks=masks)
+    stale = weights_of(mtl.update_every(mtl.mgda(), K, 10), masks=masks)
+    np.testing.assert_allclose(stale[:2], raw[[0, 0]], atol=1e-6)
+    np.testing.assert_allclose(stale[2:], raw[2] * masks[2:], atol=1e-6)
+
+
+def test_update_every_between_solves_skips_a_broken_step_and_a_broken_solve_is_repeated():
+    for broken_step in (0, 1):
+        broken = G.copy()
+        broken[broken_step] = np.nan
+        updates, states = walk(mtl.update_every(mtl.mgda(), K, 3), broken)
+        assert np.isfinite(updates).all()
+        assert not updates[broken_step].any()
+        assert int(mtl.metrics(states[-1])["skipped"]) == 1
+    updates, _ = walk(mtl.update_every(mtl.mgda(), K, 3), np.concatenate([broken[1:2], G]))
+    np.testing.assert_allclose(updates[1:], walk(mtl.update_every(mtl.mgda(), K, 3))[0], rtol=1e-5, atol=1e-6)
+
+
+def test_the_gramian_is_only_formed_when_due():
+    """What runs between solves contains no product of two stacks: it is in a branch."""
+    tx = mtl.update_every(mtl.mgda(), K, 5)
+    jaxpr = jax.make_jaxpr(lambda g, s: tx.update(tree(g), s))(jnp.asarray(G[0]), tx.init(zeros()))
+    outside = [str(eqn.primitive) for eqn in jaxpr.eqns]
+    assert "cond" in outside
+    assert not {"dot_general", "while", "scan"} & set(outside)
+    assert "dot_general" in str(jaxpr)
+
+
+def test_skip_nonfinite_tasks_is_as_if_they_were_absent():
+    broken, masks = G.copy(), np.ones((6, K), bool)
+    broken[1, 2, 3], broken[3, 0] = np.inf, np.nan
+    masks[1, 2] = masks[3, 0] = False
+    for method in (mtl.upgrad(), mtl.trimmed_mean(trim=0), mtl.gradnorm(num_tasks=K)):
+        losses = jnp.abs(jnp.asarray(G[:, :, 0])) + 0.1
+        updates, states = walk(mtl.skip_nonfinite_tasks(method), broken, losses=losses)
+        wanted, _ = walk(method, G, masks, losses=losses)
+        np.testing.assert_array_equal(updates, wanted)
+        assert int(states[-1].dropped) == 2
+    losses = losses.at[0, 1].set(jnp.nan)
+    updates, states = walk(mtl.skip_nonfinite_tasks(mtl.uw(num_tasks=K)), losses=losses)
+    assert np.isfinite(updates).all()
+    assert int(states[-1].dropped) == 1
+
+
+def test_shared_private_own():
+    tx = mtl.shared_private(mtl.mgda(), SHARED)
+    updates, _ = walk(tx, masks=MASKS)
+    alone, _ = walk(mtl.mgda(), np.where(np.arange(P) == 0, 0, G).astype(np.float32), MASKS)
+    np.testing.assert_allclose(updates[:, 1:], alone[:, 1:], rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(updates[:, 0], (G[:, :, 0] * MASKS).sum(axis=1), rtol=1e-5, atol=1e-6)
+
+
+def test_shared_private_weighted():
+    updates, _ = walk(mtl.shared_private(mtl.mgda(), SHARED, private="weighted"))
+    weights = weights_of(mtl.mgda(), grads=np.where(np.arange(P) == 0, 0, G).astype(np.float32))
+    np.testing.assert_allclose(updates, np.einsum("tk,tkp->tp", weights, G), rtol=1e-4, atol=1e-5)
+
+
+def test_shared_private_by_path_with_any_kind_of_method():
+    def is_shared(path):
+        return path[0].key == "w"
+
+    for method in (mtl.trimmed_mean(), mtl.db_mtl(num_tasks=K), mtl.with_metrics(mtl.pcgrad(), K)):
+        losses = jnp.ones((6, K))
+        by_path, _ = walk(mtl.shared_private(method, is_shared), losses=losses)
+        by_tree, _ = walk(mtl.shared_private(method, SHARED), losses=losses)
+        np.testing.assert_array_equal(by_path, by_tree)
+
+
+def test_a_broken_head_skips_the_step():
+    broken = G.copy()
+    broken[0, 1, 0] = np.nan
+    updates, states = walk(mtl.shared_private(mtl.mgda(), SHARED), broken)
+    assert not updates[0].any()
+    assert np.isfinite(updates).all()
+    assert int(mtl.metrics(states[-1])["skipped"]) == 1
+
+
+def test_shared_private_refuses():
+    with pytest.raises(ValueError, match=r"`is_shared` must be true for some leaf"):
+        mtl.shared_private(mtl.mgda(), {"b": False, "w": False}).init(zeros())
+    with pytest.raises(ValueError, match=raises_naming("is_shared")):
+        mtl.shared_private(mtl.mgda(), {"x": True}).init(zeros())
+    with pytest.raises(ValueError, match=raises_naming("method")):
+        mtl.shared_private(mtl.trimmed_mean(), SHARED, private="weighted")
+
+
+@pytest.mark.parametrize("wrap", [lambda m: mtl.smoothed(m, K), lambda m: mtl.update_every(m, K, 2)])
+def test_wrappers_of_weights_take_both_kinds(wrap):
+    """A Weighting gives a Weighting, a transformation a transformation; what has no weights is refused."""
+    assert isinstance(wrap(mtl.weighting.mgda()), mtl.weighting.Weighting)
+    assert isinstance(wrap(mtl.mgda()), mtl.TaskTransformation)
+    for other in (mtl.trimmed_mean(), mtl.shared_private(mtl.mgda(), SHARED), mtl.skip_nonfinite_tasks(mtl.mgda())):
+        with pytest.raises(ValueError, match=raises_naming("method")):
+            wrap(other)
+
+
+def test_partition_gives_each_group_its_own_solve():
+    tx = mtl.partition({"one": mtl.mgda(), "two": optax.chain(mtl.sum(), optax.scale(2.0))}, {"b": "one", "w": "two"})
+    updates, _ = walk(tx)
+    head, _ = walk(mtl.mgda(), np.where(np.arange(P) == 0, G, 0).astype(np.float32))
+    np.testing.assert_allclose(updates[:, 0], head[:, 0], rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(updates[:, 1:], 2 * G[:, :, 1:].sum(axis=1), rtol=1e-5)
+
+
+def test_partition_refuses():
+    stuck = mtl.partition({"one": mtl.mgda(), "two": optax.identity()}, {"b": "one", "w": "two"})
+    with pytest.raises(ValueError, match=r"`transforms` must take the task axis away: 'two'.*\['w'\]"):
+        stuck.update(tree(jnp.asarray(G[0])), stuck.init(zeros()))
+    with pytest.raises(ValueError, match=r"`transforms` must have an entry for every label, none for two"):
+        mtl.partition({"one": mtl.mgda()}, {"b": "one", "w": "two"}).init(zeros())
+
+
+def test_metrics_are_facts_about_the_gradients():
+    grads = np.stack([stack("opposite", K, P)]).astype(np.float32)
+    _, states = walk(mtl.with_metrics(mtl.mean(), K), grads)
+    found = mtl.metrics((optax.EmptyState(), states[0]))
+    unit = grads[0] / np.linalg.norm(grads[0], axis=1, keepdims=True)
+    cosines = unit @ unit.T
+    np.testing.assert_allclose(found["cosines"], cosines, rtol=1e-4, atol=1e-5)
+    upper = np.triu_indices(K, 1)
+    assert float(found["conflict_fraction"]) == pytest.approx((cosines[upper] < 0).mean())
+    n = np.linalg.norm(grads[0], axis=1)
+    similarity = np.mean([2 * n[i] * n[j] / (n[i] ** 2 + n[j] ** 2) for i, j in zip(*upper, strict=True)])
+    assert float(found["magnitude_similarity"]) == pytest.approx(similarity, rel=1e-5)
+    np.testing.assert_allclose(found["predicted_change"], -grads[0] @ grads[0].mean(axis=0), rtol=1e-4, atol=1e-5)
+
+
+def test_metrics_of_a_method_without_weights():
+    _, states = walk(mtl.with_metrics(mtl.trimmed_mean(), K))
+    updates, _ = walk(mtl.trimmed_mean())
+    for t, state in enumerate(states):
+        found = mtl.metrics(state)
+        assert np.isnan(found["weights"]).all()
+        np.testing.assert_allclose(found["predicted_change"], -G[t] @ updates[t], rtol=1e-4, atol=1e-4)
+
+
+def test_metrics_of_several_methods_say_where():
+    tx = mtl.partition({"one": mtl.mgda(), "two": mtl.mean()}, {"b": "one", "w": "two"})
+    _, states = walk(tx)
+    assert {key.rsplit(".", 1)[0] for key in mtl.metrics(states[0])} == {"['one']", "['two']"}
+    with pytest.raises(ValueError, match=raises_naming("opt_state")):
+        mtl.metrics(optax.adam(1e-3).init(zeros()))
+
+
+def test_unstack_names_the_tasks():
+    losses = {"seg": jnp.asarray(2.0), "depth": jnp.asarray(1.0)}
+    assert mtl.unstack(jnp.asarray([1.0, 2.0]), like=losses) == losses
+    assert mtl.unstack(jnp.asarray([1.0, 2.0]), like=jnp.zeros(2)).shape == (2,)
+    with pytest.raises(ValueError, match=raises_naming("values")):
+        mtl.unstack(jnp.ones(3), like=losses)
+
+
+@pytest.mark.parametrize("wrapper", ["smoothed", "update_every"])
+def test_per_task_arguments_keep_their_names_inside_wrappers(wrapper):
+    wrap = {"smoothed": lambda m: mtl.smoothed(m, 2), "update_every": lambda m: mtl.update_every(m, 2, 1)}[wrapper]
+    grads, losses = jnp.asarray([[1.0, 0.0], [0.0, 3.0]]), {"seg": jnp.asarray(0.1), "depth": jnp.asarray(0.2)}
+    tx = wrap(mtl.constant({"seg": 1.0, "depth": 2.0}))
+    update, _ = tx.update(grads, tx.init(jnp.zeros(2)), losses=losses)
+    assert update.tolist() == [2.0, 3.0]
+    tx = wrap(mtl.constant([1.0, 2.0]))
+    with pytest.raises(ValueError, match=raises_naming("weights")):
+        tx.update(grads, tx.init(jnp.zeros(2)), losses=losses)
+
+
+def test_orbax_round_trip(tmp_path):
+    """A state with a key, an inner optimizer and metrics comes back as it was."""
+    import orbax.checkpoint as ocp
+
+    tx = optax.chain(mtl.with_metrics(mtl.smoothed(mtl.pcgrad(), K), K), optax.adam(1e-3))
+    grads = tree(jnp.asarray(G[0]))
+    _, state = tx.update(grads, tx.init(zeros()))
+    with ocp.StandardCheckpointer() as checkpointer:
+        checkpointer.save(tmp_path / "state", state)
+        checkpointer.wait_until_finished()
+        restored = checkpointer.restore(tmp_path / "state", tx.init(zeros()))
+    one, other = (tx.update(grads, s)[0] for s in (state, restored))
+    np.testing.assert_array_equal(flat(one), flat(other))
+    assert {name: leaf.shape for name, leaf in one.items()} == PARAMS
