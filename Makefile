@@ -11,6 +11,7 @@ demo: $(INSTALLED)  ## train a two-task network on MultiMNIST and compare method
 
 test: lint  ## the whole suite
 	$(BIN)/python -m pytest $(ARGS)
+	$(if $(ARGS),,JAX_NUM_CPU_DEVICES=8 $(BIN)/python -m pytest tests/sharded)
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

@@ -278,6 +278,15 @@ def describe(row: Row) -> str:
     return "\n".join(lines)
 
 
+def markdown_table() -> str:
+    """Return the table of methods of the README."""
+    rows = ["| method | native scale | state | guarantee | reference |", "|---|---|---|---|---|"]
+    for row in METHODS:
+        promises = ", ".join(sorted(row.promises - {PERMUTATION, HOMOGENEOUS})) or "-"
+        rows.append(f"| `{row.name}` | {row.scale} | {row.state} | {promises} | {row.paper} |")
+    return "\n".join(rows)
+
+
 def document() -> None:
     """Append to every factory's docstring what its row says."""
     for row in ROWS.values():

@@ -1,6 +1,7 @@
 """The manners that all methods share: optax's contract, errors, masks, names, broken steps."""
 
 import inspect
+import pathlib
 import pickle
 
 import jax
@@ -12,7 +13,7 @@ from families import stack
 from harness import EVERY, FIXED, PARAMS, P, flat, make, raises_naming, run, tree, zeros
 
 import mtlgrad_jax as mtl
-from mtlgrad_jax._registry import METHODS, ROWS, WRAPPERS, describe
+from mtlgrad_jax._registry import METHODS, ROWS, WRAPPERS, describe, markdown_table
 
 K = 3
 STEPS = 3
@@ -410,3 +411,8 @@ def test_too_few_tasks_fall_back_to_the_mean_and_say_so():
     np.testing.assert_allclose(flat(update), G[0][[0, 2]].mean(axis=0), rtol=1e-5)
     assert mtl.RESULTS[int(state.info.result)].startswith("Fewer tasks")
     assert int(state.info.fallbacks) == 1
+
+
+def test_the_readme_has_the_registry_s_table():
+    text = (pathlib.Path(__file__).parent.parent / "README.md").read_text()
+    assert text.split("<!-- methods -->")[1].split("<!-- /methods -->")[0].strip() == markdown_table()
