@@ -16,8 +16,14 @@ from jaxtyping import Array, Float, PyTree
 from mtlgrad_jax import stacks
 from mtlgrad_jax._checks import check_count
 from mtlgrad_jax._tasks import accumulator_dtype, task_names, task_vector
-from mtlgrad_jax.oracles._losses import Argnums, Rest, bind, flatten_losses
-from mtlgrad_jax.oracles._task_value_and_grad import UNROLLED_TASKS, Strategy, like_losses, pull_rows
+from mtlgrad_jax.oracles._losses import Argnums, Rest, at_leaf, bind, flatten_losses
+from mtlgrad_jax.oracles._task_value_and_grad import (
+    UNROLLED_TASKS,
+    Strategy,
+    check_strategy,
+    like_losses,
+    pull_rows,
+)
 
 
 @jax.tree_util.register_dataclass
@@ -43,16 +49,20 @@ class TaskJacobian:
     def pullback(self, weights: PyTree) -> PyTree:
         """Return J^T w, the gradient of the weighted sum of the losses; one backward pass.
 
+        Weights that are all zero give zero whatever the gradients hold: so weightings skip a step that is not finite.
+
         Args:
-          weights: (K,) or a pytree like the losses.
+          weights: a (K,) array, as weightings return it, or a pytree like the losses; of named losses never a list.
         """
-        names = task_names(weights) and task_names(self.losses)
+        names = None if jax.tree_util.all_leaves([weights]) else task_names(self.losses)
         vector = task_vector("weights", weights, num_tasks=self.num_tasks, names=names)
-        return self._rest.fill(self._pull(vector))
+        used = jnp.any(vector != 0)
+        return self._rest.fill([jnp.where(used, leaf, jnp.zeros_like(leaf)) for leaf in self._pull(vector)])
 
     def pushforward(self, direction: PyTree) -> Float[Array, " K"]:
         """Return J d, the first-order change of every loss along a direction with the structure of the parameters."""
-        return self._push(self._rest.pick(direction)).astype(accumulator_dtype())
+        expected = jax.eval_shape(self.pullback, jnp.zeros((self.num_tasks,)))
+        return self._push(self._rest.pick(_fit(direction, expected))).astype(accumulator_dtype())
 
     def gramian(self, rows: int | None = None) -> Float[Array, "K K"]:
         """Return the Gramian J J^T, as exact as the model's own arithmetic, at the memory of one backward pass.
@@ -77,6 +87,7 @@ class TaskJacobian:
 
     def rows(self, strategy: Strategy = "vmap") -> PyTree:
         """Return all K gradients stacked, as `task_value_and_grad` does."""
+        check_strategy(strategy)
         return self._rest.fill(pull_rows(self._pull, flatten_losses(self.losses), strategy), (self.num_tasks,))
 
     def _pull(self, vector: Array) -> list[Array]:
@@ -100,10 +111,29 @@ class TaskJacobian:
         return (matrix + matrix.T) / 2
 
 
+def _fit(direction: PyTree, params: PyTree) -> PyTree:
+    """Return a direction in the parameters' dtypes; it must have their structure and shapes."""
+    structure: Any = jax.tree.structure(direction)
+    wanted: Any = jax.tree.structure(params)
+    if structure != wanted:
+        raise ValueError(f"`direction` must have the structure of the parameters, {wanted}, got {structure}.")
+
+    def fit(path: tuple[Any, ...], leaf: Any, param: jax.ShapeDtypeStruct) -> Array:
+        if jnp.shape(leaf) != param.shape:
+            expected, got = param.shape, jnp.shape(leaf)
+            raise ValueError(f"`direction` must have its parameter's shape {expected}, got {got}{at_leaf(path)}.")
+        return jnp.asarray(leaf, param.dtype)
+
+    return jax.tree_util.tree_map_with_path(fit, direction, params)
+
+
 def linearize(
     losses_fn: Callable[..., Any], *args: Any, argnums: Argnums = 0, has_aux: bool = False, **kwargs: Any
 ) -> TaskJacobian:
     """Run `losses_fn` forward once and return its Jacobian as an operator.
+
+    A backward pass of your own (custom_vjp) must be one that JAX can transpose: linear in its cotangent, no clipping
+    and no kernel in it. Otherwise the Gramian comes from `gramian(rows=b)`, which needs no transpose.
 
     Args:
       losses_fn: returns a (K,) array or a pytree of K scalars; with `has_aux`, a pair of that and anything.

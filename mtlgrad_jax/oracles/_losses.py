@@ -41,6 +41,7 @@ def bind(
     selected = args[positions[0]] if single else tuple(args[i] for i in positions)
     treedef: Any
     leaves, treedef = jax.tree.flatten(selected)
+    _check_differentiable(selected)
     fixed = tuple(
         None if jnp.issubdtype(jnp.result_type(leaf), jnp.floating) else (jnp.shape(leaf), jnp.result_type(leaf).name)
         for leaf in leaves
@@ -59,7 +60,7 @@ def bind(
             raise ValueError(f"`losses_fn` must return (losses, aux) under has_aux=True, got {type(out).__name__}.")
         losses, aux = out if has_aux else (out, None)
         _check_losses(losses, has_aux)
-        return losses, aux
+        return jax.tree.map(jnp.asarray, losses), aux
 
     rest = Rest(treedef, fixed)
     floating = rest.pick(selected)
@@ -68,11 +69,21 @@ def bind(
     return function, floating, rest
 
 
+def _check_differentiable(args: PyTree) -> None:
+    for path, leaf in jax.tree_util.tree_leaves_with_path(args):
+        dtype = jnp.result_type(leaf)
+        if jnp.issubdtype(dtype, jnp.complexfloating) or jnp.issubdtype(dtype, jax.dtypes.extended):
+            raise ValueError(
+                f"`argnums` must name arguments of real numbers, got dtype {dtype}{at_leaf(path)}. "
+                "Split complex leaves into their parts; pass random keys as another argument."
+            )
+
+
 def _check_losses(losses: PyTree, has_aux: bool) -> None:
     leaves = jax.tree_util.tree_leaves_with_path(losses)
     hint = "" if has_aux else " If it returns (losses, aux), pass has_aux=True."
     wanted = "`losses_fn` must return a (K,) array or a pytree of K scalars"
-    if not leaves:
+    if not any(jnp.size(leaf) for _, leaf in leaves):
         raise ValueError(f"{wanted}, got no loss at all.")
     if len(leaves) == 1 and not leaves[0][0] and jnp.ndim(leaves[0][1]) != 1:
         raise ValueError(
@@ -81,9 +92,14 @@ def _check_losses(losses: PyTree, has_aux: bool) -> None:
         )
     for path, leaf in leaves:
         if path and jnp.ndim(leaf) != 0:
-            raise ValueError(f"{wanted}, got shape {jnp.shape(leaf)} at {leaf_name(path)}.{hint}")
+            raise ValueError(f"{wanted}, got shape {jnp.shape(leaf)}{at_leaf(path)}.{hint}")
         if not jnp.issubdtype(jnp.result_type(leaf), jnp.floating):
-            raise ValueError(f"{wanted} of floating dtype, got {jnp.result_type(leaf)} at {leaf_name(path)}.{hint}")
+            raise ValueError(f"{wanted} of floating dtype, got {jnp.result_type(leaf)}{at_leaf(path)}.{hint}")
+
+
+def at_leaf(path: Sequence[Any]) -> str:
+    """Return where an error message finds a leaf: nothing for a bare array."""
+    return f" at {leaf_name(path)}" if path else ""
 
 
 def flatten_losses(losses: PyTree) -> Array:

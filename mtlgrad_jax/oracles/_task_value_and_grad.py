@@ -47,25 +47,30 @@ def task_value_and_grad(
       >>> grads.tolist()  # depth, seg
       [[3.0, 3.0], [2.0, 4.0]]
     """
-    if isinstance(strategy, str):
-        check_choice("strategy", strategy, ("auto", "vmap", "unrolled"))
-    else:
-        check_count("strategy", strategy, at_least=1)
+    check_strategy(strategy)
 
     def value_and_grad(*args: Any, **kwargs: Any) -> tuple[Any, PyTree]:
         function, floating, rest = bind(losses_fn, args, kwargs, argnums, has_aux)
         structure = jax.eval_shape(lambda leaves: function(leaves)[0], floating)
         K = flatten_shape(structure)
-        own = "vmap" if strategy == "auto" and K > UNROLLED_TASKS else strategy
-        if own in ("auto", "unrolled") and not isinstance(structure, jax.ShapeDtypeStruct):
+        unrolled = strategy == "unrolled" or (strategy == "auto" and K <= UNROLLED_TASKS)
+        if unrolled and not isinstance(structure, jax.ShapeDtypeStruct):
             losses, aux, rows = _entry_by_entry(function, floating, K)
         else:
             losses, vjp, aux = jax.vjp(function, floating, has_aux=True)
-            rows = pull_rows(lambda row: vjp(like_losses(row, losses))[0], flatten_losses(losses), own)
+            rows = pull_rows(lambda row: vjp(like_losses(row, losses))[0], flatten_losses(losses), strategy)
         grads = rest.fill(rows, leading=(K,))
         return ((losses, aux) if has_aux else losses), grads
 
     return value_and_grad
+
+
+def check_strategy(strategy: Strategy) -> None:
+    """Raise a ValueError unless `strategy` is one that `task_value_and_grad` knows."""
+    if isinstance(strategy, str):
+        check_choice("strategy", strategy, ("auto", "vmap", "unrolled"))
+    else:
+        check_count("strategy", strategy, at_least=1)
 
 
 def flatten_shape(losses: PyTree) -> int:
@@ -86,7 +91,7 @@ def like_losses(row: Array, losses: PyTree) -> PyTree:
 def pull_rows(pull: Callable[[Array], list[Array]], losses: Array, strategy: Strategy) -> list[Array]:
     """Return the stacked gradients that a pullback gives for the K unit cotangents."""
     units = jnp.eye(len(losses), dtype=losses.dtype)
-    if strategy == "vmap":
+    if strategy == "vmap" or (strategy == "auto" and len(units) > UNROLLED_TASKS):
         return jax.vmap(pull)(units)
     if isinstance(strategy, int):
         return jax.lax.map(pull, units, batch_size=None if strategy == 1 else strategy)
