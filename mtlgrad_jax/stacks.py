@@ -18,7 +18,7 @@ from mtlgrad_jax._checks import leaf_name
 from mtlgrad_jax._tasks import accumulator_dtype
 
 _BLOCK = 8192  # columns of a block that stays in cache on CPU
-_UNROLLED_ROWS = 16  # up to this many rows a weighted sum is one fused loop
+_UNROLLED_ROWS = 16  # rows of a weighted sum that one fused loop adds up
 
 AxisName = str | Sequence[str] | None
 
@@ -140,13 +140,19 @@ def combine(weights: Float[Array, " K"], task_grads: PyTree) -> PyTree:
     def leaf_sum(leaf: Array) -> Array:
         if not jnp.issubdtype(leaf.dtype, jnp.floating):
             return jnp.zeros(leaf.shape[1:], leaf.dtype)
-        dtype = jnp.promote_types(leaf.dtype, jnp.float32)
-        w = weights.astype(dtype)
-        if leaf.shape[0] <= _UNROLLED_ROWS:
-            rows = (jnp.where(u, x * row.astype(dtype), 0) for u, x, row in zip(used, w, leaf, strict=True))
-            return _add(rows).astype(leaf.dtype)
-        kept = jnp.where(_column(used, leaf), leaf, 0).astype(dtype)
-        return jnp.tensordot(w, kept, 1, precision=lax.Precision.HIGHEST).astype(leaf.dtype)
+        w = weights.astype(jnp.promote_types(leaf.dtype, jnp.float32))
+
+        def rows_sum(start: Array | int, count: int) -> Array:
+            chunk = [lax.dynamic_slice_in_dim(x, start, count) for x in (used, w, leaf)]
+            return _add(jnp.where(u, x * row.astype(w.dtype), 0) for u, x, row in zip(*chunk, strict=True))
+
+        whole, rest = divmod(leaf.shape[0], _UNROLLED_ROWS)
+        total = rows_sum(whole * _UNROLLED_ROWS, rest) if rest else rows_sum(0, _UNROLLED_ROWS)
+        if whole > (not rest):
+            total = lax.fori_loop(
+                0 if rest else 1, whole, lambda i, total: total + rows_sum(i * _UNROLLED_ROWS, _UNROLLED_ROWS), total
+            )
+        return total.astype(leaf.dtype)
 
     return jax.tree.map(leaf_sum, task_grads)
 
