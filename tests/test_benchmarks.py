@@ -227,8 +227,9 @@ def tiny(tmp_path_factory):
     return folder
 
 
-def test_the_whole_command(tiny, tmp_path, capsys):
+def test_the_whole_command(tiny, tmp_path, capsys, monkeypatch):
     """Two epochs of two steps on noise: every step is recorded, and all files are there."""
+    monkeypatch.setattr(multimnist, "TEST_PAIRS", 250)
     arguments = ["--data", str(tiny), "--out", str(tmp_path), "--seeds", "2", "--epochs", "2", "--methods", "upgrad"]
     assert multimnist.main(arguments) == 0
     runs = report.read_runs(tmp_path / "steps.csv")
@@ -269,8 +270,9 @@ def test_control_c_reports_what_is_finished(tiny, tmp_path, capsys, monkeypatch)
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--methods", "cagrd"], "there is no 'cagrd'. Did you mean cagrad?"),
-        (["--methods", "mean,"], "there is no ''"),
+        (["--methods", "cagrd"], "no method 'cagrd' for two tasks. Did you mean cagrad?"),
+        (["--methods", "mean,"], "no method '' for two tasks. Choose from mean, sum"),
+        (["--methods", "trimmed_mean"], "no method 'trimmed_mean' for two tasks"),
         (["--seeds", "0"], "must be at least 1, got 0"),
         (["--epochs", "x"], "invalid count value: 'x'"),
     ],
