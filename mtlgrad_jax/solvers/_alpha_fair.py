@@ -2,11 +2,12 @@ r"""The alpha-fair equation M w = w^(-1/alpha), w > 0 (FairGrad; Nash-MTL for al
 
 It is the stationarity of the strictly convex  w^T M w / 2 - sum_i w_i^(1-1/alpha) / (1-1/alpha).  With w = v / n, n the
 row norms, it reads  C v = p v^(-1/alpha)  for the cosines C and p = n^(1/alpha-1): the tasks' scales are out of the
-matrix. Damped Newton on x = log v; a coordinate moves multiplicatively where it falls and additively where it rises,
-so neither overshoots. The line search asks the derivative along the path, which rounding does not blur, not the value.
+matrix. Newton's method says what the other tasks will contribute to each row; each v_i then moves, in log v, to where
+its own scalar equation holds with that, so that weights orders of magnitude off come right in one step. The line search
+asks the derivative along the path, which rounding does not blur, not the value.
 
-At a Pareto-stationary point the equation has no solution; the shift of the diagonal by SHIFT K eps then bounds w, and
-G^T w is as small as the shift allows.
+At a Pareto-stationary point the equation has no solution; the shift of the diagonal by (K + SHIFT) eps then bounds w,
+and G^T w is as small as the shift allows.
 """
 
 from functools import partial
@@ -21,6 +22,7 @@ from mtlgrad_jax.solvers._solution import Solution, inverse_sqrt, shift, solutio
 
 _MAX_STEPS = 100
 _SMALLEST_STEP = 1e-3
+_SCALAR_STEPS = 4  # Newton steps on the scalar equations
 _PATIENCE = 3  # steps that do not halve the residual before it is taken for rounding
 
 
@@ -40,12 +42,12 @@ def alpha_fair(
     beta = 1 / jnp.asarray(alpha, dtype)
     inverse = inverse_sqrt(jnp.diagonal(gramian))
     rows = inverse > 0
-    log_norm = jnp.where(rows, -jnp.log(jnp.where(rows, inverse, 1)), 0)
-    log_scale = jnp.max(jnp.where(rows, log_norm, -jnp.inf), initial=-jnp.inf)
-    log_scale = jnp.where(jnp.isfinite(log_scale), log_scale, 0)
+    smallest = jnp.min(jnp.where(rows, inverse, jnp.inf))
+    smallest = jnp.where(jnp.isfinite(smallest), smallest, 1)
+    log_size = jnp.where(rows, -jnp.log(jnp.where(rows, inverse / smallest, 1)), 0)  # of the rows, 0 for the largest
     diagonal = 1 + shift(gramian)
     off = gramian * inverse[:, None] * inverse[None, :] * (1 - jnp.eye(K, dtype=dtype))
-    log_p = jnp.where(rows, (1 - beta) * (log_scale - log_norm), 0)
+    log_p = (beta - 1) * log_size
 
     def sides(x: Array) -> tuple[Array, Array, Array]:
         v = jnp.exp(x)
@@ -54,8 +56,17 @@ def alpha_fair(
     def residual_of(v: Array, left: Array, right: Array) -> Array:
         return jnp.max(jnp.abs(left - right) / (jnp.abs(off) @ v + v + right))
 
-    def move(x: Array, dx: Array, length: Array) -> Array:
-        return x + jnp.where(dx < 0, length * dx, jnp.log1p(length * jnp.maximum(dx, 0)))
+    def solve_rows(x: Array, others: Array) -> Array:
+        """Return the dx with `diagonal v + others = right` at x + dx: Newton on the difference of the sides' logs."""
+        log_left, log_right = x + jnp.log(diagonal), log_p - beta * x
+        log_plus, log_minus = jnp.log(jnp.maximum(others, 0)), jnp.log(jnp.maximum(-others, 0))
+
+        def newton(_: Array | int, dx: Array) -> Array:
+            left, right = jnp.logaddexp(log_left + dx, log_plus), jnp.logaddexp(log_right - beta * dx, log_minus)
+            slope = jnp.exp(log_left + dx - left) + beta * jnp.exp(log_right - beta * dx - right)
+            return dx - (left - right) / slope
+
+        return lax.fori_loop(0, _SCALAR_STEPS, newton, jnp.zeros_like(x))
 
     def body(carry: tuple) -> tuple:
         x, residual, best_x, best, stalled, steps, _ = carry
@@ -64,18 +75,19 @@ def alpha_fair(
         theta = jnp.sqrt(v / curvature)
         factor = jnp.linalg.cholesky(off * theta[:, None] * theta[None, :] + jnp.eye(K, dtype=dtype))
         dv = theta * jsl.cho_solve((factor, True), theta * (right - left))
-        # One Jacobi sweep gives dx = dv / v to full precision also where v underflows.
-        dx = jnp.maximum((right - left - off @ dv) / curvature, -4 / beta)
-        slope = jnp.abs(jnp.sum(v * (left - right) * dx))
+        others, excess = off @ (v + dv), left - right + off @ dv
+        slope = jnp.abs(jnp.sum(v * (left - right) * excess / curvature))
+
+        def move(length: Array) -> Array:
+            return x + solve_rows(x, others - (1 - length) * excess)
 
         def too_long(length: Array) -> Array:
-            v, left, right = sides(move(x, dx, length))
-            speed = jnp.where(dx < 0, dx, dx / (1 + length * jnp.maximum(dx, 0)))
-            flat = jnp.sum(v * (left - right) * speed) <= slope / 2
+            v, left, right = sides(move(length))
+            flat = -jnp.sum(v * (left - right) * excess / (diagonal * v + beta * right)) <= slope / 2
             return ~(flat | (residual_of(v, left, right) < 0.9 * residual)) & (length > _SMALLEST_STEP)
 
         length = lax.while_loop(too_long, lambda length: length / 2, jnp.ones((), dtype))
-        x = move(x, dx, length)
+        x = move(length)
         residual = residual_of(*sides(x))
         stalled = jnp.where(residual < best / 2, 0, stalled + 1)
         better = residual < best
@@ -90,5 +102,5 @@ def alpha_fair(
     start = residual_of(*sides(x))
     carry = (x, start, x, start, jnp.asarray(0), jnp.asarray(0), start <= 2 * eps)
     _, _, x, residual, _, steps, done = lax.while_loop(going, body, carry)
-    w = jnp.where(rows, jnp.exp(x - (1 - beta) / (1 + beta) * log_scale - log_norm), 0)
-    return solution(w, residual, steps, ~done)
+    unit = jnp.exp((1 - beta) / (1 + beta) * jnp.log(smallest))
+    return solution(jnp.exp(x) * unit * inverse, residual, steps, ~done)

@@ -3,11 +3,13 @@ r"""The direction near a reference that serves the worst-off task best (CAGrad).
     max_d min_i <g_i, d>   subject to   ||d - g_0|| <= C,      g_0 the mean gradient
 
 Call the value tau. The nearest d that reaches a given tau is d = g_0 + sum_i t_i g_i, where t >= 0 solves
-min t^T M t / 2 + (b - tau 1)^T t with b = M 1 / K. What is left is one number: the tau at which ||G^T t|| = C. With a
-multiple s 11^T added to M the program is bounded whether tau can be reached or not, tau becomes rho - s 1^T t, t is
+min t^T M t / 2 + (b - tau 1)^T t with b = M 1 / K. What is left is one number: the tau at which ||G^T t|| = C. Solved
+for tau = 0 first, the program tells on which side of 0 that is. Below, it is bounded as it stands; above, a multiple
+s 11^T added to M makes it so whether tau can be reached or not, and tau becomes rho - s 1^T t. Either way t is
 piecewise linear in rho and ||G^T t|| grows with rho. On one piece the root is that of a quadratic: a Newton method on
 rho, kept inside a bracket, ends after a few pieces. Where the gradients are Pareto stationary, ||G^T t|| may stop
-growing short of C: tau has then reached zero, its optimum, and d is the point nearest g_0 that reaches it.
+growing short of C, or t grow until rounding hides it: tau = 0 is then the optimum, as it is where a row is zero, and d
+is the point nearest g_0 that reaches it.
 """
 
 from functools import partial
@@ -42,7 +44,7 @@ def max_min_direction(
       max_steps: most factorisations in each of the quadratic programs.
     """
     K = gramian.shape[0]
-    M, _ = normalized(gramian)
+    M = normalized(gramian)
     b = jnp.sum(M, axis=1) / jnp.maximum(jnp.sum(present), 1)
     C = radius * jnp.sqrt(jnp.maximum(jnp.sum(jnp.where(present, b, 0)) / jnp.maximum(jnp.sum(present), 1), 0))
     if K == 1:
@@ -52,8 +54,6 @@ def max_min_direction(
         t, residual, steps, short = _pair(M, b, C, present), jnp.zeros(()), jnp.asarray(0), jnp.asarray(False)
     else:
         t, residual, steps, short = _search(M, b, C, present, step_limit(max_steps, K))
-    reach = _norm(M, t)
-    t = t * jnp.where(reach > C, C / jnp.where(reach > 0, reach, 1), 1)
     return solution(t, residual, steps, short)
 
 
@@ -64,56 +64,79 @@ def _norm(M: Array, t: Array) -> Array:
 def _search(M: Array, b: Array, C: Array, present: Array, max_steps: int) -> tuple[Array, Array, Array, Array]:
     eps, inverse = jnp.finfo(M.dtype).eps, inverse_sqrt(jnp.diagonal(M))
     rows = present & (inverse > 0)
-    offset = smallest_row(M, rows)
-    Q = M + offset
-    worst = jnp.argmin(jnp.where(present, b, jnp.inf))
-    lowest = b[worst]
+    n = jnp.where(rows, 1 / jnp.where(rows, inverse, 1), 0)
+    worst = jnp.argmin(jnp.where(rows, b, jnp.inf))
+    lowest = jnp.where(jnp.any(rows), b[worst], 0)
 
-    def body(carry: tuple) -> tuple:
-        low, high, rho, _, reached, _, steps, pieces, _, _ = carry
-        solved, passive = nonnegative_qp(Q, rho - b, present, max_steps)
-        t = solved.value
-        reach = _norm(M, t)
-        over = reach > C
-        # t grows by h q on this piece, ||G^T (t + h q)|| = C is a quadratic in h
+    # tau = 0: beyond it the program needs its bound, short of it the bound would only blur it.
+    nearest, passive = nonnegative_qp(M, -b, rows, max_steps)
+    beyond = _norm(M, nearest.value) < C
+    offset = jnp.where(beyond, smallest_row(M, rows), 0)
+    Q = M + offset
+
+    def following(rho: Array, t: Array, reach: Array, passive: Array) -> Array:
+        """Return the rho at which ||G^T (t + h q)|| = C, a quadratic in h, on the piece that t lies on."""
         q = _masked_solve(Q, passive, jnp.ones_like(b))
         a2, a1, a0 = jnp.maximum(q @ M @ q, 0), t @ M @ q, (reach - C) * (reach + C)
         root = jnp.sqrt(jnp.maximum(a1 * a1 - a2 * a0, 0))
-        h = jnp.where(a1 > 0, -a0 / (a1 + root), (root - a1) / jnp.where(a2 > 0, a2, 1))
-        saturated = ~over & (reach - reached <= 64 * eps * C) & (rho - lowest >= 2 * (low - lowest)) & (low > lowest)
-        overlong = ~over & (jnp.max(jnp.where(rows, t / jnp.where(rows, inverse, 1), 0)) > 1 / jnp.sqrt(eps))
+        h = jnp.where(a1 > 0, -a0 / jnp.where(a1 > 0, a1 + root, 1), (root - a1) / jnp.where(a2 > 0, a2, 1))
+        return jnp.where(jnp.any(passive), rho + h, rho)
+
+    def choose(rho: Array, low: Array, high: Array, newton: Array) -> Array:
+        bounded = jnp.isfinite(high)
+        ceiling = jnp.where(bounded, (low + high) / 2, rho + _GROWTH * (rho - lowest))
+        # Short of C with no bound above, a step within rounding is no progress.
+        inside = (newton > low + jnp.where(bounded, 0, 16 * eps * jnp.abs(low))) & (newton < high)
+        return jnp.where(inside, jnp.where(bounded, newton, jnp.minimum(newton, ceiling)), ceiling)
+
+    def body(carry: tuple) -> tuple:
+        low, high, rho, _, reached, _, _, steps, pieces, _, _ = carry
+        solved, passive = nonnegative_qp(Q, rho - b, rows, max_steps)
+        t = solved.value
+        reach, blur = _norm(M, t), 4 * eps * (n @ t) ** 2  # of reach^2, by rounding
+        lost = blur > C**2
+        over = jnp.where(lost, ~beyond, reach > C)
+        saturated = beyond & ~over & (reach - reached <= 64 * eps * C) & (rho - lowest >= 2 * (low - lowest))
+        saturated = (saturated & (low > lowest)) | (beyond & lost)
         low, high = jnp.where(over, low, rho), jnp.where(over, rho, high)
-        ceiling = jnp.where(jnp.isfinite(high), (low + high) / 2, rho + _GROWTH * (rho - lowest))
-        newton = rho + h
-        inside = (newton > low) & (newton < high) & jnp.any(passive)
-        after = jnp.where(inside, jnp.where(jnp.isfinite(high), newton, jnp.minimum(newton, ceiling)), ceiling)
-        closed = jnp.isfinite(high) & (high - low <= 2 * eps * jnp.abs(high))
-        hit = jnp.abs(reach - C) <= 16 * eps * C
+        after = choose(rho, low, high, following(rho, t, reach, passive))
+        closed = jnp.isfinite(high) & (high - low <= 2 * eps * jnp.maximum(jnp.abs(high), jnp.abs(low)))
+        hit = ~lost & (jnp.abs(reach - C) * C <= 16 * eps * C**2 + jnp.where(blur < C**2 / 64, blur, 0))
         return (
             low,
             high,
             after,
             t,
             jnp.where(over, reached, reach),
-            jnp.maximum(solved.residual, jnp.where(over, reach / C - 1, 0)),
+            saturated,
+            solved.residual,
             steps + solved.steps,
             pieces + 1,
             solved.result > 0,
-            hit | closed | saturated | overlong,
+            hit | closed | saturated,
         )
 
     def going(carry: tuple) -> Array:
         return ~carry[-1] & (carry[-3] < _MAX_PIECES)
 
-    zero, none = jnp.zeros((), M.dtype), jnp.asarray(0)
-    first = lowest + (M[worst, worst] + offset) * C * jnp.where(rows[worst], inverse[worst], 1 / jnp.sqrt(offset))
-    trivial = (C <= 0) | ~jnp.any(rows)
-    carry = (lowest, jnp.asarray(jnp.inf, M.dtype), first, jnp.zeros_like(b), zero, zero, none, none, trivial, trivial)
-    unbounded = jnp.asarray(jnp.inf, M.dtype)
-    start = (lowest, unbounded, first, jnp.zeros_like(b), zero, zero, none, none, jnp.asarray(False), trivial)
-    carry = lax.while_loop(going, body, start)
-    *_, t, _, residual, steps, _, short, done = carry
-    return t, residual, steps, short | ~done
+    t = nearest.value
+    reach = _norm(M, t)
+    rho = offset * jnp.sum(t)
+    no, none, zero = jnp.asarray(False), jnp.asarray(0), jnp.zeros((), M.dtype)
+    low = jnp.where(beyond, jnp.maximum(rho, lowest), lowest)
+    high = jnp.where(beyond, jnp.inf, zero)
+    start = lowest + (M[worst, worst] + offset) * C * inverse[worst]
+    newton = jnp.where(jnp.any(t > 0), following(rho, t, reach, passive), start)
+    first = jnp.where(beyond, jnp.where(newton > low, newton, start), jnp.where(newton > low, newton, low / 2))
+    trivial = (C <= 0) | ~jnp.any(rows) | (beyond & jnp.any(present & ~rows))
+    carry = (low, high, first, t, jnp.where(beyond, reach, 0), no, nearest.residual, nearest.steps, none, no, trivial)
+    *_, found, _, saturated, residual, steps, _, short, done = lax.while_loop(going, body, carry)
+    # Back from an excess of rounding's size towards a point that is no worse for the worst-off task than it must be.
+    inner = jnp.where(beyond, nearest.value, 0)
+    short_of, over_by = C - _norm(M, inner), jnp.maximum(_norm(M, found) - C, 0)
+    back = over_by / jnp.where(over_by > 0, short_of + over_by, 1)
+    t = jnp.where(saturated, nearest.value, found + back * (inner - found))
+    return t, jnp.where(saturated, nearest.residual, residual), steps, short | (nearest.result > 0) | ~done
 
 
 def _masked_solve(Q: Array, rows: Array, rhs: Array) -> Array:

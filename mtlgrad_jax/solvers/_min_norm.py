@@ -31,7 +31,7 @@ def min_norm(
     """
     K = gramian.shape[0]
     present = jnp.ones((K,), bool) if present is None else present
-    M, _ = normalized(jnp.where(present[:, None] & present[None, :], gramian, 0))
+    M = normalized(jnp.where(present[:, None] & present[None, :], gramian, 0))
     if K == 1:
         return solution(present.astype(M.dtype), jnp.zeros(()), 0, False)
     if K == 2:

@@ -8,8 +8,9 @@ pivoting, Portugal, Judice & Vicente 1994; a handful of steps), and where that s
 active-set method, which decreases the objective in every step and so cannot cycle (Lawson & Hanson 1974).
 
 Q is scaled to unit diagonal first: weights of tasks whose gradients differ by orders of magnitude come out equally
-well. Singular Q are handled by the proximal point method: the diagonal is shifted by SHIFT K eps, approached through
-larger shifts from which the passive set is warm-started, and the last solve is repeated to take the shift's bias off.
+well. Singular Q are handled by the proximal point method: the diagonal is shifted by (K + SHIFT) eps, approached
+through larger shifts from which the passive set is warm-started, and the last solve is repeated to take the shift's
+bias off.
 """
 
 import jax.numpy as jnp
@@ -19,6 +20,7 @@ from jaxtyping import Array, Bool, Float
 
 from mtlgrad_jax.solvers._solution import Solution, inverse_sqrt, shift, solution
 
+_SHIFTS = (1e-1, 1e-3, 1e-5, 1e-7, 1e-9, 1e-11)  # on the way to the last one
 _PATIENCE = 3  # block exchanges without fewer violations before the active-set method takes over
 
 
@@ -36,20 +38,19 @@ def nonnegative_qp(
     Returns:
       The solution and its passive set.
     """
-    eps = jnp.finfo(Q.dtype).eps
     d = inverse_sqrt(jnp.diagonal(Q))
     allowed = allowed & (d > 0)
     C, q = Q * d[:, None] * d[None, :], q * d
     size = jnp.max(jnp.abs(q))
     size = jnp.where(size > 0, size, 1)
     q = q / size
-    accuracy = 8 * Q.shape[0] * eps
+    last = accuracy = shift(Q)
 
-    def solve(passive: Array, rhs: Array, delta: float) -> Array:
+    def solve(passive: Array, rhs: Array, delta: Array) -> Array:
         factor = jnp.linalg.cholesky(masked(C, passive) + jnp.diag(jnp.where(passive, delta, 1)))
         return jnp.where(passive, jsl.cho_solve((factor, True), jnp.where(passive, rhs, 0)), 0)
 
-    def stage(passive: Array, y: Array, steps: Array, delta: float) -> tuple[Array, Array, Array, Array]:
+    def stage(passive: Array, y: Array, steps: Array, delta: Array) -> tuple[Array, Array, Array, Array]:
         rhs = q + delta * y
 
         def body(carry: tuple) -> tuple:
@@ -82,10 +83,13 @@ def nonnegative_qp(
         passive, y, _, _, steps, done = lax.while_loop(going, body, start)
         return passive, y, steps, done
 
-    last = shift(Q)
-    passive, y, steps = allowed & (q > 0), jnp.zeros_like(q), jnp.asarray(0)
-    for delta in [delta for delta in (1e-1, 1e-3, 1e-5, 1e-7, 1e-9, 1e-11) if delta > 4 * last] + [last, last]:
-        passive, y, steps, done = stage(passive, y, steps, delta)
+    def approach(carry: tuple, delta: Array) -> tuple[tuple, None]:
+        passive, y, steps, _ = carry
+        return stage(passive, y, steps, delta), None
+
+    deltas = jnp.asarray([*(delta for delta in _SHIFTS if delta > 4 * last), last, last], Q.dtype)
+    carry = (allowed & (q > 0), jnp.zeros_like(q), jnp.asarray(0), jnp.asarray(False))
+    (passive, y, steps, done), _ = lax.scan(approach, carry, deltas)
     slack = C @ y - q
     residual = jnp.max(jnp.where(allowed, jnp.where(y > 0, jnp.abs(slack), jnp.maximum(-slack, 0)), 0))
     return solution(d * y * size, residual / jnp.maximum(jnp.max(y), 1), steps, ~done), passive

@@ -7,9 +7,9 @@ from jaxtyping import Array, Bool, Float, Int
 
 from mtlgrad_jax._tasks import MAX_STEPS, SOLVED
 
-# A float32 Gramian is indefinite by up to about K eps of its diagonal. Every solver adds this multiple of K eps to the
+# A float32 Gramian is indefinite by up to about K eps of its diagonal. Every solver adds (K + SHIFT) eps to the
 # diagonal of the Gramian scaled to unit diagonal, which also keeps the Cholesky factors of singular Gramians finite.
-SHIFT = 8
+SHIFT = 16
 
 
 class Solution(NamedTuple):
@@ -22,13 +22,15 @@ class Solution(NamedTuple):
 
 
 def solution(value: Array, residual: Array, steps: Array | int, stopped_short: Array | bool) -> Solution:
-    """Return a Solution with the result code that `stopped_short` says."""
-    return Solution(value, jnp.asarray(residual), jnp.asarray(steps), jnp.where(stopped_short, MAX_STEPS, SOLVED))
+    """Return a Solution with the result code that `stopped_short`, or a residual that is no number, asks for."""
+    residual = jnp.asarray(residual)
+    short = jnp.asarray(stopped_short) | ~jnp.isfinite(residual)
+    return Solution(value, residual, jnp.asarray(steps), jnp.where(short, MAX_STEPS, SOLVED))
 
 
 def shift(matrix: Float[Array, "K K"]) -> float:
-    """Return what is added to a unit diagonal: SHIFT K eps."""
-    return SHIFT * matrix.shape[0] * float(jnp.finfo(matrix.dtype).eps)
+    """Return what is added to a unit diagonal: (K + SHIFT) eps."""
+    return (matrix.shape[0] + SHIFT) * float(jnp.finfo(matrix.dtype).eps)
 
 
 def inverse_sqrt(diagonal: Float[Array, " K"]) -> Float[Array, " K"]:
@@ -37,11 +39,10 @@ def inverse_sqrt(diagonal: Float[Array, " K"]) -> Float[Array, " K"]:
     return jnp.where(positive, 1 / jnp.sqrt(jnp.where(positive, diagonal, 1)), 0)
 
 
-def normalized(gramian: Float[Array, "K K"]) -> tuple[Float[Array, "K K"], Float[Array, ""]]:
-    """Return the Gramian over its largest diagonal entry, and that entry (1 for a zero Gramian)."""
-    largest = jnp.max(jnp.diagonal(gramian))
-    scale = jnp.where(largest > 0, largest, 1)
-    return gramian / scale, scale
+def normalized(gramian: Float[Array, "K K"]) -> Float[Array, "K K"]:
+    """Return the Gramian over its largest diagonal entry; XLA may divide by it as 1/x, which could underflow."""
+    inverse = inverse_sqrt(jnp.max(jnp.diagonal(gramian), keepdims=True))
+    return gramian * inverse * inverse
 
 
 def smallest_row(gramian: Float[Array, "K K"], among: Bool[Array, " K"]) -> Float[Array, ""]:

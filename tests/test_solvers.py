@@ -1,0 +1,424 @@
+"""Every solver judged from outside, by `certificates` in float64 on the Gramian as the solver got it.
+
+The standard (design.md §3): 1e-5 in float32, 1e-12 in float64, relative to tr(M)/K, plus the floor that weights of that
+dtype imply: moving each w_i by a few eps moves M w by a few eps |M| |w|. Anything looser is named where it is used.
+"""
+
+import certificates
+import families
+import hypothesis
+import hypothesis.extra.numpy
+import hypothesis.strategies
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mtlgrad_jax import solvers
+from mtlgrad_jax._tasks import MAX_STEPS, SOLVED
+from mtlgrad_jax.solvers._nonnegative_qp import nonnegative_qp, step_limit
+
+SHAPES = [(1, 3), (2, 5), (3, 3), (5, 3), (5, 50), (8, 6), (16, 8), (16, 40), (64, 10), (64, 64), (64, 200)]
+DTYPES = ["float32", "float64"]
+TOLERANCE = {"float32": 1e-5, "float64": 1e-12}
+FLOOR = 4  # eps
+RADII = [0.1, 0.4, 0.9]
+ALPHAS = [0.1, 0.5, 1, 2, 10]
+
+solve_qp = jax.jit(lambda Q, q: nonnegative_qp(Q, q, jnp.ones(len(q), bool), step_limit(None, len(q)))[0])
+
+
+@pytest.fixture(params=DTYPES)
+def dtype(request):
+    with jax.enable_x64(request.param == "float64"):
+        yield request.param
+
+
+def gramian_of(G, dtype):
+    """The Gramian as a solver gets it: cast, and with subnormal numbers flushed to zero, as XLA does."""
+    M = (G @ G.T).astype(dtype)
+    assert np.isfinite(M).all()
+    return np.where(abs(M) < np.finfo(dtype).tiny, 0, M).astype(dtype)
+
+
+def within_contract(M):
+    """Whether M is positive semidefinite up to rounding: the flushed off-diagonals of `tiny` spoil that, K > P."""
+    n = np.sqrt(np.diag(M).astype(float))
+    n = np.where(n > 0, n, 1)
+    eps = np.finfo(M.dtype).eps
+    return np.linalg.eigvalsh(M.astype(float) / n / n[:, None])[0] > -len(M) * eps
+
+
+def cases(K, P, dtype):
+    """(family, Gramian) of one shape. Where a Gramian breaks the contract, so does the stack module not let it."""
+    every = [(name, gramian_of(families.stack(name, K, P), dtype)) for name in families.FAMILIES]
+    return [(name, M) for name, M in every if within_contract(M)]
+
+
+def floor(M, w, scale):
+    return FLOOR * np.finfo(M.dtype).eps * max(abs(M.astype(float)) @ abs(np.asarray(w, float))) / (scale or 1)
+
+
+def ones(K, dtype):
+    return np.full(K, 1 / K, dtype)
+
+
+def checked(solution, tolerance):
+    """The value in float64; the solution says it is solved and its own residual agrees."""
+    assert np.isfinite(solution.value).all()
+    assert solution.result == SOLVED
+    assert solution.residual <= tolerance
+    return np.asarray(solution.value, float)
+
+
+# ------------------------------------------------------------------------------------------------------- certificates
+
+
+def judge_min_norm(M, w):
+    M64, dtype = M.astype(float), str(M.dtype)
+    assert certificates.min_norm_gap(M64, w) <= TOLERANCE[dtype] + floor(M, w, np.trace(M64) / len(M))
+
+
+def judge_projection(M, u, v):
+    M64, dtype = M.astype(float), str(M.dtype)
+    size = np.diag(M64).max() * abs(u).sum()
+    assert certificates.dual_cone_residual(M64, u, v) <= TOLERANCE[dtype] + floor(M, v, size)
+
+
+def stationarity_blur(M, c):
+    """How far rounding M moves the optimum of CAGrad where a convex combination of the rows is zero to rounding.
+
+    There the value is (C - ‖·‖)·sqrt(min wᵀMw), and a relative change of eps in M moves it by C sqrt(eps tr(M)/K): the
+    optimum is not Lipschitz in M, so no solver in M's own precision can do better. Zero for all other Gramians.
+    """
+    M64, eps = M.astype(float), np.finfo(M.dtype).eps
+    scale, length = np.trace(M64) / len(M), np.sqrt(max(M64.mean(), 0))
+    stationary = certificates.min_norm_value(M64) <= 100 * len(M) * eps * scale
+    return 2 * c * length * np.sqrt(eps / scale) if stationary and scale else 0.0
+
+
+def judge_max_min(M, c, t):
+    M64, dtype = M.astype(float), str(M.dtype)
+    assert (t >= 0).all()
+    d = 1 / len(M) + t
+    allowed = TOLERANCE[dtype] + floor(M, d, np.trace(M64) / len(M)) + stationarity_blur(M, c)
+    assert certificates.cagrad_gap(M64, c, d) <= allowed
+
+
+def judge_alpha_fair(M, alpha, w, tolerance):
+    M64, tiny = M.astype(float), np.finfo(M.dtype).tiny
+    n = np.sqrt(np.diag(M64))
+    assert (w[n == 0] == 0).all()
+    # A weight below the smallest normal number comes out as zero: put back what it would be.
+    lost = (n > 0) & (w == 0)
+    filled = w.copy()
+    filled[lost] = (M64 @ w)[lost] ** -float(alpha)
+    assert (filled[lost] < tiny).all()
+    assert certificates.alpha_fair_residual(M64, filled, alpha) <= tolerance
+    assert certificates.conflict(M64, w) <= tolerance
+
+
+@pytest.mark.parametrize(("K", "P"), SHAPES)
+def test_min_norm(K, P, dtype):
+    for _, M in cases(K, P, dtype):
+        judge_min_norm(M, checked(solvers.min_norm(M), 100 * TOLERANCE[dtype]))
+
+
+@pytest.mark.parametrize(("K", "P"), SHAPES)
+def test_project_rows(K, P, dtype):
+    for _, M in cases(K, P, dtype):
+        uniform = checked(solvers.project_rows(M, ones(K, dtype)), 100 * TOLERANCE[dtype])
+        n = np.sqrt(np.diag(M.astype(float)))
+        assert (uniform >= ones(K, dtype)).all()
+        size = n.max() + floor(M, uniform, n.max()) / TOLERANCE[dtype]
+        # The projections add up, and so do their residuals: each is at most its tolerance times 1/K n_max.
+        assert certificates.conflict(M.astype(float), uniform, size) <= TOLERANCE[dtype]
+        for u in np.eye(K, dtype=dtype)[:2]:
+            judge_projection(M, u, checked(solvers.project_rows(M, u), 100 * TOLERANCE[dtype]))
+
+
+@pytest.mark.parametrize(("K", "P"), SHAPES)
+def test_max_min_direction(K, P, dtype):
+    for _, M in cases(K, P, dtype):
+        for c in RADII:
+            solved = solvers.max_min_direction(M, jnp.asarray(c, dtype), np.ones(K, bool))
+            judge_max_min(M, c, checked(solved, 100 * TOLERANCE[dtype]))
+
+
+@pytest.mark.parametrize(("K", "P"), SHAPES)
+def test_alpha_fair(K, P, dtype):
+    for name, M in cases(K, P, dtype):
+        for alpha in ALPHAS:
+            # At alpha = 0.1, K = 64, weights grow to 1/eps on singular Gramians and float32 stops at 1.3e-4.
+            tolerance = 2e-4 if alpha == 0.1 and dtype == "float32" else TOLERANCE[dtype]
+            w = checked(solvers.alpha_fair(M, jnp.asarray(alpha, dtype)), 100 * tolerance)
+            judge_alpha_fair(M, alpha, w, tolerance)
+            if K > 1 and name == "strongly_stationary":  # no solution: d is small
+                n = np.sqrt(np.diag(M.astype(float)))
+                length = np.sqrt(max(w @ M.astype(float) @ w, 0))
+                assert length <= np.sqrt((K + 16) * np.finfo(dtype).eps) * 4 * (n @ w)
+
+
+@pytest.mark.parametrize(("K", "P"), SHAPES)
+def test_nonnegative_qp(K, P, dtype):
+    rng = np.random.default_rng(0)
+    for _, M in cases(K, P, dtype):
+        # q <= M z keeps the program bounded on singular M.
+        M64, n = M.astype(float), np.sqrt(np.diag(M.astype(float)))
+        z = rng.normal(size=K) / np.where(n > 0, n, 1)
+        size = n @ abs(z) or 1
+        q = (M64 @ z - n * size * rng.integers(0, 2, K) * rng.uniform(0, 1, K)).astype(dtype)
+        if not ((abs(q) >= np.finfo(dtype).tiny) | (q == 0)).all():
+            continue  # `tiny`: a linear term that XLA flushes
+        x = checked(solve_qp(M, q), 100 * TOLERANCE[dtype])
+        slack, unit = M64 @ x - q, np.where(n > 0, n, 1) * size
+        rounding = floor(M, x, 1) / unit.min() if x.any() else 0
+        assert (x >= 0).all()
+        assert (x[n == 0] == 0).all()
+        assert (slack[n > 0] / unit[n > 0]).min(initial=0) >= -TOLERANCE[dtype] - rounding
+        assert abs(n * x * slack / unit).sum() / size <= 100 * (TOLERANCE[dtype] + rounding)
+
+
+# --------------------------------------------------------------------------------------------------------- cut short
+
+
+HARD = gramian_of(families.stack("normal", 16, 8), "float32")
+MEAN, FIRST, PRESENT = ones(16, "float32"), np.eye(16, dtype="float32")[0], np.ones(16, bool)
+
+CUT = {
+    "min_norm": (lambda steps: solvers.min_norm(HARD, max_steps=steps), lambda w: judge_min_norm(HARD, w)),
+    "project_rows": (
+        lambda steps: solvers.project_rows(HARD, FIRST, max_steps=steps),
+        lambda v: judge_projection(HARD, FIRST, v),
+    ),
+    "max_min": (
+        lambda steps: solvers.max_min_direction(HARD, np.float32(0.4), PRESENT, max_steps=steps),
+        lambda t: judge_max_min(HARD, 0.4, t),
+    ),
+    "alpha_fair": (
+        lambda steps: solvers.alpha_fair(HARD, 2.0, max_steps=steps),
+        lambda w: judge_alpha_fair(HARD, 2.0, w, TOLERANCE["float32"]),
+    ),
+    "nonnegative_qp": (
+        lambda steps: nonnegative_qp(jnp.asarray(HARD), jnp.asarray(-HARD @ MEAN), jnp.asarray(PRESENT), steps)[0],
+        lambda x: judge_projection(HARD, MEAN, MEAN + x),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CUT)
+def test_certificates_see_a_solver_that_stops_short(name):
+    solve, judge = CUT[name]
+    short, whole = solve(1), solve(300)
+    assert short.result == MAX_STEPS
+    assert np.isfinite(short.value).all()
+    with pytest.raises(AssertionError):
+        judge(np.asarray(short.value, float))
+    assert whole.result == SOLVED
+    judge(np.asarray(whole.value, float))
+
+
+def test_a_gramian_beyond_rounding_is_not_called_solved():
+    M = np.array([[1, 2, 0.5], [2, 1, -2], [0.5, -2, 1]], "float32")
+    present = np.ones(3, bool)
+    for solved in (solvers.min_norm(-2 * M + 3 * np.eye(3, dtype="float32")), solvers.alpha_fair(M, 2.0)):
+        assert solved.result == MAX_STEPS or np.isfinite(solved.value).all()
+    solved = solvers.max_min_direction(M, np.float32(0.4), present)
+    assert solved.result == MAX_STEPS or np.isfinite(solved.value).all()
+
+
+# -------------------------------------------------------------------------------------------------------- properties
+
+
+def every_solver(M, present):
+    """Each solver's solution on the tasks present; M's other rows are zeroed as the adapter does."""
+    M = jnp.where(present[:, None] & present[None, :], M, 0)
+    u = jnp.where(present, 1 / jnp.sum(present), 0).astype(M.dtype)
+    return {
+        "min_norm": solvers.min_norm(M, present),
+        "project_rows": solvers.project_rows(M, u),
+        "max_min": solvers.max_min_direction(M, jnp.asarray(0.4, M.dtype), present),
+        "alpha_fair": solvers.alpha_fair(M, jnp.asarray(2, M.dtype)),
+    }
+
+
+def test_absent_tasks_are_as_if_removed(dtype):
+    present = np.array([True, False, True, True, False])
+    for _, M in cases(5, 50, dtype):
+        solved = {name: checked(s, 100 * TOLERANCE[dtype]) for name, s in every_solver(M, present).items()}
+        sub = M[np.ix_(present, present)]
+        assert all((value[~present] == 0).all() for value in solved.values())
+        kept = {name: value[present] for name, value in solved.items()}
+        judge_min_norm(sub, kept["min_norm"])
+        judge_max_min(sub, 0.4, kept["max_min"])
+        judge_alpha_fair(sub, 2, kept["alpha_fair"], TOLERANCE[dtype])
+        whole = checked(solvers.project_rows(sub, ones(3, dtype)), 100 * TOLERANCE[dtype])
+        apart, n = kept["project_rows"] - whole, np.sqrt(np.diag(sub.astype(float)))
+        assert np.sqrt(max(apart @ sub.astype(float) @ apart, 0)) <= np.sqrt(TOLERANCE[dtype]) * n.max()
+
+
+@pytest.mark.parametrize("name", ["normal", "correlated", "non_stationary", "scales"])
+def test_permuting_the_tasks_permutes_the_weights(name, dtype):
+    M, order = gramian_of(families.stack(name, 5, 50), dtype), np.array([3, 0, 4, 1, 2])
+    present = np.ones(5, bool)
+    before, after = every_solver(M, present), every_solver(M[np.ix_(order, order)], present)
+    n = np.sqrt(np.diag(M))
+    for solver in before:
+        w, permuted = n * before[solver].value, n[order] * after[solver].value
+        np.testing.assert_allclose(permuted, w[order], rtol=0, atol=30 * TOLERANCE[dtype] * abs(w).max())
+
+
+@pytest.mark.parametrize("exponent", [-60, -17, 1, 60])
+def test_powers_of_two_change_nothing_but_the_scale(exponent, dtype):
+    """Of integers, whose Gramian stays normal in float32 from 4^-60 to 4^60."""
+    G = np.array([[3, 1, 0, -1], [-1, 2, 1, 0], [1, -1, 3, 1], [-2, 0, 1, -1], [1, 1, -1, 2]])
+    M, scale, present = (G @ G.T).astype(dtype), np.ldexp(np.ones((), dtype), 2 * exponent), np.ones(5, bool)
+    plain, scaled = every_solver(M, present), every_solver(M * scale, present)
+    for name in ("min_norm", "project_rows", "max_min"):
+        np.testing.assert_array_equal(scaled[name].value, plain[name].value)
+    alpha = 2
+    back = np.asarray(scaled["alpha_fair"].value, float) * float(scale) ** (alpha / (1 + alpha))
+    np.testing.assert_allclose(back, plain["alpha_fair"].value, rtol=100 * np.finfo(dtype).eps)
+
+
+@pytest.mark.parametrize("K", [1, 2, 3, 5])
+def test_no_gradient_gives_finite_weights(K, dtype):
+    solved = every_solver(np.zeros((K, K), dtype), np.ones(K, bool))
+    assert solved["min_norm"].value.sum() == pytest.approx(1)
+    np.testing.assert_allclose(solved["project_rows"].value, 1 / K, rtol=1e-6)
+    assert not solved["max_min"].value.any()
+    assert not solved["alpha_fair"].value.any()
+    assert all(solution.result == SOLVED for solution in solved.values())
+
+
+def test_one_task(dtype):
+    M = np.array([[9.0]], dtype)
+    solved = every_solver(M, np.ones(1, bool))
+    np.testing.assert_allclose(solved["min_norm"].value, [1])
+    np.testing.assert_allclose(solved["project_rows"].value, [1])
+    np.testing.assert_allclose(solved["max_min"].value, [0.4], rtol=1e-6)
+    np.testing.assert_allclose(solved["alpha_fair"].value, [9 ** (-2 / 3)], rtol=1e-5)
+
+
+@hypothesis.settings(max_examples=60, deadline=None)
+@hypothesis.given(
+    hypothesis.extra.numpy.arrays(np.int64, (3, 4), elements=hypothesis.strategies.integers(-5, 5)),
+    hypothesis.strategies.sampled_from(RADII),
+)
+def test_any_small_integers(G, c):
+    M = gramian_of(G.astype(float), "float32")
+    judge_min_norm(M, checked(solvers.min_norm(M), 1e-3))
+    judge_max_min(M, c, checked(solvers.max_min_direction(M, np.float32(c), np.ones(3, bool)), 1e-3))
+    for u in np.eye(3, dtype="float32"):
+        judge_projection(M, u, checked(solvers.project_rows(M, u), 1e-3))
+    judge_alpha_fair(M, 2, checked(solvers.alpha_fair(M, jnp.float32(2)), 1e-3), 1e-5)
+
+
+# ------------------------------------------------------------------------------------------------------ golden values
+
+PAIR = np.array([[-4.0, 1, 1], [6, 1, 1]])  # peers.md §2c
+TRIPLE = np.array([[3.0, 1, 0], [-1, 2, 1], [0.5, -1, 4]])  # methods.md §0.4
+
+
+def check_golden(weights, wanted, dtype, digits):
+    np.testing.assert_allclose(weights, wanted, rtol=0, atol=1e-5 if dtype == "float32" else digits)
+
+
+def cagrad(G, c, dtype):
+    K, M = len(G), (G @ G.T).astype(dtype)
+    return 1 / K + np.asarray(solvers.max_min_direction(M, jnp.asarray(c, dtype), np.ones(K, bool)).value)
+
+
+def test_golden_min_norm(dtype):
+    check_golden(solvers.min_norm((PAIR @ PAIR.T).astype(dtype)).value, [3 / 5, 2 / 5], dtype, 1e-12)
+
+
+def test_golden_project_rows(dtype):
+    check_golden(
+        solvers.project_rows((PAIR @ PAIR.T).astype(dtype), ones(2, dtype)).value, [10 / 9, 15 / 19], dtype, 1e-12
+    )
+
+
+@pytest.mark.parametrize(
+    ("c", "weights", "digits"),
+    [
+        (0.4, (0.6632993, 0.5), 1e-7),
+        (0.5, (0.5 + 1 / (2 * np.sqrt(6)), 0.5), 1e-12),
+        (1, (1.2, 0.8), 1e-12),
+        (2, (2.0071247, 1.3380832), 1e-7),
+    ],
+)
+def test_golden_max_min_of_two(c, weights, digits, dtype):
+    check_golden(cagrad(PAIR, c, dtype), weights, dtype, digits)
+
+
+@pytest.mark.parametrize(
+    ("c", "direction"),
+    [
+        (0.2, (0.68142866, 0.96652772, 1.75918691)),
+        (0.4, (0.72673247, 1.20235176, 1.70457813)),
+        (0.5, (0.72481299, 1.26195766, 1.63729429)),
+    ],
+)
+def test_golden_max_min_of_three(c, direction, dtype):
+    check_golden(cagrad(TRIPLE, c, dtype) @ TRIPLE / (1 + c**2), direction, dtype, 1e-8)
+
+
+@pytest.mark.parametrize(
+    ("G", "alpha", "weights", "digits"),
+    [
+        (PAIR, 0.5, (0.7428283, 0.5253926), 1e-7),
+        (PAIR, 1, (0.5914612, 0.4070715), 1e-7),
+        (PAIR, 2, (0.4713629, 0.3194542), 1e-7),
+        (TRIPLE, 0.5, (0.47655795, 0.54619225, 0.36762829), 1e-8),
+        (TRIPLE, 1, (0.33152238, 0.40846739, 0.21926258), 1e-8),
+        (TRIPLE, 2, (0.23194486, 0.30724684, 0.12836391), 1e-8),
+        (TRIPLE, 10, (0.13946314, 0.20467236, 0.05555901), 1e-8),
+    ],
+)
+def test_golden_alpha_fair(G, alpha, weights, digits, dtype):
+    check_golden(solvers.alpha_fair((G @ G.T).astype(dtype), jnp.asarray(alpha, dtype)).value, weights, dtype, digits)
+
+
+# --------------------------------------------------------------------------------------------- under transformations
+
+SMALL = np.stack([gramian_of(families.stack(name, 3, 3), "float32") for name in ("normal", "scales")])
+
+
+def values(M):
+    solved = every_solver(M, jnp.ones(len(M), bool))
+    return {name: (solution.value, solution.result) for name, solution in solved.items()}
+
+
+def test_jit_vmap_and_scan_agree_with_eager():
+    with jax.disable_jit():
+        eager = [values(jnp.asarray(M)) for M in SMALL]
+    eager = jax.tree.map(lambda *v: np.stack(v), *eager)
+    compiled = jax.jit(values)
+    runs = {
+        "jit": jax.tree.map(lambda *v: np.stack(v), *(compiled(M) for M in SMALL)),
+        "vmap": jax.jit(jax.vmap(values))(SMALL),
+        "scan": jax.lax.scan(lambda _, M: (None, values(M)), None, jnp.asarray(SMALL))[1],
+    }
+    n = np.sqrt(np.einsum("bii->bi", SMALL))
+    for run in runs.values():
+        for name, (value, result) in run.items():
+            expected, expected_result = eager[name]
+            np.testing.assert_array_equal(result, expected_result)
+            size = abs(n * expected).max(axis=1, keepdims=True)
+            np.testing.assert_allclose(n * value / size, n * expected / size, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("solver", ["min_norm", "project_rows", "max_min_direction", "alpha_fair"])
+def test_one_compilation_a_shape(solver):
+    solve = getattr(solvers, solver)
+    extra = {
+        "min_norm": (np.ones(7, bool),),
+        "project_rows": (ones(7, "float32"),),
+        "max_min_direction": (np.float32(0.4), np.ones(7, bool)),
+        "alpha_fair": (np.float32(2),),
+    }[solver]
+    before = solve._cache_size()
+    for name in ("normal", "scales", "all_zero"):
+        solve(gramian_of(families.stack(name, 7, 5), "float32"), *extra)
+    assert solve._cache_size() == before + 1
