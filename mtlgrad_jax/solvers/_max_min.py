@@ -13,6 +13,7 @@ is the point nearest g_0 that reaches it.
 """
 
 from functools import partial
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -44,24 +45,34 @@ def max_min_direction(
       max_steps: most factorisations in each of the quadratic programs.
     """
     K = gramian.shape[0]
-    M = normalized(gramian)
-    b = jnp.sum(M, axis=1) / jnp.maximum(jnp.sum(present), 1)
-    C = radius * jnp.sqrt(jnp.maximum(jnp.sum(jnp.where(present, b, 0)) / jnp.maximum(jnp.sum(present), 1), 0))
+    M, count = normalized(gramian), jnp.maximum(jnp.sum(present), 1)
+    b = jnp.sum(M, axis=1) / count
+    C = radius * jnp.sqrt(jnp.maximum(jnp.sum(jnp.where(present, b, 0)) / count, 0))
     if K == 1:
-        t, residual, steps, short = jnp.zeros((K,), M.dtype), jnp.zeros(()), jnp.asarray(0), jnp.asarray(False)
-        t = C * inverse_sqrt(jnp.diagonal(M)) * present
-    elif K == 2:
-        t, residual, steps, short = _pair(M, b, C, present), jnp.zeros(()), jnp.asarray(0), jnp.asarray(False)
-    else:
-        t, residual, steps, short = _search(M, b, C, present, step_limit(max_steps, K))
-    return solution(t, residual, steps, short)
+        return solution(C * inverse_sqrt(jnp.diagonal(M)) * present, jnp.zeros(()), 0, False)
+    if K == 2:
+        return solution(_pair(M, b, C, present), jnp.zeros(()), 0, False)
+    return _search(M, b, C, present, step_limit(max_steps, K))
 
 
 def _norm(M: Array, t: Array) -> Array:
     return jnp.sqrt(jnp.maximum(t @ M @ t, 0))
 
 
-def _search(M: Array, b: Array, C: Array, present: Array, max_steps: int) -> tuple[Array, Array, Array, Array]:
+class _Search(NamedTuple):
+    """State of the search for rho."""
+
+    low: Array  # ||G^T t|| <= C here
+    high: Array  # and > C here
+    rho: Array  # where to look next
+    solved: Solution  # t of the last look
+    reached: Array  # ||G^T t|| at low
+    pieces: Array  # looks taken
+    saturated: Array  # ||G^T t|| has stopped growing short of C, or rounding hides it
+    done: Array
+
+
+def _search(M: Array, b: Array, C: Array, present: Array, max_steps: int) -> Solution:
     eps, inverse = jnp.finfo(M.dtype).eps, inverse_sqrt(jnp.diagonal(M))
     rows = present & (inverse > 0)
     n = jnp.where(rows, 1 / jnp.where(rows, inverse, 1), 0)
@@ -89,54 +100,58 @@ def _search(M: Array, b: Array, C: Array, present: Array, max_steps: int) -> tup
         inside = (newton > low + jnp.where(bounded, 0, 16 * eps * jnp.abs(low))) & (newton < high)
         return jnp.where(inside, jnp.where(bounded, newton, jnp.minimum(newton, ceiling)), ceiling)
 
-    def body(carry: tuple) -> tuple:
-        low, high, rho, _, reached, _, _, steps, pieces, _, _ = carry
+    def look(search: _Search) -> _Search:
+        low, high, rho = search.low, search.high, search.rho
         solved, passive = nonnegative_qp(Q, rho - b, rows, max_steps)
         t = solved.value
         reach, blur = _norm(M, t), 4 * eps * (n @ t) ** 2  # of reach^2, by rounding
         lost = blur > C**2
         over = jnp.where(lost, ~beyond, reach > C)
-        saturated = beyond & ~over & (reach - reached <= 64 * eps * C) & (rho - lowest >= 2 * (low - lowest))
-        saturated = (saturated & (low > lowest)) | (beyond & lost)
+        flat = (reach - search.reached <= 64 * eps * C) & (rho - lowest >= 2 * (low - lowest)) & (low > lowest)
+        saturated = beyond & ((~over & flat) | lost)
         low, high = jnp.where(over, low, rho), jnp.where(over, rho, high)
         after = choose(rho, low, high, following(rho, t, reach, passive))
         closed = jnp.isfinite(high) & (high - low <= 2 * eps * jnp.maximum(jnp.abs(high), jnp.abs(low)))
         hit = ~lost & (jnp.abs(reach - C) * C <= 16 * eps * C**2 + jnp.where(blur < C**2 / 64, blur, 0))
-        return (
-            low,
-            high,
-            after,
-            t,
-            jnp.where(over, reached, reach),
-            saturated,
-            solved.residual,
-            steps + solved.steps,
-            pieces + 1,
-            solved.result > 0,
-            hit | closed | saturated,
+        return _Search(
+            low=low,
+            high=high,
+            rho=after,
+            solved=solved._replace(steps=search.solved.steps + solved.steps),
+            reached=jnp.where(over, search.reached, reach),
+            pieces=search.pieces + 1,
+            saturated=saturated,
+            done=hit | closed | saturated,
         )
-
-    def going(carry: tuple) -> Array:
-        return ~carry[-1] & (carry[-3] < _MAX_PIECES)
 
     t = nearest.value
     reach = _norm(M, t)
     rho = offset * jnp.sum(t)
-    no, none, zero = jnp.asarray(False), jnp.asarray(0), jnp.zeros((), M.dtype)
     low = jnp.where(beyond, jnp.maximum(rho, lowest), lowest)
-    high = jnp.where(beyond, jnp.inf, zero)
     start = lowest + (M[worst, worst] + offset) * C * inverse[worst]
     newton = jnp.where(jnp.any(t > 0), following(rho, t, reach, passive), start)
     first = jnp.where(beyond, jnp.where(newton > low, newton, start), jnp.where(newton > low, newton, low / 2))
     trivial = (C <= 0) | ~jnp.any(rows) | (beyond & jnp.any(present & ~rows))
-    carry = (low, high, first, t, jnp.where(beyond, reach, 0), no, nearest.residual, nearest.steps, none, no, trivial)
-    *_, found, _, saturated, residual, steps, _, short, done = lax.while_loop(going, body, carry)
+    search = _Search(
+        low=low,
+        high=jnp.where(beyond, jnp.inf, jnp.zeros((), M.dtype)),
+        rho=first,
+        solved=nearest,
+        reached=jnp.where(beyond, reach, 0),
+        pieces=jnp.asarray(0),
+        saturated=jnp.asarray(False),
+        done=trivial,
+    )
+    search = lax.while_loop(lambda s: ~s.done & (s.pieces < _MAX_PIECES), look, search)
+    found = search.solved.value
     # Back from an excess of rounding's size towards a point that is no worse for the worst-off task than it must be.
     inner = jnp.where(beyond, nearest.value, 0)
     short_of, over_by = C - _norm(M, inner), jnp.maximum(_norm(M, found) - C, 0)
     back = over_by / jnp.where(over_by > 0, short_of + over_by, 1)
-    t = jnp.where(saturated, nearest.value, found + back * (inner - found))
-    return t, jnp.where(saturated, nearest.residual, residual), steps, short | (nearest.result > 0) | ~done
+    t = jnp.where(search.saturated, nearest.value, found + back * (inner - found))
+    residual = jnp.where(search.saturated, nearest.residual, search.solved.residual)
+    short = (search.solved.result > 0) | (nearest.result > 0) | ~search.done
+    return solution(t, residual, search.solved.steps, short)
 
 
 def _masked_solve(Q: Array, rows: Array, rhs: Array) -> Array:
