@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
+import numpy as np
 from jaxtyping import Array, Float
 
 Number = float | Float[Array, ""]
@@ -21,10 +22,12 @@ def check_number(
     """Raise a ValueError unless `value` lies in the given range; traced values pass."""
     if isinstance(value, jax.core.Tracer):
         return
+    if not isinstance(value, (int, float)) and not (hasattr(value, "dtype") and np.issubdtype(value.dtype, np.number)):
+        raise ValueError(f"`{name}` must be a number, got {name}={value!r}.")
     for bound, ok, sign in (
-        (at_least, at_least is None or value >= at_least, ">="),
-        (above, above is None or value > above, ">"),
-        (below, below is None or value < below, "<"),
+        (at_least, at_least is None or np.all(value >= at_least), ">="),
+        (above, above is None or np.all(value > above), ">"),
+        (below, below is None or np.all(value < below), "<"),
     ):
         if not ok:
             raise ValueError(f"`{name}` must be {sign} {bound:g}, got {name}={value}.")

@@ -20,8 +20,9 @@ RESULTS = {
     "(a) gradients that are almost Pareto stationary, (b) row norms more than about 1e6 apart, (c) float32.",
     TOO_FEW_TASKS: "Fewer tasks were present than the method needs: the mean of those present was used.",
     NO_TASKS: "No task was present: the update is zero.",
-    NONFINITE: "A present task had a loss or gradient that is not finite: the update is zero and the state unchanged. "
-    "Wrap the method in `skip_nonfinite_tasks` to drop such a task alone.",
+    NONFINITE: "A present task had a loss or gradient that is not finite, a gradient whose square overflows, or a loss "
+    "<= 0 where the method takes its logarithm or divides by it: the update is zero and the state unchanged. Wrap the "
+    "method in `skip_nonfinite_tasks` to drop tasks that are not finite alone.",
     FAILED: "The method gave weights that are not finite: the mean of the tasks present was used.",
 }
 """What the result codes in `Info.result` mean."""
@@ -80,17 +81,33 @@ def mark_skipped(state: PyTree) -> PyTree:
     return jax.tree.map(mark, state, is_leaf=lambda node: isinstance(node, Info))
 
 
+def was_skipped(state: PyTree) -> Bool[Array, ""]:
+    """Return whether a state says that its last step was skipped."""
+    nodes = jax.tree.leaves(state, is_leaf=lambda node: isinstance(node, Info))
+    results = [node.result == NONFINITE for node in nodes if isinstance(node, Info)]
+    return jnp.stack(results).any() if results else jnp.asarray(False)
+
+
 def accumulator_dtype() -> jnp.dtype:
     """Return the dtype of Gramians, weights and losses: float32, float64 under x64."""
     return jnp.result_type(float)
 
 
+FLAT = "a flat array"
+
+
 def task_names(values: PyTree) -> Any:
-    """Return the tree structure that names the tasks, or None for arrays and plain sequences."""
-    if values is None or (isinstance(values, (list, tuple)) and not hasattr(values, "_fields")):
+    """Return the tree structure that names the tasks, FLAT for arrays and plain sequences, None for None."""
+    if values is None:
         return None
+    if isinstance(values, (list, tuple)) and not hasattr(values, "_fields"):
+        return FLAT
     treedef = jax.tree.structure(values)
-    return None if jax.tree_util.treedef_is_leaf(treedef) else treedef
+    return FLAT if jax.tree_util.treedef_is_leaf(treedef) else treedef
+
+
+def _same(names: Any, others: Any) -> bool:
+    return names is others or (names is not FLAT and others is not FLAT and names == others)
 
 
 def task_vector(name: str, values: PyTree, *, num_tasks: int | None = None, names: Any = None) -> Array:
@@ -100,16 +117,15 @@ def task_vector(name: str, values: PyTree, *, num_tasks: int | None = None, name
       name: the argument's name, for errors.
       values: a (K,) array, a sequence of K scalars, or a pytree of K scalars under the tasks' names.
       num_tasks: K, checked where it is known.
-      names: the structure of the named losses, which `values` must share.
+      names: `task_names` of the losses, which `values` must share where there are losses.
     """
     own = task_names(values)
-    if names is not None and (own is None or own != names):
-        got = "a flat array" if own is None else str(own)
+    if names is not None and not _same(own, names):
         raise ValueError(
-            f"`{name}` must have the structure of the losses, {names}, got {got}. "
+            f"`{name}` must have the structure of the losses, {names}, got {own}. "
             "Named tasks are flattened in sorted order, in which a flat array would silently swap tasks."
         )
-    if own is None and not isinstance(values, (list, tuple)):
+    if own is FLAT and not isinstance(values, (list, tuple)):
         vector = jnp.asarray(values)
     else:
         leaves = jax.tree.leaves(values)
@@ -123,13 +139,13 @@ def task_vector(name: str, values: PyTree, *, num_tasks: int | None = None, name
     return vector
 
 
-def present_tasks(task_mask: PyTree, num_tasks: int, names: Any = None) -> Bool[Array, " K"]:
+def present_tasks(task_mask: PyTree, num_tasks: int, losses: PyTree = None) -> Bool[Array, " K"]:
     """Return which tasks are present: `task_mask` as (K,) bool, all of them for None."""
     if task_mask is None:
         return jnp.ones((num_tasks,), bool)
-    mask = task_vector("task_mask", task_mask, num_tasks=num_tasks, names=names)
+    mask = task_vector("task_mask", task_mask, num_tasks=num_tasks, names=task_names(losses))
     if mask.dtype != bool:
-        raise ValueError(f"`task_mask` must be bool, got dtype {mask.dtype}. Write task_mask={'mask'} != 0.")
+        raise ValueError(f"`task_mask` must be bool, got dtype {mask.dtype}. Write task_mask=mask != 0.")
     return mask
 
 
@@ -148,7 +164,7 @@ def unstack(values: Array, like: PyTree) -> PyTree:
       >>> mtl.unstack(jnp.asarray([1.0, 2.0]), like={"seg": 0.0, "depth": 0.0})
       {'depth': Array(1., dtype=float32), 'seg': Array(2., dtype=float32)}
     """
-    if task_names(like) is None and not isinstance(like, (list, tuple)):
+    if task_names(like) is FLAT and not isinstance(like, (list, tuple)):
         return values
     treedef: Any = jax.tree.structure(like)
     if treedef.num_leaves != len(values):
@@ -163,21 +179,79 @@ def agree_num_tasks(own: int | None, given: int | None) -> int | None:
     return given if own is None else own
 
 
-def keep_absent(new: PyTree, old: PyTree, present: Bool[Array, " K"], advance: Bool[Array, ""]) -> PyTree:
-    """Select the next state: absent tasks keep their entries, and without `advance` nothing changes.
+def check_num_tasks(own: int | None, num_tasks: int) -> None:
+    """Raise unless a method made for `own` tasks sees that many."""
+    if own is not None and own != num_tasks:
+        raise ValueError(f"`num_tasks` must be the number of tasks, {num_tasks}, got num_tasks={own}.")
 
-    A state leaf whose leading axis is K holds one entry per task (both of its leading axes, if both are K).
+
+class MethodState(NamedTuple):
+    """State of a method: its own, and how the last step went."""
+
+    method: PyTree  # what the method keeps; with num_tasks, leaves with leading axis K hold one entry per task
+    info: Info
+
+
+class Guard(NamedTuple):
+    """The part of a step that all methods share: which tasks count in it, and what becomes of the state."""
+
+    losses: Float[Array, " K"] | None  # finite; one for absent tasks
+    present: Bool[Array, " K"]
+    finite: Bool[Array, ""]
+
+    @property
+    def num_present(self) -> Int[Array, ""]:
+        """How many tasks count."""
+        return jnp.sum(self.present)
+
+    def also(self, finite: Bool[Array, ""]) -> "Guard":
+        """Return the guard of a step in which something more must be finite: else no task counts."""
+        finite = self.finite & finite
+        losses = None if self.losses is None else jnp.where(finite, self.losses, 1)
+        return Guard(losses, self.present & finite, finite)
+
+    def advance(
+        self,
+        state: MethodState,
+        method_state: PyTree,
+        *,
+        num_tasks: int | None,
+        enough: Bool[Array, ""],
+        **outcome: Any,
+    ) -> MethodState:
+        """Return the next state: absent tasks keep their entries, and without enough tasks all stays as it was."""
+        advance = enough & (self.num_present > 0)
+
+        def select(new: Array, old: Array) -> Array:
+            per_task = num_tasks is not None and old.ndim > 0 and old.shape[0] == num_tasks
+            keep = advance & self.present.reshape(-1, *(1,) * (old.ndim - 1)) if per_task else advance
+            return jnp.where(
+                keep, new if jnp.issubdtype(old.dtype, jax.dtypes.prng_key) else new.astype(old.dtype), old
+            )
+
+        info = next_info(state.info, count=self.num_present, finite=self.finite, **outcome)
+        return MethodState(jax.tree.map(select, method_state, state.method), info)
+
+
+def guard_step(method: str, needs: frozenset[str], num_tasks: int, losses: PyTree, task_mask: PyTree) -> Guard:
+    """Check the losses and the mask of a step.
+
+    Args:
+      method: its name, for errors.
+      needs: what it looks at; of losses that it does not look at only number and names are checked.
+      num_tasks: K.
+      losses: K losses or None.
+      task_mask: K flags or None.
     """
-    K = present.shape[0]
-
-    def select(new: Array, old: Array) -> Array:
-        keep = advance
-        if old.ndim and old.shape[0] == K:
-            keep = keep & present.reshape((K,) + (1,) * (old.ndim - 1))
-            if old.ndim > 1 and old.shape[1] == K:
-                keep = keep & present.reshape((1, K) + (1,) * (old.ndim - 2))
-        if jnp.issubdtype(old.dtype, jax.dtypes.prng_key):
-            return jnp.where(keep, new, old)
-        return jnp.where(keep, jnp.asarray(new, old.dtype), old)
-
-    return jax.tree.map(select, new, old)
+    wanted = bool(needs & {"losses", "positive losses"})
+    if losses is None and wanted:
+        raise ValueError(f"`losses` must be given: {method} needs it. Write update(..., losses=losses).")
+    present = present_tasks(task_mask, num_tasks, losses)
+    if losses is None:
+        return Guard(None, present, jnp.asarray(True))
+    vector = task_vector("losses", losses, num_tasks=num_tasks)
+    if not wanted:
+        return Guard(None, present, jnp.asarray(True))
+    vector = jnp.where(present, jax.lax.stop_gradient(vector.astype(accumulator_dtype())), 1)
+    valid = jnp.isfinite(vector) & (vector > 0) if "positive losses" in needs else jnp.isfinite(vector)
+    return Guard(vector, present, jnp.asarray(True)).also(valid.all())

@@ -130,11 +130,15 @@ def task_norms(task_grads: PyTree, *, axis_name: AxisName = None) -> Float[Array
     return jnp.sqrt(_psum(squares, axis_name)) * scale
 
 
-def combine(weights: Float[Array, " K"], task_grads: PyTree) -> PyTree:
+@jax.jit
+def combine(weights: Float[Array, " L"], task_grads: PyTree) -> PyTree:
     """Return sum_i w_i g_i in the gradients' dtype.
 
     A task of weight zero is left out, not multiplied: its row may hold NaN.
     """
+    K = num_tasks(task_grads) if jax.tree.leaves(task_grads) else len(weights)
+    if weights.shape != (K,):
+        raise ValueError(f"`weights` must have shape ({K},), one entry per task, got shape {weights.shape}.")
     used = weights != 0
 
     def leaf_sum(leaf: Array) -> Array:

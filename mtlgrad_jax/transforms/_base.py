@@ -2,7 +2,7 @@
 
 import inspect
 from collections.abc import Callable, Iterable
-from typing import Any, NamedTuple, ParamSpec
+from typing import Any, ParamSpec
 
 import jax
 import jax.numpy as jnp
@@ -12,17 +12,17 @@ from jaxtyping import Array, Bool, PyTree
 from mtlgrad_jax import stacks
 from mtlgrad_jax._checks import leaf_name
 from mtlgrad_jax._tasks import (
-    Info,
+    MethodState,
     accumulator_dtype,
+    check_num_tasks,
     first_info,
-    keep_absent,
+    guard_step,
     mark_skipped,
-    next_info,
     present_tasks,
-    task_names,
     task_vector,
+    was_skipped,
 )
-from mtlgrad_jax.weighting._base import Weighting
+from mtlgrad_jax.weighting._base import Weighting, check_needs
 
 P = ParamSpec("P")
 Rule = Callable[[PyTree, Any, Any, Bool[Array, " K"]], tuple[PyTree, Any]]
@@ -37,7 +37,7 @@ class TaskTransformation(optax.GradientTransformationExtraArgs):
       weighting: the Weighting it was made of, or None where the gradient is no weighted sum of the tasks'.
     """
 
-    weighting: Weighting | None
+    weighting: Weighting | None = None
 
     def __new__(
         cls,
@@ -82,6 +82,10 @@ def from_weighting(weighting: Weighting) -> TaskTransformation:
       >>> update.tolist()
       [1.0, 27.0]
     """
+    if not isinstance(weighting, Weighting):
+        raise ValueError(
+            f"`weighting` must be a Weighting such as mtlgrad_jax.weighting.cagrad(), got {type(weighting).__name__}."
+        )
 
     def init(params: PyTree) -> PyTree:
         return weighting.init()
@@ -95,7 +99,10 @@ def from_weighting(weighting: Weighting) -> TaskTransformation:
         task_mask: PyTree = None,
         **extra: Any,
     ) -> tuple[PyTree, PyTree]:
-        present = present_tasks(task_mask, stacks.num_tasks(task_grads), task_names(losses))
+        K = stacks.num_tasks(task_grads)
+        present = present_tasks(task_mask, K, losses)
+        if losses is not None:
+            task_vector("losses", losses, num_tasks=K)
         weights, new_state = weighting.update(
             lambda: stacks.gramian(task_grads, present), state, losses=losses, task_mask=task_mask, **extra
         )
@@ -109,21 +116,23 @@ def settle(weighting: Weighting, gradient: PyTree, new_state: PyTree, old_state:
 
     A weighting that looks at every Gramian has noticed itself.
     """
-    return (gradient, new_state) if "gramian" in weighting.needs else skip_nonfinite(gradient, new_state, old_state)
+    if "gramian" in weighting.needs:
+        return gradient, new_state
+    return skip_unless(stacks.all_finite(gradient), gradient, new_state, old_state)
 
 
-def skip_nonfinite(gradient: PyTree, new_state: PyTree, old_state: PyTree) -> tuple[PyTree, PyTree]:
-    """Return gradient and state, or zero and the old state, its infos counting, where the gradient is not finite."""
-    finite = stacks.all_finite(gradient)
+def skip_unless(
+    finite: Bool[Array, ""], gradient: PyTree, new_state: PyTree, old_state: PyTree
+) -> tuple[PyTree, PyTree]:
+    """Return gradient and state, or zero and the old state, its infos counting, where something is not finite."""
     gradient = jax.tree.map(lambda leaf: jnp.where(finite, leaf, jnp.zeros_like(leaf)), gradient)
     return gradient, jax.tree.map(lambda new, old: jnp.where(finite, new, old), new_state, mark_skipped(old_state))
 
 
-class RuleState(NamedTuple):
-    """State of a method that works on the stacked gradients themselves."""
-
-    method: PyTree  # what the method keeps; leaves with a leading axis K hold one entry per task
-    info: Info
+def skip_together(gradient: PyTree, new_state: PyTree, old_state: PyTree) -> tuple[PyTree, PyTree]:
+    """Skip a step of several parts where any part is not finite or was skipped itself."""
+    finite = stacks.all_finite(gradient) & ~was_skipped(new_state)
+    return skip_unless(finite, gradient, new_state, old_state)
 
 
 def from_rule(
@@ -142,47 +151,39 @@ def from_rule(
     Args:
       rule: `(task_grads, state, losses, present) -> (gradient, state)`.
       init: makes the method's own state of params; None for a method without state.
-      needs: "losses", or nothing; the rule gets None for what is not listed.
-      num_tasks: K, where the method keeps per-task state.
+      needs: "losses", "positive losses", or nothing; the rule gets None for what is not listed.
+      num_tasks: K, where the method keeps per-task state: leaves with a leading axis K, one entry per task.
       fewest: present tasks without which the gradient is their mean.
     """
+    needs = check_needs(needs)
     method_name = rule.__qualname__.split(".")[0]
 
-    def init_fn(params: PyTree) -> RuleState:
-        return RuleState(init(params) if init is not None else optax.EmptyState(), first_info())
+    def init_fn(params: PyTree) -> MethodState:
+        return MethodState(init(params) if init is not None else optax.EmptyState(), first_info())
 
     def update_fn(
         task_grads: PyTree,
-        state: RuleState,
+        state: MethodState,
         params: PyTree | None,
         *,
         losses: PyTree = None,
         task_mask: PyTree = None,
         **unused: Any,
-    ) -> tuple[PyTree, RuleState]:
+    ) -> tuple[PyTree, MethodState]:
         K = stacks.num_tasks(task_grads)
-        if losses is None and "losses" in needs:
-            raise ValueError(f"`losses` must be given: {method_name} needs it. Write update(..., losses=losses).")
-        if num_tasks is not None and num_tasks != K:
-            raise ValueError(f"`num_tasks` must be the number of tasks, {K}, got num_tasks={num_tasks}.")
-        present = present_tasks(task_mask, K, task_names(losses))
-        finite = jnp.all(stacks.finite_tasks(task_grads) | ~present)
-        vector = None
-        if losses is not None:
-            vector = jnp.where(present, task_vector("losses", losses, num_tasks=K).astype(accumulator_dtype()), 1)
-            vector = jax.lax.stop_gradient(vector)
-            finite &= jnp.isfinite(vector).all()
-        present &= finite
-        count = jnp.sum(present)
-        gradient, method_state = rule(task_grads, state.method, vector if "losses" in needs else None, present)
-        enough = count >= fewest
-        if fewest > 1:
-            mean = stacks.combine(present / jnp.maximum(count, 1).astype(accumulator_dtype()), task_grads)
-            gradient = jax.tree.map(lambda one, other: jnp.where(enough, one, other), gradient, mean)
-        gradient = jax.tree.map(lambda leaf: jnp.where(count > 0, leaf, jnp.zeros_like(leaf)), gradient)
-        method_state = keep_absent(method_state, state.method, present, enough & (count > 0))
-        new_state = RuleState(method_state, next_info(state.info, count=count, fewest=fewest, finite=finite))
-        return skip_nonfinite(gradient, new_state, state)
+        check_num_tasks(num_tasks, K)
+        guard = guard_step(method_name, needs, K, losses, task_mask)
+        guard = guard.also(jnp.all(stacks.finite_tasks(task_grads) | ~guard.present))
+        gradient, method_state = rule(task_grads, state.method, guard.losses, guard.present)
+        enough = guard.num_present >= fewest
+        mean = stacks.combine(guard.present / jnp.maximum(guard.num_present, 1).astype(accumulator_dtype()), task_grads)
+        gradient = jax.tree.map(
+            lambda leaf, fallback: jnp.where(enough & (guard.num_present > 0), leaf, fallback).astype(fallback.dtype),
+            gradient,
+            mean,
+        )
+        new_state = guard.advance(state, method_state, num_tasks=num_tasks, enough=enough, fewest=fewest)
+        return skip_unless(stacks.all_finite(gradient) | ~guard.finite, gradient, new_state, state)
 
     return TaskTransformation(init_fn, update_fn)
 
@@ -208,17 +209,33 @@ def renamed(make: Callable[P, Any], model: Callable[P, Any], returns: Any) -> Ca
 
 def on_weightings(wrapper: Callable[P, Weighting]) -> Callable[P, Any]:
     """Let a wrapper Weighting -> Weighting also take a TaskTransformation, and then return one."""
-    method = next(iter(inspect.signature(wrapper).parameters))
+    signature = inspect.signature(wrapper)
+    method = next(iter(signature.parameters))
 
     def make(*args: P.args, **kwargs: P.kwargs) -> Any:
-        bound = inspect.signature(wrapper).bind(*args, **kwargs)
+        bound = signature.bind(*args, **kwargs)
         given = bound.arguments[method]
         if isinstance(given, Weighting):
             return wrapper(*args, **kwargs)
         bound.arguments[method] = weighting_of(given, wrapper.__name__)
         return from_weighting(wrapper(*bound.args, **bound.kwargs))
 
-    return renamed(make, wrapper, Any)
+    make = renamed(make, wrapper, Weighting | TaskTransformation)
+    first, *others = signature.parameters.values()
+    make.__signature__ = signature.replace(  # type: ignore[attr-defined]
+        parameters=[first.replace(annotation=Weighting | TaskTransformation), *others],
+        return_annotation=Weighting | TaskTransformation,
+    )
+    return make
+
+
+def check_transformation(method: Any) -> None:
+    """Raise unless a wrapper that looks at trees is given a transformation."""
+    if not isinstance(method, optax.GradientTransformation):
+        raise ValueError(
+            f"`method` must be a transformation such as mtlgrad_jax.cagrad(), got {type(method).__name__}. "
+            "mtlgrad_jax.from_weighting makes one of a Weighting."
+        )
 
 
 def weighting_of(method: Any, wrapper: str) -> Weighting:
@@ -226,8 +243,8 @@ def weighting_of(method: Any, wrapper: str) -> Weighting:
     weighting = getattr(method, "weighting", None)
     if weighting is None:
         raise ValueError(
-            f"`method` must be made of a weighting: {wrapper} changes weights, and {method!r} has none. "
-            "Give it a method such as mtlgrad_jax.cagrad() or mtlgrad_jax.weighting.cagrad()."
+            f"`method` must be made of a weighting, as mtlgrad_jax.cagrad() is: {wrapper} changes weights, got "
+            f"{type(method).__name__} without any. Chain and wrap (inject_hyperparams, shared_private, ...) around it."
         )
     return weighting
 

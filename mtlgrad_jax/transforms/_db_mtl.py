@@ -57,7 +57,7 @@ def db_mtl(num_tasks: int, beta: Number = 0.9, sigma: Number = 0.0) -> TaskTrans
     ) -> tuple[PyTree, DBMTLState]:
         step = state.step + 1
         decay = beta / step.astype(losses.dtype) ** sigma
-        log_scale = jnp.where(losses > 0, (1 - decay) / losses, jnp.nan)
+        log_scale = (1 - decay) / losses
 
         def blend(q: Array, g: Array) -> Array:
             if not jnp.issubdtype(g.dtype, jnp.floating):
@@ -67,8 +67,8 @@ def db_mtl(num_tasks: int, beta: Number = 0.9, sigma: Number = 0.0) -> TaskTrans
             return jnp.where(present.reshape(column), mixed, q).astype(q.dtype)
 
         momentum = jax.tree.map(blend, state.momentum, task_grads)
-        norms = jnp.where(present, stacks.task_norms(momentum), 0)
+        norms = jnp.where(present, stacks.task_norms(jax.lax.stop_gradient(momentum)), 0)
         weights = jnp.where(norms > 0, jnp.max(norms) / jnp.where(norms > 0, norms, 1), 0)
         return stacks.combine(weights, momentum), DBMTLState(momentum, step)
 
-    return from_rule(rule, init, needs=("losses",), num_tasks=num_tasks)
+    return from_rule(rule, init, needs=("positive losses",), num_tasks=num_tasks)

@@ -7,12 +7,14 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import PyTree
 
-from mtlgrad_jax.transforms._base import TaskTransformation
+from mtlgrad_jax.transforms._base import TaskTransformation, skip_together
 from mtlgrad_jax.transforms._trees import Labels, cut, label_leaves, merge
 
 
 def partition(transforms: Mapping[Any, optax.GradientTransformation], labels: Labels) -> TaskTransformation:
     """Apply one transformation to each group of leaves; the counterpart of `optax.partition` for stacked gradients.
+
+    A step that one of them skips is skipped by all.
 
     Args:
       transforms: by label. Each sees its own leaves under their paths and must take their task axis away, as the
@@ -33,24 +35,24 @@ def partition(transforms: Mapping[Any, optax.GradientTransformation], labels: La
       >>> update["w"].tolist(), update["v"].tolist()
       ([1.0, 1.0, 1.0], [2.0])
     """
-    inner = {label: optax.with_extra_args_support(transform) for label, transform in transforms.items()}
+    inner = {str(label): optax.with_extra_args_support(transform) for label, transform in transforms.items()}
 
-    def group(tree: PyTree) -> list[Any]:
-        found = label_leaves(labels, tree, "labels")
-        missing = sorted({str(label) for label in found if label not in inner})
+    def group(tree: PyTree) -> list[str]:
+        found = [str(label) for label in label_leaves(labels, tree, "labels")]
+        missing = sorted(set(found) - set(inner))
         if missing:
             raise ValueError(f"`transforms` must have an entry for every label, none for {', '.join(missing)}.")
         return found
 
-    def init(params: PyTree) -> dict[Any, PyTree]:
+    def init(params: PyTree) -> dict[str, PyTree]:
         found = group(params)
         return {
             label: transform.init(cut(params, found, label)) for label, transform in inner.items() if label in found
         }
 
     def update(
-        task_grads: PyTree, state: dict[Any, PyTree], params: PyTree | None, **extra: Any
-    ) -> tuple[PyTree, dict[Any, PyTree]]:
+        task_grads: PyTree, state: dict[str, PyTree], params: PyTree | None, **extra: Any
+    ) -> tuple[PyTree, dict[str, PyTree]]:
         found = group(task_grads)
         gradients, states = [], {}
         for label, own_state in state.items():
@@ -65,6 +67,6 @@ def partition(transforms: Mapping[Any, optax.GradientTransformation], labels: La
                         f"leaf {path}, expected {expected}. Begin it with a method such as mtlgrad_jax.mean()."
                     )
             gradients.append(gradient)
-        return merge(task_grads, *gradients), states
+        return skip_together(merge(task_grads, *gradients), states, state)
 
     return TaskTransformation(init, update)

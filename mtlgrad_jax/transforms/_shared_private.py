@@ -7,8 +7,8 @@ from jaxtyping import PyTree
 
 from mtlgrad_jax import stacks
 from mtlgrad_jax._checks import check_choice
-from mtlgrad_jax._tasks import accumulator_dtype, present_tasks, task_names
-from mtlgrad_jax.transforms._base import TaskTransformation, skip_nonfinite, weighting_of
+from mtlgrad_jax._tasks import accumulator_dtype, present_tasks
+from mtlgrad_jax.transforms._base import TaskTransformation, check_transformation, skip_together, weighting_of
 from mtlgrad_jax.transforms._trees import cut, label_leaves, merge
 
 
@@ -19,7 +19,8 @@ def shared_private(
 ) -> TaskTransformation:
     """Let a method see the shared parameters only; heads get the gradient of the tasks that use them.
 
-    The gradient of a head is zero for all tasks but its own, so summing over the tasks gives each head its own.
+    The gradient of a head is zero for all tasks but its own, so summing over the tasks gives each head its own. A step
+    that the method skips, or that is not finite in a head, leaves shared parameters and heads as they are.
 
     Args:
       method: any transformation of this library.
@@ -37,6 +38,7 @@ def shared_private(
       >>> update["trunk"].tolist(), update["heads"].tolist()
       ([2.0], [5.0, 7.0])
     """
+    check_transformation(method)
     check_choice("private", private, ("own", "weighted"))
     weighting = weighting_of(method, 'shared_private with private="weighted"') if private == "weighted" else None
 
@@ -59,7 +61,7 @@ def shared_private(
         **extra: Any,
     ) -> tuple[PyTree, PyTree]:
         shared, heads = split(task_grads)
-        present = present_tasks(task_mask, stacks.num_tasks(task_grads), task_names(losses))
+        present = present_tasks(task_mask, stacks.num_tasks(task_grads), losses)
         if weighting is not None:
             weights, new_state = weighting.update(
                 lambda: stacks.gramian(shared, present), state, losses=losses, task_mask=task_mask, **extra
@@ -71,7 +73,7 @@ def shared_private(
                 shared, state, shared_params, losses=losses, task_mask=task_mask, **extra
             )
             head_gradient = stacks.combine(present.astype(accumulator_dtype()), heads)
-        (gradient, head_gradient), new_state = skip_nonfinite((gradient, head_gradient), new_state, state)
+        (gradient, head_gradient), new_state = skip_together((gradient, head_gradient), new_state, state)
         return merge(task_grads, gradient, head_gradient), new_state
 
     return TaskTransformation(init, update)

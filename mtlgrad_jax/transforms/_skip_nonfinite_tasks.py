@@ -6,8 +6,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Int, PyTree
 
 from mtlgrad_jax import stacks
-from mtlgrad_jax._tasks import present_tasks, task_names, task_vector, unstack
-from mtlgrad_jax.transforms._base import TaskTransformation
+from mtlgrad_jax._tasks import present_tasks, task_vector, unstack
+from mtlgrad_jax.transforms._base import TaskTransformation, check_transformation
 
 
 class SkipNonfiniteTasksState(NamedTuple):
@@ -34,6 +34,7 @@ def skip_nonfinite_tasks(method: TaskTransformation) -> TaskTransformation:
       >>> update.tolist(), int(state.dropped)
       ([1.0, 2.0], 1)
     """
+    check_transformation(method)
 
     def init(params: PyTree) -> SkipNonfiniteTasksState:
         return SkipNonfiniteTasksState(jnp.zeros((), jnp.int32), method.init(params))
@@ -48,7 +49,7 @@ def skip_nonfinite_tasks(method: TaskTransformation) -> TaskTransformation:
         **extra: Any,
     ) -> tuple[PyTree, SkipNonfiniteTasksState]:
         K = stacks.num_tasks(task_grads)
-        present = present_tasks(task_mask, K, task_names(losses))
+        present = present_tasks(task_mask, K, losses)
         finite = stacks.finite_tasks(task_grads)
         if losses is not None:
             finite &= jnp.isfinite(task_vector("losses", losses, num_tasks=K))

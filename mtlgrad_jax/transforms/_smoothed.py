@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, PyTree
 
 from mtlgrad_jax._checks import Number, check_count, check_number
-from mtlgrad_jax._tasks import accumulator_dtype, agree_num_tasks, present_tasks, task_names
+from mtlgrad_jax._tasks import accumulator_dtype, agree_num_tasks, check_num_tasks, present_tasks
 from mtlgrad_jax.transforms._base import on_weightings
 from mtlgrad_jax.weighting._base import Weighting
 
@@ -28,7 +28,8 @@ def smoothed(method: Weighting, num_tasks: int, decay: Number = 0.9) -> Weightin
 
     .. math:: \bar w \leftarrow \lambda \bar w + (1 - \lambda) w
 
-    An average starts at the first weights. Absent tasks keep theirs, and so do all in a step that the method skips.
+    An average starts at the first weights. Absent tasks keep theirs, and so do all in a step that the method skips;
+    the averages of the tasks present are not rescaled.
 
     Args:
       method: a Weighting or a transformation made of one; the same kind comes back.
@@ -57,8 +58,9 @@ def smoothed(method: Weighting, num_tasks: int, decay: Number = 0.9) -> Weightin
     def update(
         gramian: Any, state: SmoothedState, *, losses: PyTree = None, task_mask: PyTree = None, **extra: Any
     ) -> tuple[Array, SmoothedState]:
-        present = present_tasks(task_mask, known_tasks, task_names(losses))
+        present = present_tasks(task_mask, known_tasks, losses)
         weights, inner = method.update(gramian, state.inner, losses=losses, task_mask=task_mask, **extra)
+        check_num_tasks(known_tasks, len(weights))
         present &= jnp.any(weights != 0)
         average = jnp.where(state.seen, decay * state.weights + (1 - decay) * weights, weights)
         average = jnp.where(present, average, state.weights)

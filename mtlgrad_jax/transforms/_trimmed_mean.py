@@ -45,8 +45,8 @@ def trimmed_mean(trim: int = 1) -> TaskTransformation:
             ordered = jnp.sort(jnp.where(present.reshape(column), leaf, jnp.inf), axis=0).astype(dtype)
             rank = jnp.arange(len(leaf)).reshape(column)
             kept = (rank >= trim) & (rank < count - trim)
-            total = jnp.sum(jnp.where(kept, ordered, 0), axis=0)
-            return (total / jnp.maximum(count - 2 * trim, 1)).astype(leaf.dtype)
+            share = 1 / jnp.maximum(count - 2 * trim, 1).astype(dtype)
+            return jnp.sum(jnp.where(kept, ordered * share, 0), axis=0).astype(leaf.dtype)
 
         return jax.tree.map(leaf_mean, task_grads), state
 

@@ -7,7 +7,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from mtlgrad_jax._checks import check_count
-from mtlgrad_jax._tasks import accumulator_dtype, agree_num_tasks, present_tasks, task_names
+from mtlgrad_jax._tasks import accumulator_dtype, agree_num_tasks, check_num_tasks, present_tasks
 from mtlgrad_jax.transforms._base import on_weightings
 from mtlgrad_jax.weighting._base import Weighting
 
@@ -16,7 +16,7 @@ class UpdateEveryState(NamedTuple):
     """State of update_every."""
 
     weights: Float[Array, " K"]
-    solved: Bool[Array, " K"]  # whether the task has had weights
+    present: Bool[Array, " K"]  # in the last solve
     step: Int[Array, ""]  # steps since the last solve, modulo k
     inner: PyTree
 
@@ -26,8 +26,9 @@ def update_every(method: Weighting, num_tasks: int, k: int) -> Weighting:
     """Solve for the weights in every k-th step and reuse them in between.
 
     Between solves neither the Gramian nor the solver runs: with `linearize` or `balanced_value_and_grad` such a step
-    costs one plain backward pass. (Under vmap both branches run and nothing is saved.) A task that is present for the
-    first time, and a solve that was skipped, bring the next solve forward.
+    costs one plain backward pass. (Under vmap both branches run and nothing is saved; without jit the branch is
+    compiled in every step.) Other tasks present than in the last solve, and a solve that was skipped, bring the next
+    one forward.
 
     Args:
       method: a Weighting or a transformation made of one; the same kind comes back.
@@ -55,20 +56,20 @@ def update_every(method: Weighting, num_tasks: int, k: int) -> Weighting:
     def update(
         gramian: Any, state: UpdateEveryState, *, losses: PyTree = None, task_mask: PyTree = None, **extra: Any
     ) -> tuple[Array, UpdateEveryState]:
-        present = present_tasks(task_mask, known_tasks, task_names(losses))
+        present = present_tasks(task_mask, known_tasks, losses)
 
-        def solve() -> tuple[Array, Array, Array, PyTree]:
+        def solve() -> tuple[Array, UpdateEveryState]:
             weights, inner = method.update(gramian, state.inner, losses=losses, task_mask=task_mask, **extra)
-            new = present & jnp.any(weights != 0)
-            step = jnp.where(jnp.any(new), 1 % k, 0).astype(jnp.int32)
-            stored = jnp.where(new, weights.astype(state.weights.dtype), state.weights)
-            return stored, new, step, inner
+            check_num_tasks(known_tasks, len(weights))
+            weights = weights.astype(state.weights.dtype)
+            solved = jnp.any(weights != 0)
+            kept = jnp.where(solved, weights, state.weights)
+            step = jnp.where(solved, 1 % k, 0).astype(jnp.int32)
+            return weights, UpdateEveryState(kept, jnp.where(solved, present, state.present), step, inner)
 
-        def reuse() -> tuple[Array, Array, Array, PyTree]:
-            return state.weights, present, (state.step + 1) % k, state.inner
+        def reuse() -> tuple[Array, UpdateEveryState]:
+            return state.weights, state._replace(step=(state.step + 1) % k)
 
-        due = (state.step == 0) | jnp.any(present & ~state.solved)
-        weights, used, step, inner = lax.cond(due, solve, reuse)
-        return jnp.where(used, weights, 0), UpdateEveryState(weights, state.solved | used, step, inner)
+        return lax.cond((state.step == 0) | jnp.any(present != state.present), solve, reuse)
 
     return Weighting(init, update, method.needs - {"gramian"})

@@ -2,13 +2,14 @@
 
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, PyTree
 
 from mtlgrad_jax import stacks
 from mtlgrad_jax._checks import check_count
-from mtlgrad_jax._tasks import accumulator_dtype, agree_num_tasks, present_tasks, task_names
-from mtlgrad_jax.transforms._base import TaskTransformation, from_weighting
+from mtlgrad_jax._tasks import accumulator_dtype, agree_num_tasks, check_num_tasks, present_tasks, was_skipped
+from mtlgrad_jax.transforms._base import TaskTransformation, check_transformation, from_weighting
 from mtlgrad_jax.weighting._base import Weighting
 
 
@@ -33,8 +34,9 @@ class MetricsState(NamedTuple):
 def with_metrics(method: Weighting | TaskTransformation, num_tasks: int) -> Any:
     """Keep a step's weights, norms, cosines and conflicts in the state, where `metrics(opt_state)` finds them.
 
-    The Gramian is formed in every step, also for methods that do without it. A method that is no weighted sum of the
-    gradients gets NaN for weights, and its predicted changes from the update itself.
+    The Gramian is formed in every step, also for methods that do without it. A step that is skipped leaves the metrics
+    as they were. A method that is not made of a weighting gets NaN for weights, and its predicted changes from the
+    update itself: inside `shared_private` or `skip_nonfinite_tasks`, `with_metrics` sees the weights, around them not.
 
     Args:
       method: a Weighting or any transformation of this library; the same kind comes back.
@@ -64,16 +66,19 @@ def with_metrics(method: Weighting | TaskTransformation, num_tasks: int) -> Any:
         def update(
             gramian: Any, state: MetricsState, *, losses: PyTree = None, task_mask: PyTree = None, **extra: Any
         ) -> tuple[Array, MetricsState]:
-            present = present_tasks(task_mask, known_tasks, task_names(losses))
+            present = present_tasks(task_mask, known_tasks, losses)
             gramian = gramian() if callable(gramian) else gramian
+            check_num_tasks(known_tasks, len(gramian))
             weights, inner = weighting.update(gramian, state.inner, losses=losses, task_mask=task_mask, **extra)
             M = _finite(gramian, present)
-            return weights, MetricsState(_measure(M, weights, -M @ weights, present), inner)
+            return weights, _next(state, _measure(M, weights, -M @ weights, present), inner)
 
         return Weighting(init, update, weighting.needs)
 
-    if method.weighting is not None:
-        return from_weighting(with_metrics(method.weighting, num_tasks))
+    check_transformation(method)
+    made_of = getattr(method, "weighting", None)
+    if made_of is not None:
+        return from_weighting(with_metrics(made_of, num_tasks))
 
     def tree_init(params: PyTree) -> MetricsState:
         return MetricsState(first_metrics(), method.init(params))
@@ -87,14 +92,20 @@ def with_metrics(method: Weighting | TaskTransformation, num_tasks: int) -> Any:
         task_mask: PyTree = None,
         **extra: Any,
     ) -> tuple[PyTree, MetricsState]:
+        check_num_tasks(known_tasks, stacks.num_tasks(task_grads))
         gradient, inner = method.update(task_grads, state.inner, params, losses=losses, task_mask=task_mask, **extra)
-        present = present_tasks(task_mask, known_tasks, task_names(losses))
+        present = present_tasks(task_mask, known_tasks, losses) & stacks.finite_tasks(task_grads)
         change = -stacks.project(task_grads, gradient)
         change = jnp.where(present & jnp.isfinite(change), change, 0)
         M = _finite(stacks.gramian(task_grads, present), present)
-        return gradient, MetricsState(_measure(M, jnp.full_like(change, jnp.nan), change, present), inner)
+        return gradient, _next(state, _measure(M, jnp.full_like(change, jnp.nan), change, present), inner)
 
     return TaskTransformation(tree_init, tree_update)
+
+
+def _next(state: MetricsState, metrics: Metrics, inner: PyTree) -> MetricsState:
+    kept = jax.tree.map(lambda new, old: jnp.where(was_skipped(inner), old, new), metrics, state.metrics)
+    return MetricsState(kept, inner)
 
 
 def _finite(gramian: Array, present: Array) -> Array:

@@ -6,7 +6,6 @@ formula. `mtlgrad_jax.from_weighting` turns it into an optax transformation.
 """
 
 from mtlgrad_jax.weighting._base import Weighting as Weighting
-from mtlgrad_jax.weighting._base import WeightingState as WeightingState
 from mtlgrad_jax.weighting._base import from_kernel as from_kernel
 from mtlgrad_jax.weighting._cagrad import cagrad as cagrad
 from mtlgrad_jax.weighting._constant import constant as constant
@@ -22,7 +21,6 @@ from mtlgrad_jax.weighting._uw import uw as uw
 
 __all__ = [
     "Weighting",
-    "WeightingState",
     "cagrad",
     "constant",
     "fairgrad",

@@ -6,23 +6,28 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Bool, Float, PyTree
+from jaxtyping import Array, Bool, Float, PyTree, Shaped
 
 from mtlgrad_jax._tasks import (
-    Info,
+    MethodState,
     accumulator_dtype,
     agree_num_tasks,
+    check_num_tasks,
     first_info,
-    keep_absent,
-    next_info,
-    present_tasks,
+    guard_step,
     task_names,
     task_vector,
 )
 from mtlgrad_jax.solvers._solution import Solution
 
-Gramian = Float[Array, "K K"] | Callable[[], Float[Array, "K K"]]
-Kernel = Callable[[Any, PyTree, Any, Bool[Array, " K"]], tuple[Any, PyTree]]
+# What a formula is given (None for what it does not need), and what it returns.
+Gramian = Float[Array, "K K"]
+Losses = Float[Array, " K"]
+Present = Bool[Array, " K"]
+Weights = Shaped[Array, " K"] | Solution
+
+LazyGramian = Float[Array, "K K"] | Callable[[], Float[Array, "K K"]]
+Kernel = Callable[[Any, Any, Any, Present], tuple[Any, PyTree]]
 
 
 class Weighting(NamedTuple):
@@ -40,11 +45,14 @@ class Weighting(NamedTuple):
     needs: frozenset[str] = frozenset({"gramian"})
 
 
-class WeightingState(NamedTuple):
-    """State of a weighting: the method's own, and how the last step went."""
+NEEDS = frozenset({"gramian", "losses", "positive losses"})
 
-    method: PyTree  # what the method keeps; leaves with a leading axis K hold one entry per task
-    info: Info
+
+def check_needs(needs: Iterable[str]) -> frozenset[str]:
+    """Return what a method declares to need, or raise for anything else."""
+    if isinstance(needs, str) or not NEEDS.issuperset(needs):
+        raise ValueError(f"`needs` must be a collection of {', '.join(sorted(NEEDS))}, got needs={needs!r}.")
+    return frozenset(needs)
 
 
 def from_kernel(
@@ -66,80 +74,64 @@ def from_kernel(
     Args:
       kernel: `(gramian, state, losses, present) -> (weights, state)`; the weights are (K,) or a solver's Solution.
       init: makes the method's own state for K tasks; None for a method without state.
-      needs: "gramian", "losses"; the kernel gets None for what is not listed.
-      num_tasks: K, where the method keeps per-task state.
+      needs: "gramian", "losses", "positive losses"; the kernel gets None for what is not listed.
+      num_tasks: K, where the method keeps per-task state: leaves with a leading axis K, one entry per task.
       per_task: the per-task arguments of the factory, checked against the tasks' names and number.
       fewest: present tasks without which the weights are those of the mean.
     """
-    needs = frozenset(needs)
-    method_name = kernel.__qualname__.split(".")[0]
+    needs = check_needs(needs)
     known_tasks = num_tasks
 
-    def init_fn(num_tasks: int | None = None) -> WeightingState:
+    def init_fn(num_tasks: int | None = None) -> MethodState:
         K = agree_num_tasks(known_tasks, num_tasks)
-        return WeightingState(init(K) if init is not None else optax.EmptyState(), first_info())
+        return MethodState(init(K) if init is not None else optax.EmptyState(), first_info())
 
     def update_fn(
-        gramian: Gramian | None,
-        state: WeightingState,
+        gramian: LazyGramian | None,
+        state: MethodState,
         *,
         losses: PyTree = None,
         task_mask: PyTree = None,
         **unused: Any,
-    ) -> tuple[Float[Array, " K"], WeightingState]:
-        if losses is None and "losses" in needs:
-            raise ValueError(f"`losses` must be given: {method_name} needs it. Write update(..., losses=losses).")
-        names = task_names(losses)
+    ) -> tuple[Float[Array, " K"], MethodState]:
         matrix: Any = gramian() if callable(gramian) and "gramian" in needs else gramian
+        if matrix is None and "gramian" in needs:
+            raise ValueError("`gramian` must be a (K, K) array or a function that returns one, got None.")
         K = _count_tasks(matrix, losses, known_tasks)
-        if known_tasks is not None and known_tasks != K:
-            raise ValueError(f"`num_tasks` must be the number of tasks, {K}, got num_tasks={known_tasks}.")
+        check_num_tasks(known_tasks, K)
         for name, values in (per_task or {}).items():
             if values is not None:
-                task_vector(name, values, num_tasks=K, names=names)
-        present = present_tasks(task_mask, K, names)
-        finite = jnp.asarray(True)
-        dtype = accumulator_dtype()
+                task_vector(name, values, num_tasks=K, names=task_names(losses))
+        guard = guard_step(_name(kernel), needs, K, losses, task_mask)
         if "gramian" in needs:
-            matrix = jax.lax.stop_gradient(jnp.asarray(matrix, dtype))
+            matrix = jax.lax.stop_gradient(jnp.asarray(matrix, accumulator_dtype()))
             if matrix.shape != (K, K):
                 raise ValueError(f"`gramian` must have shape ({K}, {K}), got shape {matrix.shape}.")
-            matrix = jnp.where(present[:, None] & present[None, :], matrix, 0)
-            finite &= jnp.isfinite(matrix).all()
-        if losses is not None:
-            vector = task_vector("losses", losses, num_tasks=K).astype(dtype)
-            vector = jnp.where(present, jax.lax.stop_gradient(vector), 1)
-            finite &= jnp.isfinite(vector).all()
-        present = present & finite
-        count = jnp.sum(present)
-        solved, method_state = kernel(
-            jnp.where(finite, matrix, 0) if "gramian" in needs else None,
-            state.method,
-            jnp.where(finite, vector, 1) if "losses" in needs else None,
-            present,
-        )
+            matrix = jnp.where(guard.present[:, None] & guard.present[None, :], matrix, 0)
+            guard = guard.also(jnp.isfinite(matrix).all())
+            matrix = jnp.where(guard.finite, matrix, 0)
+        solved, method_state = kernel(matrix if "gramian" in needs else None, state.method, guard.losses, guard.present)
         if not isinstance(solved, Solution):
-            solved = Solution(solved, jnp.zeros((), dtype), jnp.zeros((), int), jnp.zeros((), int))
-        sane = jnp.isfinite(jnp.where(present, solved.value, 0)).all()
-        enough = sane & (count >= fewest)
-        weights = jnp.where(enough, solved.value, 1 / jnp.maximum(count, 1).astype(dtype))
-        info = next_info(
-            state.info,
-            residual=solved.residual,
-            steps=solved.steps,
-            result=solved.result,
-            count=count,
-            fewest=fewest,
-            finite=finite,
-            solved=sane,
+            solved = Solution(solved, jnp.zeros(()), jnp.zeros((), int), jnp.zeros((), int))
+        if jnp.shape(solved.value) != (K,):
+            raise ValueError(f"`kernel` must return weights of shape ({K},), got shape {jnp.shape(solved.value)}.")
+        sane = jnp.isfinite(jnp.where(guard.present, solved.value, 0)).all()
+        enough = sane & (guard.num_present >= fewest)
+        mean = 1 / jnp.maximum(guard.num_present, 1).astype(accumulator_dtype())
+        weights = jnp.where(guard.present, jnp.where(enough, solved.value, mean), 0)
+        outcome = {"residual": solved.residual, "steps": solved.steps, "result": solved.result, "solved": sane}
+        return weights, guard.advance(
+            state, method_state, num_tasks=known_tasks, enough=enough, fewest=fewest, **outcome
         )
-        method_state = keep_absent(method_state, state.method, present, enough & (count > 0))
-        return jnp.where(present, weights, 0), WeightingState(method_state, info)
 
     return Weighting(init_fn, update_fn, needs)
 
 
-def _count_tasks(gramian: Gramian | None, losses: PyTree, num_tasks: int | None) -> int:
+def _name(kernel: Kernel) -> str:
+    return getattr(kernel, "__qualname__", repr(kernel)).split(".")[0]
+
+
+def _count_tasks(gramian: LazyGramian | None, losses: PyTree, num_tasks: int | None) -> int:
     if gramian is not None and not callable(gramian):
         return jnp.shape(gramian)[0]
     if losses is not None:

@@ -5,7 +5,7 @@ from typing import Any
 from jaxtyping import PyTree
 
 from mtlgrad_jax._tasks import accumulator_dtype, task_vector
-from mtlgrad_jax.weighting._base import Weighting, from_kernel
+from mtlgrad_jax.weighting._base import Present, Weighting, Weights, from_kernel
 
 
 def constant(weights: PyTree) -> Weighting:
@@ -25,7 +25,7 @@ def constant(weights: PyTree) -> Weighting:
       [2.0, 3.0]
     """
 
-    def kernel(gramian: None, state: Any, losses: None, present: Any) -> tuple[Any, Any]:
+    def kernel(gramian: None, state: Any, losses: None, present: Present) -> tuple[Weights, Any]:
         return task_vector("weights", weights).astype(accumulator_dtype()), state
 
     return from_kernel(kernel, needs=(), per_task={"weights": weights})

@@ -7,7 +7,7 @@ from typing import Any
 
 from mtlgrad_jax._checks import Number, check_number
 from mtlgrad_jax.solvers import alpha_fair
-from mtlgrad_jax.weighting._base import Weighting, from_kernel
+from mtlgrad_jax.weighting._base import Gramian, Present, Weighting, Weights, from_kernel
 
 
 def fairgrad(alpha: Number = 2.0) -> Weighting:
@@ -32,7 +32,7 @@ def fairgrad(alpha: Number = 2.0) -> Weighting:
     """
     check_number("alpha", alpha, above=0)
 
-    def kernel(gramian: Any, state: Any, losses: None, present: Any) -> tuple[Any, Any]:
+    def kernel(gramian: Gramian, state: Any, losses: None, present: Present) -> tuple[Weights, Any]:
         return alpha_fair(gramian, alpha), state
 
     return from_kernel(kernel)

@@ -13,7 +13,7 @@ from jaxtyping import Array, Bool, Float, PyTree
 
 from mtlgrad_jax._checks import Number, check_count, check_number
 from mtlgrad_jax._tasks import accumulator_dtype
-from mtlgrad_jax.weighting._base import Weighting, from_kernel
+from mtlgrad_jax.weighting._base import Gramian, Losses, Present, Weighting, Weights, from_kernel
 
 
 class GradNormState(NamedTuple):
@@ -56,7 +56,9 @@ def gradnorm(num_tasks: int, alpha: Number = 1.5, learning_rate: Number = 0.025)
         weights, first_loss = (jnp.ones((num_tasks,), accumulator_dtype()) for _ in range(2))
         return GradNormState(weights, first_loss, jnp.zeros((num_tasks,), bool), jax.vmap(inner.init)(weights))
 
-    def kernel(gramian: Any, state: GradNormState, losses: Any, present: Any) -> tuple[Any, GradNormState]:
+    def kernel(
+        gramian: Gramian, state: GradNormState, losses: Losses, present: Present
+    ) -> tuple[Weights, GradNormState]:
         def average(values: Any) -> Any:
             return jnp.sum(jnp.where(present, values, 0)) / jnp.maximum(jnp.sum(present), 1)
 

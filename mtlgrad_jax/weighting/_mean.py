@@ -4,7 +4,7 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from mtlgrad_jax.weighting._base import Weighting, from_kernel
+from mtlgrad_jax.weighting._base import Present, Weighting, Weights, from_kernel
 
 
 def mean() -> Weighting:
@@ -21,7 +21,7 @@ def mean() -> Weighting:
       [0.5, 1.5]
     """
 
-    def kernel(gramian: None, state: Any, losses: None, present: Any) -> tuple[Any, Any]:
+    def kernel(gramian: None, state: Any, losses: None, present: Present) -> tuple[Weights, Any]:
         return present / jnp.maximum(jnp.sum(present), 1), state
 
     return from_kernel(kernel, needs=())

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from mtlgrad_jax._checks import check_choice
 from mtlgrad_jax.solvers import min_norm
-from mtlgrad_jax.weighting._base import Weighting, from_kernel
+from mtlgrad_jax.weighting._base import Gramian, Present, Weighting, Weights, from_kernel
 
 
 def mgda(
@@ -22,8 +22,8 @@ def mgda(
 
     Args:
       normalization: the scale :math:`s_i`: 1 ("none"), :math:`\|g_i\|` ("l2"), the loss :math:`l_i` ("loss") or
-        :math:`l_i \|g_i\|` ("loss+"). The last two need positive losses. With any but "none", tasks of zero scale
-        count as zero rows, at which the min-norm point is zero.
+        :math:`l_i \|g_i\|` ("loss+"). The last two skip a step with losses that are not positive. With any but "none",
+        tasks of zero scale count as zero rows, at which the min-norm point is zero.
       apply_to: whether the weights multiply the gradients themselves ("raw", official code) or the normalised ones
         ("normalized", LibMTL).
 
@@ -39,11 +39,11 @@ def mgda(
     check_choice("apply_to", apply_to, ("raw", "normalized"))
     by_norm, by_loss = normalization in ("l2", "loss+"), normalization in ("loss", "loss+")
 
-    def kernel(gramian: Any, state: Any, losses: Any, present: Any) -> tuple[Any, Any]:
+    def kernel(gramian: Gramian, state: Any, losses: Any, present: Present) -> tuple[Weights, Any]:
         scale = jnp.sqrt(jnp.diagonal(gramian)) if by_norm else jnp.ones(len(gramian), gramian.dtype)
         scale = scale * losses if by_loss else scale
         inverse = jnp.where(scale != 0, 1 / jnp.where(scale != 0, scale, 1), 0)
         solved = min_norm(gramian * inverse[:, None] * inverse[None, :], present)
         return solved._replace(value=solved.value * inverse) if apply_to == "normalized" else solved, state
 
-    return from_kernel(kernel, needs=("gramian", "losses") if by_loss else ("gramian",))
+    return from_kernel(kernel, needs=("gramian", "positive losses") if by_loss else ("gramian",))

@@ -8,7 +8,7 @@ its clipping.
 from typing import Any
 
 from mtlgrad_jax.solvers import alpha_fair
-from mtlgrad_jax.weighting._base import Weighting, from_kernel
+from mtlgrad_jax.weighting._base import Gramian, Present, Weighting, Weights, from_kernel
 
 
 def nash_mtl() -> Weighting:
@@ -28,7 +28,7 @@ def nash_mtl() -> Weighting:
       [0.0766, 0.9985, 0.9985]
     """
 
-    def kernel(gramian: Any, state: Any, losses: None, present: Any) -> tuple[Any, Any]:
+    def kernel(gramian: Gramian, state: Any, losses: None, present: Present) -> tuple[Weights, Any]:
         return alpha_fair(gramian, 1.0), state
 
     return from_kernel(kernel)

@@ -5,15 +5,15 @@ unlike the official code, whose shuffle has no effect, every task draws its own 
 """
 
 from functools import partial
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Key
 
 from mtlgrad_jax._checks import check_choice
-from mtlgrad_jax.weighting._base import Weighting, from_kernel
-from mtlgrad_jax.weighting._random import make_key
+from mtlgrad_jax.weighting._base import Gramian, Present, Weighting, Weights, from_kernel
+from mtlgrad_jax.weighting._random import check_key, make_key
 
 
 class PCGradState(NamedTuple):
@@ -45,8 +45,9 @@ def pcgrad(
     """
     check_choice("reduction", reduction, ("sum", "mean"))
     check_choice("order", order, ("random", "fixed"))
+    check_key(key)
 
-    def kernel(gramian: Any, state: PCGradState, losses: None, present: Any) -> tuple[Any, PCGradState]:
+    def kernel(gramian: Gramian, state: PCGradState, losses: None, present: Present) -> tuple[Weights, PCGradState]:
         K = len(gramian)
         key, draw = jax.random.split(state.key)
         orders = jnp.broadcast_to(jnp.arange(K), (K, K))

@@ -1,5 +1,7 @@
 """Random keys of the methods that draw."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array
@@ -12,3 +14,10 @@ def make_key(key: int | Array) -> Array:
     if jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
         return jax.random.clone(key)
     return jax.random.wrap_key_data(jnp.array(key))
+
+
+def check_key(key: Any) -> None:
+    """Raise unless `key` is a seed or a key."""
+    dtype = jnp.int32 if isinstance(key, int) else getattr(key, "dtype", None)
+    if dtype is None or not (jnp.issubdtype(dtype, jnp.integer) or jnp.issubdtype(dtype, jax.dtypes.prng_key)):
+        raise ValueError(f"`key` must be an int or a random key, got key={key!r}.")

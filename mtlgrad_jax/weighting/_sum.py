@@ -3,7 +3,7 @@
 from typing import Any
 
 from mtlgrad_jax._tasks import accumulator_dtype
-from mtlgrad_jax.weighting._base import Weighting, from_kernel
+from mtlgrad_jax.weighting._base import Present, Weighting, Weights, from_kernel
 
 
 def sum() -> Weighting:
@@ -20,7 +20,7 @@ def sum() -> Weighting:
       [1.0, 3.0]
     """
 
-    def kernel(gramian: None, state: Any, losses: None, present: Any) -> tuple[Any, Any]:
+    def kernel(gramian: None, state: Any, losses: None, present: Present) -> tuple[Weights, Any]:
         return present.astype(accumulator_dtype()), state
 
     return from_kernel(kernel, needs=())

@@ -6,21 +6,22 @@ returns the plain mean; `regularization=1e-4` reproduces the first, nothing repr
 
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import PyTree
 
 from mtlgrad_jax._checks import Number, check_number
 from mtlgrad_jax._tasks import task_vector
 from mtlgrad_jax.solvers import project_rows
-from mtlgrad_jax.weighting._base import Weighting, from_kernel
+from mtlgrad_jax.weighting._base import Gramian, Present, Weighting, Weights, from_kernel
 
 
 def upgrad(preference: PyTree = None, regularization: Number = 0.0) -> Weighting:
     r"""Project every gradient on the dual cone of all, where nothing conflicts, and combine the projections.
 
-    .. math:: d = \sum_i p_i \, \pi(g_i), \qquad \pi(g) = \arg\min_{G d \ge 0} \|d - g\|
+        .. math:: d = \sum_i p_i \, \pi(g_i), \qquad \pi(g) = \arg\min_{G d \ge 0} \|d - g\|
 
-    No task ascends, and where no two gradients conflict d is the preferred mean.
+        No task ascends, and where no two gradients conflict d is the preferred mean.
 
     Args:
       preference: :math:`p`, non-negative, (K,) or a pytree under the tasks' names; 1/K over the tasks present for None.
@@ -35,8 +36,10 @@ def upgrad(preference: PyTree = None, regularization: Number = 0.0) -> Weighting
       [0.2924, 1.9006, 1.9006]
     """
     check_number("regularization", regularization, at_least=0)
+    for weight in jax.tree.leaves(preference):
+        check_number("preference", weight, at_least=0)
 
-    def kernel(gramian: Any, state: Any, losses: None, present: Any) -> tuple[Any, Any]:
+    def kernel(gramian: Gramian, state: Any, losses: None, present: Present) -> tuple[Weights, Any]:
         p = present / jnp.maximum(jnp.sum(present), 1) if preference is None else task_vector("preference", preference)
         ridge = regularization * jnp.trace(gramian) * present
         return project_rows(gramian + jnp.diag(ridge), jnp.where(present, p, 0).astype(gramian.dtype)), state

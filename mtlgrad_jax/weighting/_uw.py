@@ -3,7 +3,7 @@
 All losses are weighted as regressions, as every peer does; the paper drops the factor 1/2 for classification.
 """
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, PyTree
 
 from mtlgrad_jax._checks import Number, check_count
 from mtlgrad_jax._tasks import accumulator_dtype
-from mtlgrad_jax.weighting._base import Weighting, from_kernel
+from mtlgrad_jax.weighting._base import Losses, Present, Weighting, Weights, from_kernel
 
 
 class UWState(NamedTuple):
@@ -49,7 +49,7 @@ def uw(num_tasks: int, optimizer: optax.GradientTransformation | None = None, in
         s = jnp.full((num_tasks,), init, accumulator_dtype())
         return UWState(s, jax.vmap(inner.init)(s))
 
-    def kernel(gramian: None, state: UWState, losses: Any, present: Any) -> tuple[Any, UWState]:
+    def kernel(gramian: None, state: UWState, losses: Losses, present: Present) -> tuple[Weights, UWState]:
         precision = jnp.exp(-state.log_variance)
         steps, optimizer_state = jax.vmap(inner.update)(
             (1 - precision * losses) / 2, state.optimizer, state.log_variance
