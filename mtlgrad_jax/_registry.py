@@ -112,7 +112,7 @@ METHODS = (
         paper="Yu et al., NeurIPS 2020, arXiv 2001.06782",
         promises=frozenset({PERMUTATION, HOMOGENEOUS}),
         checked="numpy float64 from the paper over all orders; published values",
-        bad=({"reduction": "max"}, {"order": "sorted"}),
+        bad=({"reduction": "max"}, {"order": "sorted"}, {"key": None}),
         randomized=True,
     ),
     Row(
@@ -123,7 +123,7 @@ METHODS = (
         paper="Liu et al., NeurIPS 2021, arXiv 2110.14048",
         promises=frozenset({PERMUTATION, HOMOGENEOUS}),
         checked="Brent's method on the dual; duality gap; published values",
-        bad=({"c": -0.1}, {"rescale": "2"}),
+        bad=({"c": -0.1}, {"c": None}, {"rescale": "2"}),
     ),
     Row(
         mtl.nash_mtl,
@@ -152,7 +152,7 @@ METHODS = (
         paper="Quinton & Rey, 2024, arXiv 2406.16232",
         promises=frozenset({NON_CONFLICTING, PERMUTATION, HOMOGENEOUS}),
         checked="support enumeration and scipy's NNLS; optimality conditions; published values",
-        bad=({"regularization": -1e-4},),
+        bad=({"regularization": -1e-4}, {"regularization": "none"}),
     ),
     Row(
         mtl.uw,
@@ -270,7 +270,10 @@ def describe(row: Row) -> str:
         f"Update needs: {needs}." + (f" At least {row.fewest} tasks present." if row.fewest > 1 else ""),
     ]
     if row.kind != "wrapper":
-        lines += [f"Properties, proved by tests: {promises}.", f"Checked against: {row.checked}."]
+        lines += [
+            f"Properties, proved by tests for the default arguments: {promises}.",
+            f"Checked against: {row.checked}.",
+        ]
     lines += [
         f"Reference: {row.paper}.",
         "Raises: ValueError for arguments out of range, and in update for wrong shapes.",

@@ -1,5 +1,7 @@
 """Every method of the registry: against its reference, and in the properties that all share or that it promises."""
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import reference
@@ -12,7 +14,6 @@ from mtlgrad_jax._registry import (
 )
 
 STEPS = 3
-SHAPES = [3, 5]
 
 OPTIONS = [
     *((name, {}) for name in EVERY),
@@ -93,3 +94,61 @@ def test_reference_with_five_tasks(name):
 def test_reference_in_float32(name):
     for family in ("normal", "correlated", "duplicate", "zero_row", "all_zero", "scales", "tiny", "huge"):
         compare(name, {}, family, 3, np.float32, 5e-4 if family == "scales" else 5e-5)
+
+
+J = np.asarray([[-4.0, 1.0, 1.0], [6.0, 1.0, 1.0]])  # the matrix whose values TorchJD pins; here from closed forms
+A = np.asarray([[3.0, 1.0, 0.0], [-1.0, 2.0, 1.0], [0.5, -1.0, 4.0]])
+GOLDEN = [
+    ("mean", {}, J, [1, 1, 1]),
+    ("sum", {}, J, [2, 2, 2]),
+    ("constant", {"weights": [1.0, 2.0]}, J, [8, 3, 3]),
+    ("mgda", {}, J, [0, 1, 1]),
+    ("pcgrad", {}, J, [0.5847953, 3.8011696, 3.8011696]),
+    ("upgrad", {}, J, [0.2923977, 1.9005848, 1.9005848]),
+    ("upgrad", {"regularization": 1e-4}, J, [0.292902, 1.900352, 1.900352]),
+    ("cagrad", {"c": 0.4}, J, [0.3468027, 1.1632993, 1.1632993]),
+    ("cagrad", {"c": 1.0}, J, [0, 2, 2]),
+    ("cagrad", {"c": 2.0}, J, [0, 3.3452079, 3.3452079]),
+    ("cagrad", {"c": 0.2, "rescale": "1+c^2"}, A, [0.68142866, 0.96652772, 1.75918691]),
+    ("cagrad", {"c": 0.4, "rescale": "1+c^2"}, A, [0.72673247, 1.20235176, 1.70457813]),
+    ("cagrad", {"c": 0.5, "rescale": "1+c^2"}, A, [0.72481299, 1.26195766, 1.63729429]),
+    ("nash_mtl", {}, J, [0.0765843, 0.9985326, 0.9985326]),
+    ("nash_mtl", {}, A, [0.69573102, 0.92919458, 1.28551771]),
+    ("fairgrad", {"alpha": 0.5}, J, [0.1810426, 1.2682209, 1.2682209]),
+    ("fairgrad", {"alpha": 2.0}, J, [0.0312737, 0.7908172, 0.7908172]),
+    ("fairgrad", {"alpha": 2.0}, A, [0.4527697, 0.71807464, 0.82070248]),
+    ("trimmed_mean", {}, np.asarray([[1e11, 3], [1, -1e11], [-1e10, 1e10], [2, 2]]), [1.5, 2.5]),
+]
+
+
+@pytest.mark.parametrize(("name", "kwargs", "G", "wanted"), GOLDEN, ids=lambda part: str(part)[:30])
+def test_published_values(name, kwargs, G, wanted):
+    """Values of TorchJD's tests and of the official formulas, recomputed elsewhere, to the digits printed."""
+    with jax.enable_x64(True):
+        tx = ROWS[name].factory(**kwargs)
+        update, _ = tx.update(jnp.asarray(G), tx.init(jnp.zeros(G.shape[1])))
+        np.testing.assert_allclose(update, wanted, atol=1.1e-6 if "regularization" in kwargs else 6e-8)
+
+
+def test_identities_of_the_papers():
+    """T1, T2 and T4 of the papers' algebra: the bisector for two tasks, |d|^2 = K, |d - g0| = c |g0|."""
+    G = stack("normal", 3, P)
+    nash, _ = run("nash_mtl", G[None])
+    assert np.linalg.norm(nash[0]) ** 2 == pytest.approx(3, rel=1e-5)
+    bisector = (G[:2] / np.linalg.norm(G[:2], axis=1, keepdims=True)).sum(axis=0)
+    for name in ("nash_mtl", "fairgrad"):
+        (update,), _ = run(name, G[None, :2], **({"alpha": 1.0} if name == "fairgrad" else {}))
+        cosine = update @ bisector / np.linalg.norm(update) / np.linalg.norm(bisector)
+        assert cosine == pytest.approx(1, abs=1e-6)
+    (update,), _ = run("cagrad", G[None], c=0.3)
+    g0 = G.mean(axis=0)
+    assert np.linalg.norm(update - g0) == pytest.approx(0.3 * np.linalg.norm(g0), rel=1e-4)
+
+
+@pytest.mark.parametrize("name", EVERY)
+@pytest.mark.parametrize("num_tasks", [1, 2])
+def test_reference_where_a_parameter_is_as_long_as_there_are_tasks(name, num_tasks):
+    """Two tasks and a parameter of leading size two: per-task state must not be taken for it, nor one task for K."""
+    for family in ("normal", "opposite"):
+        if ROWS[name].fewest <= num_tasks:
+            compare(name, {}, family, num_tasks, np.float64, 2e-6)

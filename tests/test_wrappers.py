@@ -62,12 +62,11 @@ def test_update_every_reuses_weights(k):
     np.testing.assert_allclose(stale, raw[np.arange(len(G)) // k * k], rtol=1e-5, atol=1e-6)
 
 
-def test_update_every_solves_again_for_a_new_task():
-    masks = np.asarray([[1, 1, 0], [1, 1, 0], [1, 1, 1], [1, 1, 1], [0, 1, 1], [1, 1, 1]], bool)
+def test_update_every_solves_again_for_other_tasks():
+    masks = np.asarray([[1, 1, 0], [1, 1, 0], [1, 1, 1], [1, 1, 1], [0, 1, 1], [0, 1, 1]], bool)
     raw = weights_of(mtl.mgda(), masks=masks)
     stale = weights_of(mtl.update_every(mtl.mgda(), K, 10), masks=masks)
-    np.testing.assert_allclose(stale[:2], raw[[0, 0]], atol=1e-6)
-    np.testing.assert_allclose(stale[2:], raw[2] * masks[2:], atol=1e-6)
+    np.testing.assert_allclose(stale, raw[[0, 0, 2, 2, 4, 4]], atol=1e-6)
 
 
 def test_update_every_between_solves_skips_a_broken_step_and_a_broken_solve_is_repeated():
@@ -140,6 +139,38 @@ def test_a_broken_head_skips_the_step():
     assert not updates[0].any()
     assert np.isfinite(updates).all()
     assert int(mtl.metrics(states[-1])["skipped"]) == 1
+
+
+def test_a_step_that_the_method_skips_leaves_the_heads():
+    broken = G.copy()
+    broken[0, 1, 3] = np.nan
+    updates, states = walk(mtl.shared_private(mtl.mgda(), SHARED), broken)
+    assert not updates[0].any()
+    assert int(mtl.metrics(states[-1])["skipped"]) == 1
+    tx = mtl.partition({"one": mtl.mgda(), "two": mtl.db_mtl(num_tasks=K)}, {"b": "one", "w": "two"})
+    losses = jnp.ones((6, K))
+    updates, states = walk(tx, broken, losses=losses)
+    assert not updates[0].any()
+    np.testing.assert_array_equal(updates[1:], walk(tx, G[1:], losses=losses)[0])
+
+
+def test_metrics_of_a_skipped_step_are_those_before():
+    broken = G.copy()
+    broken[2, 1] = np.nan
+    for method in (mtl.mgda(), mtl.mean(), mtl.trimmed_mean()):
+        _, states = walk(mtl.with_metrics(method, K), broken)
+        for old, new in zip(states[1].metrics, states[2].metrics, strict=True):
+            np.testing.assert_array_equal(old, new)
+
+
+def test_metrics_around_a_wrapper_count_the_tasks_that_were_used():
+    broken = G.copy()
+    broken[0, 1] = np.nan
+    tx = mtl.with_metrics(mtl.skip_nonfinite_tasks(mtl.mgda()), K)
+    _, states = walk(tx, broken)
+    n = np.linalg.norm(G[0, [0, 2]], axis=1)
+    similarity = mtl.metrics(states[0])["magnitude_similarity"]
+    assert float(similarity) == pytest.approx(2 * n.prod() / (n**2).sum(), rel=1e-5)
 
 
 def test_shared_private_refuses():
