@@ -13,6 +13,7 @@ import optax
 import pytest
 from families import stack
 from harness import EVERY, FIXED, PARAMS, P, flat, make, raises_naming, run, tree, zeros
+from reference import pcgrad_outcomes
 
 import mtlgrad_jax as mtl
 from mtlgrad_jax._registry import METHODS, ROWS, WRAPPERS, describe, markdown_table
@@ -531,8 +532,6 @@ def test_preference_of_upgrad():
 
 
 def test_pcgrad_draws_its_order_for_every_task():
-    from reference import pcgrad_outcomes
-
     conflicting = stack("normal", K, 2) @ np.eye(2, P)
     outcomes = pcgrad_outcomes(conflicting)
     assert len(outcomes) > 1
@@ -569,3 +568,18 @@ def test_too_few_tasks_fall_back_to_the_mean_and_say_so():
 def test_the_readme_has_the_registry_s_table():
     text = (pathlib.Path(__file__).parent.parent / "README.md").read_text()
     assert text.split("<!-- methods -->")[1].split("<!-- /methods -->")[0].strip() == markdown_table()
+
+
+def test_pcgrad_with_a_mask_draws_over_the_tasks_present():
+    rows = stack("normal", 4, 2) @ np.eye(2, P)
+    present = np.asarray([True, True, False, True])
+    outcomes = pcgrad_outcomes(rows[present])
+    tx = mtl.pcgrad(key=1)
+    step, state = jax.jit(lambda g, s: tx.update(g, s, task_mask=jnp.asarray(present))), tx.init(zeros())
+    seen = set()
+    for _ in range(40):
+        update, state = step(tree(jnp.asarray(rows, jnp.float32)), state)
+        distance = np.abs(outcomes - np.asarray(flat(update))).max(axis=1)
+        assert distance.min() < 1e-4
+        seen.add(tuple(outcomes[distance.argmin()].round(4)))
+    assert seen == {tuple(row) for row in outcomes.round(4)}

@@ -96,6 +96,31 @@ def test_an_update_sends_one_gramian_and_gathers_nothing(name, mesh, grads):
         np.testing.assert_allclose(update[leaf], alone[leaf], rtol=1e-4, atol=1e-5)
 
 
+OTHERS = {
+    "trimmed_mean": lambda: mtl.trimmed_mean(),
+    "db_mtl": lambda: mtl.db_mtl(num_tasks=K),
+    "update_every": lambda: mtl.update_every(mtl.mgda(), K, 2),
+    "with_metrics(smoothed)": lambda: mtl.with_metrics(mtl.smoothed(mtl.mgda(), K), K),
+    "with_metrics(trimmed_mean)": lambda: mtl.with_metrics(mtl.trimmed_mean(), K),
+    "skip_nonfinite_tasks": lambda: mtl.skip_nonfinite_tasks(mtl.mgda()),
+    "shared_private": lambda: mtl.shared_private(mtl.mgda(), {"w": True, "b": False}),
+    "partition": lambda: mtl.partition({"one": mtl.mgda(), "two": mtl.mean()}, {"w": "one", "b": "two"}),
+}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_other_methods_and_wrappers_gather_nothing(name, mesh, grads):
+    losses = jnp.asarray([1.0, 2.0, 3.0])
+    tx = OTHERS[name]()
+    step, state = compiled(tx, grads, mesh, losses)
+    sent = collectives(step.as_text())
+    assert all(kind == "all-reduce" for kind, _ in sent), sent
+    update, _ = step(put(grads, mesh), state)
+    alone, _ = tx.update(grads, tx.init(jax.tree.map(lambda leaf: leaf[0], grads)), losses=losses)
+    for leaf in update:
+        np.testing.assert_allclose(update[leaf], alone[leaf], rtol=1e-4, atol=1e-5)
+
+
 def test_batch_sharding_averages_before_the_gramian(grads):
     """The Gramian of the mean gradient is not the mean of the local Gramians."""
     rng = np.random.default_rng(1)
