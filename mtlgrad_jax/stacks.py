@@ -161,6 +161,17 @@ def combine(weights: Float[Array, " L"], task_grads: PyTree) -> PyTree:
     return jax.tree.map(leaf_sum, task_grads)
 
 
+def mix(a: Float[Array, " K"], first: PyTree, b: Float[Array, " K"], second: PyTree) -> PyTree:
+    """Return the stack of rows a_i x_i + b_i y_i of two stacks, in the dtypes of the first."""
+
+    def leaf_mix(x: Array, y: Array) -> Array:
+        if not jnp.issubdtype(x.dtype, jnp.floating):
+            return x
+        return (_column(a, x) * x + _column(b, y) * y).astype(x.dtype)
+
+    return jax.tree.map(leaf_mix, first, second)
+
+
 def finite_tasks(task_grads: PyTree) -> Bool[Array, " K"]:
     """Return for every task whether all of its gradient is finite."""
     checks = [jnp.isfinite(leaf).all(axis=range(1, leaf.ndim)) for leaf in _floating(task_grads)]

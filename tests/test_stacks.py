@@ -119,6 +119,13 @@ def test_products_of_two_stacks():
     np.testing.assert_allclose(stacks.project(first, direction), cross[:, 0], rtol=1e-5)
 
 
+def test_mix_of_two_stacks():
+    first, second = random_tree(3, seed=1), random_tree(3, seed=2)
+    mixed = stacks.mix(jnp.asarray([1.0, 0.0, 2.0]), first, jnp.asarray([-1.0, 3.0, 0.5]), second)
+    wanted = np.asarray([[1], [0], [2]]) * dense(first) + np.asarray([[-1], [3], [0.5]]) * dense(second)
+    np.testing.assert_allclose(dense(mixed), wanted, rtol=1e-5, atol=1e-5)
+
+
 def test_integer_leaves_are_zero_gradients():
     tree = {"w": jnp.ones((2, 3)), "steps": jnp.ones((2, 4), jnp.int32)}
     np.testing.assert_allclose(stacks.gramian(tree), np.full((2, 2), 3.0))

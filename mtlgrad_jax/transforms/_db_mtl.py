@@ -57,16 +57,7 @@ def db_mtl(num_tasks: int, beta: Number = 0.9, sigma: Number = 0.0) -> TaskTrans
     ) -> tuple[PyTree, DBMTLState]:
         step = state.step + 1
         decay = beta / step.astype(losses.dtype) ** sigma
-        log_scale = (1 - decay) / losses
-
-        def blend(q: Array, g: Array) -> Array:
-            if not jnp.issubdtype(g.dtype, jnp.floating):
-                return q
-            column = (-1,) + (1,) * (g.ndim - 1)
-            mixed = decay.reshape(column) * q + log_scale.reshape(column) * g
-            return jnp.where(present.reshape(column), mixed, q).astype(q.dtype)
-
-        momentum = jax.tree.map(blend, state.momentum, task_grads)
+        momentum = stacks.mix(decay, state.momentum, (1 - decay) / losses, task_grads)
         norms = jnp.where(present, stacks.task_norms(jax.lax.stop_gradient(momentum)), 0)
         weights = jnp.where(norms > 0, jnp.max(norms) / jnp.where(norms > 0, norms, 1), 0)
         return stacks.combine(weights, momentum), DBMTLState(momentum, step)

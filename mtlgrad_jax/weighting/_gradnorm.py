@@ -4,7 +4,7 @@ Norms are those of the gradients given, usually of all shared parameters; the pa
 (`gram_over` will). The paper does not say what happens to weights that reach zero: here they are clipped at zero.
 """
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -59,21 +59,23 @@ def gradnorm(num_tasks: int, alpha: Number = 1.5, learning_rate: Number = 0.025)
     def kernel(
         gramian: Gramian, state: GradNormState, losses: Losses, present: Present
     ) -> tuple[Weights, GradNormState]:
-        def average(values: Any) -> Any:
-            return jnp.sum(jnp.where(present, values, 0)) / jnp.maximum(jnp.sum(present), 1)
-
         first_loss = jnp.where(state.seen, state.first_loss, losses)
-        progress = losses / jnp.where(first_loss != 0, first_loss, 1)
-        mean_progress = average(progress)
-        rate = progress / jnp.where(mean_progress != 0, mean_progress, 1)
+        rate = _over_mean(losses / jnp.where(first_loss != 0, first_loss, 1), present)
         norms = jnp.sqrt(jnp.diagonal(gramian))
-        weighted = state.weights * norms
-        target = average(weighted) * jnp.maximum(rate, 0) ** alpha
-        slope = jnp.sign(weighted - target) * norms
+        target = _mean(state.weights * norms, present) * jnp.maximum(rate, 0) ** alpha
+        slope = jnp.sign(state.weights * norms - target) * norms
         steps, optimizer_state = jax.vmap(inner.update)(slope, state.optimizer, state.weights)
-        weights = jnp.maximum(state.weights + steps, 0)
-        total = average(weights)
-        weights = jnp.where(total > 0, weights * average(state.weights) / jnp.where(total > 0, total, 1), state.weights)
+        weights = _over_mean(jnp.maximum(state.weights + steps, 0), present) * _mean(state.weights, present)
+        weights = jnp.where(jnp.any(present & (weights > 0)), weights, state.weights)
         return state.weights, GradNormState(weights, first_loss, state.seen | present, optimizer_state)
 
     return from_kernel(kernel, start, needs=("gramian", "losses"), num_tasks=num_tasks)
+
+
+def _mean(values: Array, present: Present) -> Float[Array, ""]:
+    return jnp.sum(jnp.where(present, values, 0)) / jnp.maximum(jnp.sum(present), 1)
+
+
+def _over_mean(values: Array, present: Present) -> Float[Array, " K"]:
+    mean = _mean(values, present)
+    return values / jnp.where(mean != 0, mean, 1)

@@ -4,12 +4,11 @@ Projections act on coefficients, so only the Gramian is needed. Unlike LibMTL's,
 unlike the official code, whose shuffle has no effect, every task draws its own order.
 """
 
-from functools import partial
 from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Key
+from jaxtyping import Array, Float, Int, Key
 
 from mtlgrad_jax._checks import check_choice
 from mtlgrad_jax.weighting._base import Gramian, Present, Weighting, Weights, from_kernel
@@ -53,7 +52,7 @@ def pcgrad(
         orders = jnp.broadcast_to(jnp.arange(K), (K, K))
         if order == "random":
             orders = jax.vmap(jax.random.permutation)(jax.random.split(draw, K), orders)
-        weights = _project(gramian, jnp.arange(K), orders).sum(axis=0)
+        weights = _projections(gramian, orders).sum(axis=0)
         weights = weights / jnp.maximum(jnp.sum(present), 1) if reduction == "mean" else weights
         return weights, PCGradState(key)
 
@@ -61,14 +60,16 @@ def pcgrad(
 
 
 @jax.jit
-@partial(jax.vmap, in_axes=(None, 0, 0))
-def _project(gramian: Array, i: Array, others: Array) -> Array:
-    """Return the coefficients of task i's gradient after its projections."""
+def _projections(gramian: Gramian, orders: Int[Array, "K K"]) -> Float[Array, "K K"]:
+    """Return the coefficients of every projected gradient, row i having visited the tasks in the order of row i."""
 
-    def visit(step: Array, coefficients: Array) -> Array:
-        j = others[step]
-        inner, square = gramian[j] @ coefficients, gramian[j, j]
-        conflict = (inner < 0) & (j != i) & (square > 0)
-        return coefficients.at[j].add(-jnp.where(conflict, inner / jnp.where(square > 0, square, 1), 0))
+    def project(i: Array, order: Array) -> Array:
+        def visit(step: Array | int, coefficients: Array) -> Array:
+            j = order[step]
+            inner, square = gramian[j] @ coefficients, gramian[j, j]
+            conflict = (inner < 0) & (j != i) & (square > 0)
+            return coefficients.at[j].add(-jnp.where(conflict, inner / jnp.where(square > 0, square, 1), 0))
 
-    return jax.lax.fori_loop(0, len(others), visit, jnp.zeros(len(others), gramian.dtype).at[i].set(1))
+        return jax.lax.fori_loop(0, len(order), visit, jnp.zeros(len(order), gramian.dtype).at[i].set(1))
+
+    return jax.vmap(project)(jnp.arange(len(orders)), orders)
