@@ -43,8 +43,8 @@ from mtlgrad_jax.transforms import lift as lift
 from mtlgrad_jax.diagnostics import metrics as metrics
 
 from mtlgrad_jax._tasks import unstack as unstack
-from mtlgrad_jax._tasks import Info as Info
-from mtlgrad_jax._tasks import RESULTS as RESULTS
+from mtlgrad_jax._step import Info as Info
+from mtlgrad_jax._step import RESULTS as RESULTS
 
 from mtlgrad_jax import _registry as _registry  # reads the names above, documents them
 

@@ -5,7 +5,7 @@ from typing import Any
 import jax
 from jaxtyping import Array, PyTree
 
-from mtlgrad_jax._tasks import Info
+from mtlgrad_jax._step import Info
 from mtlgrad_jax.transforms._with_metrics import Metrics
 
 

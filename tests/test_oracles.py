@@ -15,7 +15,7 @@ from jax.flatten_util import ravel_pytree
 
 import mtlgrad_jax as mtl
 from mtlgrad_jax import _registry, stacks
-from mtlgrad_jax._tasks import NONFINITE
+from mtlgrad_jax._step import NONFINITE
 
 STRATEGIES = "auto", "vmap", "unrolled", 1, 2, 3, 7
 

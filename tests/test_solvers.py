@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from mtlgrad_jax import solvers
-from mtlgrad_jax._tasks import MAX_STEPS, SOLVED
+from mtlgrad_jax._step import MAX_STEPS, SOLVED
 from mtlgrad_jax.solvers._nonnegative_qp import nonnegative_qp, step_limit
 
 SHAPES = [(1, 3), (2, 5), (3, 3), (5, 3), (5, 50), (8, 6), (16, 8), (16, 40), (64, 10), (64, 64), (64, 200)]

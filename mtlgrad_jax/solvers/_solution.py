@@ -5,7 +5,7 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from mtlgrad_jax._tasks import MAX_STEPS, SOLVED
+from mtlgrad_jax._step import MAX_STEPS, SOLVED
 
 # A float32 Gramian is indefinite by up to about K eps of its diagonal. Every solver adds (K + SHIFT) eps to the
 # diagonal of the Gramian scaled to unit diagonal, which also keeps the Cholesky factors of singular Gramians finite.

@@ -11,17 +11,8 @@ from jaxtyping import Array, Bool, PyTree
 
 from mtlgrad_jax import stacks
 from mtlgrad_jax._checks import leaf_name
-from mtlgrad_jax._tasks import (
-    MethodState,
-    accumulator_dtype,
-    check_num_tasks,
-    first_info,
-    guard_step,
-    mark_skipped,
-    present_tasks,
-    task_vector,
-    was_skipped,
-)
+from mtlgrad_jax._step import MethodState, first_info, guard_step, mark_skipped, was_skipped
+from mtlgrad_jax._tasks import accumulator_dtype, check_num_tasks, present_tasks, task_vector
 from mtlgrad_jax.weighting._base import Weighting, check_needs
 
 P = ParamSpec("P")

@@ -8,7 +8,8 @@ from jaxtyping import Array, Bool, Float, PyTree
 
 from mtlgrad_jax import stacks
 from mtlgrad_jax._checks import check_count
-from mtlgrad_jax._tasks import accumulator_dtype, agree_num_tasks, check_num_tasks, present_tasks, was_skipped
+from mtlgrad_jax._step import was_skipped
+from mtlgrad_jax._tasks import accumulator_dtype, agree_num_tasks, check_num_tasks, present_tasks
 from mtlgrad_jax.transforms._base import TaskTransformation, check_transformation, from_weighting
 from mtlgrad_jax.weighting._base import Weighting
 

@@ -8,16 +8,8 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Float, PyTree, Shaped
 
-from mtlgrad_jax._tasks import (
-    MethodState,
-    accumulator_dtype,
-    agree_num_tasks,
-    check_num_tasks,
-    first_info,
-    guard_step,
-    task_names,
-    task_vector,
-)
+from mtlgrad_jax._step import MethodState, first_info, guard_step
+from mtlgrad_jax._tasks import accumulator_dtype, agree_num_tasks, check_num_tasks, task_names, task_vector
 from mtlgrad_jax.solvers._solution import Solution
 
 # What a formula is given (None for what it does not need), and what it returns.

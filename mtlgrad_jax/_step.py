@@ -1,0 +1,162 @@
+"""One step of a method: which tasks count in it, what becomes of the state, and how it went."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Bool, Float, Int, PyTree
+
+from mtlgrad_jax._tasks import accumulator_dtype, present_tasks, task_vector
+
+SOLVED = 0
+MAX_STEPS = 1
+TOO_FEW_TASKS = 2
+NO_TASKS = 3
+NONFINITE = 4
+FAILED = 5
+
+RESULTS = {
+    SOLVED: "Solved.",
+    MAX_STEPS: "The solver stopped at its maximum number of steps; `residual` says how close it came. Likely causes: "
+    "(a) gradients that are almost Pareto stationary, (b) row norms more than about 1e6 apart, (c) float32.",
+    TOO_FEW_TASKS: "Fewer tasks were present than the method needs: the mean of those present was used.",
+    NO_TASKS: "No task was present: the update is zero.",
+    NONFINITE: "A present task had a loss or gradient that is not finite, a gradient whose square overflows, or a loss "
+    "<= 0 where the method takes its logarithm or divides by it: the update is zero and the state unchanged. Wrap the "
+    "method in `skip_nonfinite_tasks` to drop tasks that are not finite alone.",
+    FAILED: "The method gave weights that are not finite: the mean of the tasks present was used.",
+}
+"""What the result codes in `Info.result` mean."""
+
+
+class Info(NamedTuple):
+    """How the last step went, and how often steps went wrong; found in any state by `optax.tree.get(state, "info")`."""
+
+    residual: Float[Array, ""]  # scale-free optimality residual of the solver, 0 for closed forms
+    steps: Int[Array, ""]  # solver steps taken
+    result: Int[Array, ""]  # a key of RESULTS
+    fallbacks: Int[Array, ""]  # updates so far that were the mean of the tasks present instead
+    skipped: Int[Array, ""]  # updates so far that were zero because something was not finite
+
+
+def first_info() -> Info:
+    """Return the info of a method that has not been called yet."""
+    residual, *counts = (jnp.zeros((), dtype) for dtype in (accumulator_dtype(), *4 * (jnp.int32,)))
+    return Info(residual, *counts)
+
+
+def next_info(
+    info: Info,
+    *,
+    residual: Float[Array, ""] | float = 0.0,
+    steps: Int[Array, ""] | int = 0,
+    result: Int[Array, ""] | int = SOLVED,
+    count: Int[Array, ""],
+    fewest: int,
+    finite: Bool[Array, ""] | bool = True,
+    solved: Bool[Array, ""] | bool = True,
+) -> Info:
+    """Return the info after a step with `count` tasks present of the `fewest` that the method needs."""
+    fallback = finite & (count > 0) & ((count < fewest) | ~jnp.asarray(solved))
+    result = jnp.where(solved, result, FAILED)
+    result = jnp.where(count < fewest, TOO_FEW_TASKS, result)
+    result = jnp.where(count == 0, NO_TASKS, result)
+    result = jnp.where(finite, result, NONFINITE)
+    return Info(
+        residual=jnp.asarray(residual, info.residual.dtype),
+        steps=jnp.asarray(steps, jnp.int32),
+        result=result.astype(jnp.int32),
+        fallbacks=jnp.where(fallback, optax.safe_increment(info.fallbacks), info.fallbacks),
+        skipped=jnp.where(finite, info.skipped, optax.safe_increment(info.skipped)),
+    )
+
+
+def mark_skipped(state: PyTree) -> PyTree:
+    """Return a state unchanged but for its infos, which count a step that was skipped as not finite."""
+
+    def mark(node: Any) -> Any:
+        if not isinstance(node, Info):
+            return node
+        return node._replace(result=jnp.full_like(node.result, NONFINITE), skipped=optax.safe_increment(node.skipped))
+
+    return jax.tree.map(mark, state, is_leaf=lambda node: isinstance(node, Info))
+
+
+def was_skipped(state: PyTree) -> Bool[Array, ""]:
+    """Return whether a state says that its last step was skipped."""
+    nodes = jax.tree.leaves(state, is_leaf=lambda node: isinstance(node, Info))
+    results = [node.result == NONFINITE for node in nodes if isinstance(node, Info)]
+    return jnp.stack(results).any() if results else jnp.asarray(False)
+
+
+class MethodState(NamedTuple):
+    """State of a method: its own, and how the last step went."""
+
+    method: PyTree  # what the method keeps; with num_tasks, leaves with leading axis K hold one entry per task
+    info: Info
+
+
+class Guard(NamedTuple):
+    """The part of a step that all methods share: which tasks count in it, and what becomes of the state."""
+
+    losses: Float[Array, " K"] | None  # finite; one for absent tasks
+    present: Bool[Array, " K"]
+    finite: Bool[Array, ""]
+
+    @property
+    def num_present(self) -> Int[Array, ""]:
+        """How many tasks count."""
+        return jnp.sum(self.present)
+
+    def also(self, finite: Bool[Array, ""]) -> "Guard":
+        """Return the guard of a step in which something more must be finite: else no task counts."""
+        finite = self.finite & finite
+        losses = None if self.losses is None else jnp.where(finite, self.losses, 1)
+        return Guard(losses, self.present & finite, finite)
+
+    def advance(
+        self,
+        state: MethodState,
+        method_state: PyTree,
+        *,
+        num_tasks: int | None,
+        enough: Bool[Array, ""],
+        **outcome: Any,
+    ) -> MethodState:
+        """Return the next state: absent tasks keep their entries, and without enough tasks all stays as it was."""
+        advance = enough & (self.num_present > 0)
+
+        def select(new: Array, old: Array) -> Array:
+            per_task = num_tasks is not None and old.ndim > 0 and old.shape[0] == num_tasks
+            keep = advance & self.present.reshape(-1, *(1,) * (old.ndim - 1)) if per_task else advance
+            return jnp.where(
+                keep, new if jnp.issubdtype(old.dtype, jax.dtypes.prng_key) else new.astype(old.dtype), old
+            )
+
+        info = next_info(state.info, count=self.num_present, finite=self.finite, **outcome)
+        return MethodState(jax.tree.map(select, method_state, state.method), info)
+
+
+def guard_step(method: str, needs: frozenset[str], num_tasks: int, losses: PyTree, task_mask: PyTree) -> Guard:
+    """Check the losses and the mask of a step.
+
+    Args:
+      method: its name, for errors.
+      needs: what it looks at; of losses that it does not look at only number and names are checked.
+      num_tasks: K.
+      losses: K losses or None.
+      task_mask: K flags or None.
+    """
+    wanted = bool(needs & {"losses", "positive losses"})
+    if losses is None and wanted:
+        raise ValueError(f"`losses` must be given: {method} needs it. Write update(..., losses=losses).")
+    present = present_tasks(task_mask, num_tasks, losses)
+    if losses is None:
+        return Guard(None, present, jnp.asarray(True))
+    vector = task_vector("losses", losses, num_tasks=num_tasks)
+    if not wanted:
+        return Guard(None, present, jnp.asarray(True))
+    vector = jnp.where(present, jax.lax.stop_gradient(vector.astype(accumulator_dtype())), 1)
+    valid = jnp.isfinite(vector) & (vector > 0) if "positive losses" in needs else jnp.isfinite(vector)
+    return Guard(vector, present, jnp.asarray(True)).also(valid.all())
