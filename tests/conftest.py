@@ -1,7 +1,15 @@
 """Fixtures for all tests."""
 
+import os
+
+import hypothesis
 import jaxtyping
 import pytest
+
+# Anywhere else every run draws anew; what it finds is kept as an example in the test.
+hypothesis.settings.register_profile("ci", derandomize=True)
+if os.environ.get("CI"):
+    hypothesis.settings.load_profile("ci")
 
 
 @pytest.fixture
