@@ -264,6 +264,7 @@ def describe(row: Row) -> str:
     """Return what the row adds to its factory's documentation."""
     promises = ", ".join(sorted(row.promises)) or "none"
     needs = ", ".join(f"`{name}`" for name in row.needs) or "nothing beyond the gradients"
+    needs = "what the method needs" if row.kind == "wrapper" else needs
     lines = [
         f"Native scale: {row.scale}.",
         f"State: {row.state}.",

@@ -1,5 +1,6 @@
 """One step of a method: which tasks count in it, what becomes of the state, and how it went."""
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -72,22 +73,42 @@ def next_info(
     )
 
 
+def _map_infos(change: Callable[[Info], Info], state: PyTree) -> PyTree:
+    return jax.tree.map(
+        lambda node: change(node) if isinstance(node, Info) else node,
+        state,
+        is_leaf=lambda node: isinstance(node, Info),
+    )
+
+
 def mark_skipped(state: PyTree) -> PyTree:
     """Return a state unchanged but for its infos, which count a step that was skipped as not finite."""
 
-    def mark(node: Any) -> Any:
-        if not isinstance(node, Info):
-            return node
-        return node._replace(result=jnp.full_like(node.result, NONFINITE), skipped=optax.safe_increment(node.skipped))
+    def skipped(info: Info) -> Info:
+        return info._replace(result=jnp.full_like(info.result, NONFINITE), skipped=optax.safe_increment(info.skipped))
 
-    return jax.tree.map(mark, state, is_leaf=lambda node: isinstance(node, Info))
+    return _map_infos(skipped, state)
 
 
-def was_skipped(state: PyTree) -> Bool[Array, ""]:
-    """Return whether a state says that its last step was skipped."""
-    nodes = jax.tree.leaves(state, is_leaf=lambda node: isinstance(node, Info))
-    results = [node.result == NONFINITE for node in nodes if isinstance(node, Info)]
-    return jnp.stack(results).any() if results else jnp.asarray(False)
+def mark_idle(state: PyTree) -> PyTree:
+    """Return a state unchanged but for its infos, which say that nothing had to be solved in this step."""
+
+    def idle(info: Info) -> Info:
+        residual, steps, result = (jnp.zeros_like(field) for field in (info.residual, info.steps, info.result))
+        return info._replace(residual=residual, steps=steps, result=result)
+
+    return _map_infos(idle, state)
+
+
+def was_skipped(state: PyTree, before: PyTree) -> Bool[Array, ""]:
+    """Return whether a step was skipped by a method whose state this is: whether an info has counted one more."""
+
+    def counts(tree: PyTree) -> list[Array]:
+        nodes = jax.tree.leaves(tree, is_leaf=lambda node: isinstance(node, Info))
+        return [node.skipped for node in nodes if isinstance(node, Info)]
+
+    changes = [new != old for new, old in zip(counts(state), counts(before), strict=True)]
+    return jnp.stack(changes).any() if changes else jnp.asarray(False)
 
 
 class MethodState(NamedTuple):

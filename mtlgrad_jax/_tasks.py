@@ -83,11 +83,13 @@ def unstack(values: Array, like: PyTree) -> PyTree:
       >>> mtl.unstack(jnp.asarray([1.0, 2.0]), like={"seg": 0.0, "depth": 0.0})
       {'depth': Array(1., dtype=float32), 'seg': Array(2., dtype=float32)}
     """
-    if task_names(like) is FLAT and not isinstance(like, (list, tuple)):
-        return values
+    is_array = task_names(like) is FLAT and not isinstance(like, (list, tuple))
     treedef: Any = jax.tree.structure(like)
-    if treedef.num_leaves != len(values):
-        raise ValueError(f"`values` must have one row per task of `like`, {treedef.num_leaves}, got {len(values)}.")
+    K = len(like) if is_array else treedef.num_leaves
+    if len(values) != K:
+        raise ValueError(f"`values` must have one row per task of `like`, {K}, got {len(values)}.")
+    if is_array:
+        return values
     return treedef.unflatten(list(values))
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool, Float, PyTree
 
 from mtlgrad_jax._checks import leaf_name
@@ -215,7 +216,8 @@ def _product(a: Array, b: Array, scale: Array | None = None) -> Array:
         if scale is not None:
             x, y = x * _column(scale, x), y * _column(scale, y)
         axes = tuple(range(1, x.ndim))  # contracted as they are: a reshape would gather sharded leaves
-        return lax.dot_general(x, y, ((axes, axes), ((), ())), precision=lax.Precision.HIGHEST)
+        dimensions = ((axes, axes), ((), ()))
+        return lax.dot_general(x, y, dimensions, precision=lax.Precision.HIGHEST, out_sharding=_replicated(x))
 
     columns = a.size // a.shape[0]
     if columns <= _BLOCK or not _blocked():
@@ -228,6 +230,12 @@ def _product(a: Array, b: Array, scale: Array | None = None) -> Array:
     whole, rest = divmod(columns, _BLOCK)
     first = block(whole * _BLOCK, rest) if rest else block(0, _BLOCK)
     return lax.fori_loop(0 if rest else 1, whole, lambda i, total: total + block(i * _BLOCK, _BLOCK), first)
+
+
+def _replicated(leaf: Array) -> NamedSharding | None:
+    """Return the sharding that sums over explicitly sharded axes must be given; elsewhere the compiler knows."""
+    mesh = jax.typeof(leaf).sharding.mesh
+    return NamedSharding(mesh, PartitionSpec()) if mesh.explicit_axes else None
 
 
 def _blocked() -> bool:

@@ -154,6 +154,30 @@ def test_a_step_that_the_method_skips_leaves_the_heads():
     np.testing.assert_array_equal(updates[1:], walk(tx, G[1:], losses=losses)[0])
 
 
+OUTER = {
+    "alone": lambda m: m,
+    "shared_private": lambda m: mtl.shared_private(m, SHARED),
+    "weighted": lambda m: mtl.shared_private(m, SHARED, private="weighted"),
+    "partition": lambda m: mtl.partition({"one": m, "two": optax.chain(mtl.mean(), optax.sgd(0.1, 0.9))}, LABELS),
+    "with_metrics": lambda m: mtl.with_metrics(m, K),
+    "skip_nonfinite_tasks": lambda m: mtl.skip_nonfinite_tasks(m),
+}
+LABELS = {"b": "two", "w": "one"}
+
+
+@pytest.mark.parametrize("outer", OUTER)
+@pytest.mark.parametrize("inner", [lambda m: mtl.update_every(m, K, 9), lambda m: mtl.smoothed(m, K)])
+def test_training_goes_on_after_a_skipped_step(inner, outer):
+    """The steps after a broken one are what they would have been without it."""
+    broken = np.insert(G, 1, np.nan, axis=0)
+    tx = OUTER[outer](inner(mtl.mgda()))
+    updates, states = walk(tx, broken)
+    assert not updates[1].any()
+    np.testing.assert_array_equal(np.delete(updates, 1, axis=0), walk(tx, G)[0])
+    found = mtl.metrics(states[-1])
+    assert all(int(value) == 0 for key, value in found.items() if key.endswith("result"))
+
+
 def test_metrics_of_a_skipped_step_are_those_before():
     broken = G.copy()
     broken[2, 1] = np.nan

@@ -122,7 +122,7 @@ def skip_unless(
 
 def skip_together(gradient: PyTree, new_state: PyTree, old_state: PyTree) -> tuple[PyTree, PyTree]:
     """Skip a step of several parts where any part is not finite or was skipped itself."""
-    finite = stacks.all_finite(gradient) & ~was_skipped(new_state)
+    finite = stacks.all_finite(gradient) & ~was_skipped(new_state, old_state)
     return skip_unless(finite, gradient, new_state, old_state)
 
 

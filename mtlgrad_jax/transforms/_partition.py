@@ -35,6 +35,8 @@ def partition(transforms: Mapping[Any, optax.GradientTransformation], labels: La
       >>> update["w"].tolist(), update["v"].tolist()
       ([1.0, 1.0, 1.0], [2.0])
     """
+    if len(set(map(str, transforms))) < len(transforms):
+        raise ValueError(f"`transforms` must have labels that differ as strings, got {list(transforms)}.")
     inner = {str(label): optax.with_extra_args_support(transform) for label, transform in transforms.items()}
 
     def group(tree: PyTree) -> list[str]:

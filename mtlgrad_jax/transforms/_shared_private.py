@@ -7,7 +7,7 @@ from jaxtyping import PyTree
 
 from mtlgrad_jax import stacks
 from mtlgrad_jax._checks import check_choice
-from mtlgrad_jax._tasks import accumulator_dtype, present_tasks
+from mtlgrad_jax._tasks import accumulator_dtype, present_tasks, task_vector
 from mtlgrad_jax.transforms._base import TaskTransformation, check_transformation, skip_together, weighting_of
 from mtlgrad_jax.transforms._trees import cut, label_leaves, merge
 
@@ -20,7 +20,8 @@ def shared_private(
     """Let a method see the shared parameters only; heads get the gradient of the tasks that use them.
 
     The gradient of a head is zero for all tasks but its own, so summing over the tasks gives each head its own. A step
-    that the method skips, or that is not finite in a head, leaves shared parameters and heads as they are.
+    that the method skips, or that is not finite in a head, leaves shared parameters and heads as they are. Put
+    `skip_nonfinite_tasks` around this, not inside, so that a task is dropped with its head.
 
     Args:
       method: any transformation of this library.
@@ -61,7 +62,10 @@ def shared_private(
         **extra: Any,
     ) -> tuple[PyTree, PyTree]:
         shared, heads = split(task_grads)
-        present = present_tasks(task_mask, stacks.num_tasks(task_grads), losses)
+        K = stacks.num_tasks(task_grads)
+        present = present_tasks(task_mask, K, losses)
+        if losses is not None:
+            task_vector("losses", losses, num_tasks=K)
         if weighting is not None:
             weights, new_state = weighting.update(
                 lambda: stacks.gramian(shared, present), state, losses=losses, task_mask=task_mask, **extra

@@ -7,6 +7,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from mtlgrad_jax._checks import check_count
+from mtlgrad_jax._step import mark_idle
 from mtlgrad_jax._tasks import accumulator_dtype, agree_num_tasks, check_num_tasks, present_tasks
 from mtlgrad_jax.transforms._base import on_weightings
 from mtlgrad_jax.weighting._base import Weighting
@@ -68,8 +69,10 @@ def update_every(method: Weighting, num_tasks: int, k: int) -> Weighting:
             return weights, UpdateEveryState(kept, jnp.where(solved, present, state.present), step, inner)
 
         def reuse() -> tuple[Array, UpdateEveryState]:
-            return state.weights, state._replace(step=(state.step + 1) % k)
+            step = jnp.where(jnp.any(present), (state.step + 1) % k, state.step)
+            return jnp.where(present, state.weights, 0), state._replace(step=step, inner=mark_idle(state.inner))
 
-        return lax.cond((state.step == 0) | jnp.any(present != state.present), solve, reuse)
+        due = (state.step == 0) | jnp.any(present != state.present)
+        return lax.cond(due & jnp.any(present), solve, reuse)
 
     return Weighting(init, update, method.needs - {"gramian"})

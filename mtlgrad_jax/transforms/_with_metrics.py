@@ -10,7 +10,7 @@ from mtlgrad_jax import stacks
 from mtlgrad_jax._checks import check_count
 from mtlgrad_jax._step import was_skipped
 from mtlgrad_jax._tasks import accumulator_dtype, agree_num_tasks, check_num_tasks, present_tasks
-from mtlgrad_jax.transforms._base import TaskTransformation, check_transformation, from_weighting
+from mtlgrad_jax.transforms._base import TaskTransformation, from_weighting
 from mtlgrad_jax.weighting._base import Weighting
 
 
@@ -35,9 +35,10 @@ class MetricsState(NamedTuple):
 def with_metrics(method: Weighting | TaskTransformation, num_tasks: int) -> Any:
     """Keep a step's weights, norms, cosines and conflicts in the state, where `metrics(opt_state)` finds them.
 
-    The Gramian is formed in every step, also for methods that do without it. A step that is skipped leaves the metrics
-    as they were. A method that is not made of a weighting gets NaN for weights, and its predicted changes from the
-    update itself: inside `shared_private` or `skip_nonfinite_tasks`, `with_metrics` sees the weights, around them not.
+    The Gramian is formed in every step, also for methods that do without it. A step that is skipped as not finite
+    leaves the metrics as they were. A method that is not made of a weighting gets NaN for weights, and its predicted
+    changes from the update itself: inside `shared_private` or `skip_nonfinite_tasks`, `with_metrics` sees the weights,
+    around them not.
 
     Args:
       method: a Weighting or any transformation of this library; the same kind comes back.
@@ -76,8 +77,12 @@ def with_metrics(method: Weighting | TaskTransformation, num_tasks: int) -> Any:
 
         return Weighting(init, update, weighting.needs)
 
-    check_transformation(method)
-    made_of = getattr(method, "weighting", None)
+    if not isinstance(method, TaskTransformation):
+        raise ValueError(
+            f"`method` must be a Weighting or a transformation of this library, got {type(method).__name__}. "
+            "Chain other transformations around it: optax.chain(with_metrics(method, num_tasks), optax.adam(1e-3))."
+        )
+    made_of = method.weighting
     if made_of is not None:
         return from_weighting(with_metrics(made_of, num_tasks))
 
@@ -105,7 +110,8 @@ def with_metrics(method: Weighting | TaskTransformation, num_tasks: int) -> Any:
 
 
 def _next(state: MetricsState, metrics: Metrics, inner: PyTree) -> MetricsState:
-    kept = jax.tree.map(lambda new, old: jnp.where(was_skipped(inner), old, new), metrics, state.metrics)
+    skipped = was_skipped(inner, state.inner)
+    kept = jax.tree.map(lambda new, old: jnp.where(skipped, old, new), metrics, state.metrics)
     return MetricsState(kept, inner)
 
 

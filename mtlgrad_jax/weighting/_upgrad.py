@@ -19,9 +19,9 @@ from mtlgrad_jax.weighting._base import Gramian, Present, Weighting, Weights, fr
 def upgrad(preference: PyTree = None, regularization: Number = 0.0) -> Weighting:
     r"""Project every gradient on the dual cone of all, where nothing conflicts, and combine the projections.
 
-        .. math:: d = \sum_i p_i \, \pi(g_i), \qquad \pi(g) = \arg\min_{G d \ge 0} \|d - g\|
+    .. math:: d = \sum_i p_i \, \pi(g_i), \qquad \pi(g) = \arg\min_{G d \ge 0} \|d - g\|
 
-        No task ascends, and where no two gradients conflict d is the preferred mean.
+    No task ascends, and where no two gradients conflict d is the preferred mean.
 
     Args:
       preference: :math:`p`, non-negative, (K,) or a pytree under the tasks' names; 1/K over the tasks present for None.

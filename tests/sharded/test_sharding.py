@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as S
 
 import mtlgrad_jax as mtl
@@ -94,6 +94,22 @@ def test_an_update_sends_one_gramian_and_gathers_nothing(name, mesh, grads):
     alone, _ = tx.update(grads, tx.init(None), losses=losses)
     for leaf in update:
         np.testing.assert_allclose(update[leaf], alone[leaf], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["mean", "mgda", "cagrad", "uw"])
+def test_explicitly_sharded_parameters(name, grads):
+    """The axes of jax.make_mesh are explicit: products that sum over them must say where the result goes."""
+    mesh = jax.make_mesh((8,), ("model",), axis_types=(AxisType.Explicit,))
+    losses = jnp.asarray([1.0, 2.0, 3.0])
+    tx = mtl.with_metrics(ROWS[name].make(K), K)
+    step, state = compiled(tx, grads, mesh, losses)
+    update, _ = step(put(grads, mesh), state)
+    alone, _ = tx.update(grads, tx.init(None), losses=losses)
+    for leaf in update:
+        np.testing.assert_allclose(update[leaf], alone[leaf], rtol=1e-4, atol=1e-5)
+    tx = mtl.skip_nonfinite_tasks(mtl.db_mtl(num_tasks=K))
+    step, state = compiled(tx, grads, mesh, losses)
+    assert stacks.all_finite(step(put(grads, mesh), state)[0])
 
 
 OTHERS = {
