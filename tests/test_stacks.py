@@ -90,6 +90,12 @@ def test_float64_under_x64():
         assert stacks.gramian(jax.tree.map(lambda leaf: leaf.astype(jnp.float32), tree)).dtype == jnp.float64
 
 
+def test_products_are_at_the_highest_precision():
+    """TPUs multiply float32 in bfloat16 unless told otherwise."""
+    program = str(jax.make_jaxpr(stacks.gramian)(random_tree(3, width=3 * _BLOCK)))
+    assert program.count("dot_general") == program.count("precision=(Precision.HIGHEST, Precision.HIGHEST)") > 0
+
+
 def test_absent_rows_may_hold_anything():
     tree = random_tree(3)
     present = jnp.asarray([True, False, True])

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import orbax.checkpoint as ocp
 import pytest
 import reference
 from families import stack
@@ -284,17 +285,48 @@ def test_per_task_arguments_keep_their_names_inside_wrappers(wrapper):
         tx.update(grads, tx.init(jnp.zeros(2)), losses=losses)
 
 
-def test_orbax_round_trip(tmp_path):
-    """A state with a key, an inner optimizer and metrics comes back as it was."""
-    import orbax.checkpoint as ocp
+CHECKPOINTED = {
+    "key and metrics": lambda: mtl.with_metrics(mtl.smoothed(mtl.pcgrad(), K), K),
+    "buffers": lambda: mtl.skip_nonfinite_tasks(mtl.db_mtl(num_tasks=K)),
+    "inner optimizers": lambda: mtl.partition({"one": mtl.uw(K), "two": mtl.gradnorm(K)}, {"b": "one", "w": "two"}),
+}
 
-    tx = optax.chain(mtl.with_metrics(mtl.smoothed(mtl.pcgrad(), K), K), optax.adam(1e-3))
-    grads = tree(jnp.asarray(G[0]))
-    _, state = tx.update(grads, tx.init(zeros()))
+
+@pytest.mark.parametrize("name", CHECKPOINTED)
+def test_orbax_round_trip(name, tmp_path):
+    """A state comes back as it was."""
+    tx = optax.chain(CHECKPOINTED[name](), optax.adam(1e-3))
+    grads, losses = tree(jnp.asarray(G[0])), jnp.asarray([1.0, 2.0, 3.0])
+    _, state = tx.update(grads, tx.init(zeros()), losses=losses)
     with ocp.StandardCheckpointer() as checkpointer:
         checkpointer.save(tmp_path / "state", state)
         checkpointer.wait_until_finished()
         restored = checkpointer.restore(tmp_path / "state", tx.init(zeros()))
-    one, other = (tx.update(grads, s)[0] for s in (state, restored))
+    one, other = (tx.update(grads, s, losses=losses)[0] for s in (state, restored))
     np.testing.assert_array_equal(flat(one), flat(other))
     assert {name: leaf.shape for name, leaf in one.items()} == PARAMS
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_wrappers_under_inject_hyperparams():
+    """A float may be a schedule; a count must be static, and the error says how."""
+    half = optax.inject_hyperparams(mtl.smoothed, static_args=("num_tasks",))(
+        method=mtl.mgda(), num_tasks=K, decay=lambda step: 0.5
+    )
+    np.testing.assert_allclose(walk(half)[0], walk(mtl.smoothed(mtl.mgda(), K, 0.5))[0], rtol=1e-5, atol=1e-6)
+    for factory, name, kwargs in (
+        (mtl.trimmed_mean, "trim", {"trim": 1}),
+        (mtl.update_every, "k", {"method": mtl.mgda(), "num_tasks": K, "k": 2}),
+    ):
+        static = [other for other in kwargs if other != name]
+        with pytest.raises(ValueError, match=rf"`{name}` must.*static_args=\('{name}',\)"):
+            optax.inject_hyperparams(factory, static_args=static)(**kwargs).init(zeros())
+
+
+@pytest.mark.parametrize(
+    "method", [mtl.mgda(), mtl.db_mtl(num_tasks=K), mtl.trimmed_mean()], ids=["mgda", "db", "trim"]
+)
+def test_the_update_has_the_dtype_of_the_gradients(method):
+    grads = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), tree(jnp.asarray(G[0])))
+    update, _ = method.update(grads, method.init(zeros()), zeros(), losses=jnp.ones(K))
+    assert {leaf.dtype for leaf in jax.tree.leaves(update)} == {jnp.dtype(jnp.bfloat16)}
