@@ -154,6 +154,30 @@ def test_batch_sharding_averages_before_the_gramian(grads):
     assert np.abs(np.mean(local, axis=0) - one).max() > 0.1 * np.abs(one).max()
 
 
+def test_what_a_sharded_batch_sends():
+    """Stacked: K P numbers in one message. Matrix-free: P for every column of the Gramian and once for the gradient."""
+    mesh = Mesh(np.asarray(jax.devices()), ("data",))
+    everywhere = NamedSharding(mesh, S())
+    x = jax.device_put(jnp.ones((32, 5)), NamedSharding(mesh, S("data")))
+    params = jax.device_put(jnp.ones((5, K)), everywhere)
+
+    def losses_fn(params, x):
+        return jnp.mean((jnp.tanh(x @ params) @ jnp.ones((K, K)) - jnp.arange(K)) ** 2, axis=0)
+
+    def gradients_sent(f, *args):
+        sent = collectives(jax.jit(f, out_shardings=everywhere).lower(*args).compile().as_text())
+        shapes = [re.findall(r"\[([\d,]*)\]", shape) for _, shape in sent]
+        sizes = [[np.prod([int(n) for n in shape.split(",") if n], dtype=int) for shape in group] for group in shapes]
+        return [sum(int(size) // params.size for size in group) for group in sizes]
+
+    assert sum(gradients_sent(mtl.task_value_and_grad(losses_fn), params, x)) == K
+    weighting = mtl.weighting.mgda()
+    step = mtl.balanced_value_and_grad(losses_fn, weighting)
+    sent = gradients_sent(step, params, weighting.init(K), x)
+    assert sum(sent) == K + 1
+    assert max(sent) == 1
+
+
 def test_axis_name_inside_shard_map(mesh, grads):
     """Parameters split by hand: the K×K sum runs over the named axis."""
     specs = {"w": S(None, None, "model"), "b": S(None, "model")}
