@@ -45,7 +45,7 @@ class Row:
     kwargs: Callable[[int], dict[str, Any]] = lambda num_tasks: {}
     needs: tuple[str, ...] = ()
     fewest: int = 1
-    checked: str = "numpy float64 from the paper"
+    checked: str = "numpy float64 of the published formula"
     bad: tuple[dict[str, Any], ...] = ()
     randomized: bool = False
     name: str = field(init=False)
@@ -101,7 +101,7 @@ METHODS = (
         state="none",
         paper="Desideri, Comptes Rendus Mathematique 350, 2012; Sener & Koltun, NeurIPS 2018, arXiv 1810.04650",
         promises=frozenset({NON_CONFLICTING, PERMUTATION, HOMOGENEOUS}),
-        checked="support enumeration and scipy's NNLS; duality gap; published values",
+        checked="support enumeration and scipy's NNLS; duality gap; published values; formula from official code",
         bad=({"normalization": "l1"}, {"apply_to": "both"}),
     ),
     Row(
@@ -111,7 +111,7 @@ METHODS = (
         state="a random key",
         paper="Yu et al., NeurIPS 2020, arXiv 2001.06782",
         promises=frozenset({PERMUTATION, HOMOGENEOUS}),
-        checked="numpy float64 from the paper over all orders; published values",
+        checked="numpy float64 of the published formula over all orders; published values; formula from official code",
         bad=({"reduction": "max"}, {"order": "sorted"}, {"key": None}),
         randomized=True,
     ),
@@ -132,7 +132,7 @@ METHODS = (
         state="none",
         paper="Navon et al., ICML 2022, arXiv 2202.01017",
         promises=frozenset({NON_CONFLICTING, PERMUTATION, SCALE_FREE}),
-        checked="the equation's residual; published values",
+        checked="the equation's residual; published values; formula from official code",
     ),
     Row(
         mtl.fairgrad,
@@ -141,7 +141,7 @@ METHODS = (
         state="none",
         paper="Ban & Ji, ICML 2024, arXiv 2402.15638",
         promises=frozenset({NON_CONFLICTING, PERMUTATION}),
-        checked="the equation's residual; published values",
+        checked="the equation's residual; published values; formula from official code",
         bad=({"alpha": 0.0}, {"alpha": -1.0}),
     ),
     Row(
@@ -151,7 +151,7 @@ METHODS = (
         state="none",
         paper="Quinton & Rey, 2024, arXiv 2406.16232",
         promises=frozenset({NON_CONFLICTING, PERMUTATION, HOMOGENEOUS}),
-        checked="support enumeration and scipy's NNLS; optimality conditions; published values",
+        checked="support enumeration and scipy's NNLS; optimality conditions; published values; formula from TorchJD",
         bad=({"regularization": -1e-4}, {"regularization": "none"}),
     ),
     Row(
@@ -181,6 +181,7 @@ METHODS = (
         "coordinate-wise",
         scale="mean",
         state="none",
+        checked="numpy float64 of the published formula; definition from TorchJD",
         paper="Yin et al., ICML 2018, arXiv 1803.01498",
         promises=frozenset({PERMUTATION, HOMOGENEOUS}),
         fewest=3,

@@ -55,7 +55,7 @@ def steps_of(family, num_tasks, seed=0):
 ILL_POSED = {"rank_deficient", "rank_one", "duplicate", "opposite", "zero_row", "all_zero"}  # several optimal weights
 
 
-def compare(name, kwargs, family, num_tasks, dtype, tolerance):
+def assert_reference(name, kwargs, family, num_tasks, dtype, tolerance):
     grads, losses, present = steps_of(family, num_tasks)
     updates, state = run(name, grads, losses, present, dtype=dtype, **kwargs)
     assert np.isfinite(updates).all()
@@ -81,19 +81,19 @@ def test_reference_in_float64(case):
     unique = name == "mgda" and kwargs.get("normalization", "none") != "none" and "apply_to" not in kwargs
     for family in FAMILIES:
         if not (unique and family in ILL_POSED):
-            compare(name, kwargs, family, 3, np.float64, 2e-6)
+            assert_reference(name, kwargs, family, 3, np.float64, 2e-6)
 
 
 @pytest.mark.parametrize("name", EVERY)
 def test_reference_with_five_tasks(name):
     for family in FAMILIES:
-        compare(name, {}, family, 5, np.float64, 2e-6)
+        assert_reference(name, {}, family, 5, np.float64, 2e-6)
 
 
 @pytest.mark.parametrize("name", EVERY)
 def test_reference_in_float32(name):
     for family in ("normal", "correlated", "duplicate", "zero_row", "all_zero", "scales", "tiny", "huge"):
-        compare(name, {}, family, 3, np.float32, 5e-4 if family == "scales" else 5e-5)
+        assert_reference(name, {}, family, 3, np.float32, 5e-4 if family == "scales" else 5e-5)
 
 
 J = np.asarray([[-4.0, 1.0, 1.0], [6.0, 1.0, 1.0]])  # the matrix whose values TorchJD pins; here from closed forms
@@ -151,4 +151,4 @@ def test_reference_where_a_parameter_is_as_long_as_there_are_tasks(name, num_tas
     """Two tasks and a parameter of leading size two: per-task state must not be taken for it, nor one task for K."""
     for family in ("normal", "opposite"):
         if ROWS[name].fewest <= num_tasks:
-            compare(name, {}, family, num_tasks, np.float64, 2e-6)
+            assert_reference(name, {}, family, num_tasks, np.float64, 2e-6)

@@ -1,6 +1,6 @@
-"""Coordinate-wise trimmed mean (Yin et al. 2018, arXiv 1803.01498, Definition 2).
+"""Coordinate-wise trimmed mean (Yin et al. 2018, arXiv 1803.01498).
 
-The paper trims a fraction; like TorchJD, this trims a number of rows.
+The definition follows TorchJD, which trims a number of rows; the paper, whose text was not at hand, a fraction.
 """
 
 from typing import Any

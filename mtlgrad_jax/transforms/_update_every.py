@@ -1,4 +1,7 @@
-"""Weights solved for every k steps only (Navon et al. 2022, Section 4; PSMGD, Xu et al. 2024, arXiv 2412.10961)."""
+"""Weights solved for every k steps only (Navon et al. 2022; PSMGD, Xu et al. 2024, arXiv 2412.10961).
+
+Both as in their official code; what momentum PSMGD's paper puts on the weights could not be verified, and is left out.
+"""
 
 from typing import Any, NamedTuple
 

@@ -1,7 +1,7 @@
 """GradNorm (Chen et al. 2018, arXiv 1711.02257, Algorithm 1).
 
-Norms are those of the gradients given, usually of all shared parameters; the paper takes its last shared layer
-(`gram_over` will). The paper does not say what happens to weights that reach zero: here they are clipped at zero.
+Norms are those of the gradients given, usually of all shared parameters; the paper takes its last shared layer.
+No remedy for weights that reach zero was found in the paper: here they are clipped at zero.
 """
 
 from typing import NamedTuple

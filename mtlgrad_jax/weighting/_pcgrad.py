@@ -1,4 +1,4 @@
-"""PCGrad, projecting conflicting gradients (Yu et al. 2020, arXiv 2001.06782, Algorithm 1).
+"""PCGrad, projecting conflicting gradients (Yu et al. 2020, arXiv 2001.06782).
 
 Projections act on coefficients, so only the Gramian is needed. Unlike LibMTL's, a task is never projected on itself;
 unlike the official code, whose shuffle has no effect, every task draws its own order.
