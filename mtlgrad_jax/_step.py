@@ -16,6 +16,8 @@ TOO_FEW_TASKS = 2
 NO_TASKS = 3
 NONFINITE = 4
 FAILED = 5
+BIASED = 6
+INFEASIBLE = 7
 
 RESULTS = {
     SOLVED: "Solved.",
@@ -26,7 +28,10 @@ RESULTS = {
     NONFINITE: "A present task had a loss or gradient that is not finite, a gradient whose square overflows, or a loss "
     "<= 0 where the method takes its logarithm or divides by it: the update is zero and the state unchanged. Wrap the "
     "method in `skip_nonfinite_tasks` to drop tasks that are not finite alone.",
-    FAILED: "The method gave weights that are not finite: the mean of the tasks present was used.",
+    FAILED: "The method's weights are not finite, or not defined for these gradients: the mean of the tasks present is "
+    "used.",
+    BIASED: "No `cross_gramian` was given: the Gramian of one batch took its place, which biases the method.",
+    INFEASIBLE: "No direction does what the method asks of it: the gradient that its documentation names was used.",
 }
 """What the result codes in `Info.result` mean."""
 
@@ -37,7 +42,7 @@ class Info(NamedTuple):
     residual: Float[Array, ""]  # scale-free optimality residual of the solver, 0 for closed forms
     steps: Int[Array, ""]  # solver steps taken
     result: Int[Array, ""]  # a key of RESULTS
-    fallbacks: Int[Array, ""]  # updates so far that were the mean of the tasks present instead
+    fallbacks: Int[Array, ""]  # updates so far in which another gradient stood in for the method's
     skipped: Int[Array, ""]  # updates so far that were zero because something was not finite
 
 
@@ -59,7 +64,8 @@ def next_info(
     solved: Bool[Array, ""] | bool = True,
 ) -> Info:
     """Return the info after a step with `count` tasks present of the `fewest` that the method needs."""
-    fallback = finite & (count > 0) & ((count < fewest) | ~jnp.asarray(solved))
+    instead = (count < fewest) | ~jnp.asarray(solved) | (jnp.asarray(result) == INFEASIBLE)
+    fallback = finite & (count > 0) & instead
     result = jnp.where(solved, result, FAILED)
     result = jnp.where(count < fewest, TOO_FEW_TASKS, result)
     result = jnp.where(count == 0, NO_TASKS, result)
@@ -98,6 +104,23 @@ def mark_idle(state: PyTree) -> PyTree:
         return info._replace(residual=residual, steps=steps, result=result)
 
     return _map_infos(idle, state)
+
+
+def mark_solved(state: PyTree, residual: Array, steps: Array, result: Array) -> PyTree:
+    """Return a state unchanged but for its infos, to which one more solve of the same step is added."""
+
+    def solved(info: Info) -> Info:
+        return info._replace(
+            residual=jnp.maximum(info.residual, residual.astype(info.residual.dtype)),
+            steps=info.steps + steps.astype(info.steps.dtype),
+            result=jnp.where(
+                (info.result == SOLVED) | ((info.result == BIASED) & (result != SOLVED)),
+                result.astype(info.result.dtype),
+                info.result,
+            ),
+        )
+
+    return _map_infos(solved, state)
 
 
 def was_skipped(state: PyTree, before: PyTree) -> Bool[Array, ""]:

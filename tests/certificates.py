@@ -27,15 +27,16 @@ def _quadratic(M, w):
     return max(w @ M @ w, 0)
 
 
-def min_norm_gap(M, w):
-    """Bound on (f(w) - min f)/(tr(M)/K), f(w) = wᵀMw on the simplex; at least w's violation of the simplex.
+def min_norm_gap(M, w, cap=1):
+    """Bound on (f(w) - min f)/(tr(M)/K), f(w) = wᵀMw on the simplex under the cap; at least w's violation of that.
 
-    ‖d*‖ >= min_i <g_i, d>/‖d‖ for every d, so min f >= max(0, min_i (Mw)_i)²/f(w).
+    ‖d*‖ >= min_v <Gᵀv, d>/‖d‖ for every d, so min f >= max(0, min_v vᵀMw)²/f(w), and the best v takes caps in order.
     """
     M, w, n = _cast(M, w)
-    f = _quadratic(M, w)
-    gap = f - _ratio(max((M @ w).min(), 0) ** 2, f)
-    return float(np.max([_ratio(gap, np.mean(n**2)), -w.min(), abs(w.sum() - 1)]))
+    f, cap = _quadratic(M, w), max(cap, 1 / len(M))
+    v = np.clip(1 - cap * np.arange(len(M)), 0, cap)
+    gap = f - _ratio(max(v @ np.sort(M @ w), 0) ** 2, f)
+    return float(np.max([_ratio(gap, np.mean(n**2)), -w.min(), abs(w.sum() - 1), w.max() - cap]))
 
 
 def dual_cone_residual(M, u, v):
@@ -51,13 +52,14 @@ def dual_cone_residual(M, u, v):
     return float(np.max([primal, dual, complementarity, 0]))
 
 
-def cagrad_gap(M, c, weights):
+def cagrad_gap(M, c, weights, enough=0):
     """How far d = Gᵀweights is from the optimum of max_d min_i <g_i, d> over ‖d - g0‖ <= r = c‖g0‖, without rescaling.
 
     The larger of: the gap to the dual value F(w) = <g_w, g0> + r‖g_w‖, relative to tr(M)/K; the excess of ‖d - g0‖
     over r, relative to sqrt(tr(M)/K). F(w) is an upper bound for every w on the simplex; the least of these is taken:
     the w that d - g0 is a multiple of; the vertices, one of which is optimal for c = 0; the min-norm point, which is
-    optimal where the optimal g_w is 0, so that d does not tell w; and what scipy makes of the best of them.
+    optimal where the optimal g_w is 0, so that d does not tell w; and, unless the gap is down to `enough` by then, what
+    scipy makes of the best of them.
     """
     M, weights, _ = _cast(M, weights)
     K, scale, F = len(M), np.trace(M) / len(M), _factor(M)
@@ -68,19 +70,130 @@ def cagrad_gap(M, c, weights):
         return w @ g0 + r * np.linalg.norm(F @ w)
 
     multiples = [np.maximum(step, 0), _nnls(F, F @ step)]
+
+    def gap(w):
+        return _ratio(dual(w) - (M @ weights).min(), scale)
+
     best = min([*np.eye(K), min_norm_point(M), *(v / v.sum() for v in multiples if v.any())], key=dual)
-    found = scipy.optimize.minimize(
-        lambda w: _ratio(dual(w), scale),
-        best,
-        jac=lambda w: _ratio(g0 + r * _ratio(M @ w, np.linalg.norm(F @ w)), scale),
-        method="SLSQP",
-        bounds=[(0, 1)] * K,
-        constraints={"type": "eq", "fun": lambda w: w.sum() - 1, "jac": np.ones_like},
-        options={"ftol": 1e-14},
-    ).x.clip(0)
-    gap = _ratio(min(dual(best), dual(found / found.sum())) - (M @ weights).min(), scale)
+    if gap(best) > enough:
+        found = scipy.optimize.minimize(
+            lambda w: _ratio(dual(w), scale),
+            best,
+            jac=lambda w: _ratio(g0 + r * _ratio(M @ w, np.linalg.norm(F @ w)), scale),
+            method="SLSQP",
+            bounds=[(0, 1)] * K,
+            constraints={"type": "eq", "fun": lambda w: w.sum() - 1, "jac": np.ones_like},
+            options={"ftol": 1e-14},
+        ).x.clip(0)
+        best = min(best, found / found.sum(), key=dual)
     excess = _ratio(np.linalg.norm(F @ step) - r, np.sqrt(scale))
-    return float(np.max([gap, excess, 0]))
+    return float(np.max([gap(best), excess, 0]))
+
+
+def conic_gap(M, c, weights, enough=0):
+    """How far d = Gᵀweights is from the optimum of max_u min_i <g_i, u> over ‖u‖ <= 1, <g0, u> >= c‖g0‖‖u‖, d ∝ u.
+
+    (H² - max(V, 0)²)/(tr(M)/K), V the value of d's direction and H an upper bound; at least by how much the cosine is
+    short of c. The support function h of the feasible set gives H = h(g_w) for any w on the simplex: those that d is
+    the direction of g_w + m g0 for, the vertices and the min-norm point; then, unless the gap is down to `enough`, the
+    min-norm points of g_i + m g0 for many m.
+    """
+    M, weights, _ = _cast(M, weights)
+    K, scale, F = len(M), np.trace(M) / len(M), _factor(M)
+    mean = np.full(K, 1 / K)
+    length = np.linalg.norm(F @ mean)
+    if length <= 100 * np.finfo(float).eps * np.sqrt(scale):
+        return 0.0 if np.allclose(weights, mean) else np.inf
+    towards, d = F.T @ (F @ mean) / length, F @ weights
+
+    def support(w):
+        v, along = np.linalg.norm(F @ w), w @ towards
+        across = np.linalg.norm(F @ (w - along / length * mean))
+        return v if along >= c * v else max(c * along + np.sqrt(1 - c**2) * across, 0)
+
+    def gap(w):
+        return _ratio(support(w) ** 2 - max((F.T @ d).min() / np.linalg.norm(d), 0) ** 2, scale)
+
+    tried = [weights.clip(0), (weights - weights.min()).clip(0)]
+    best = min([*np.eye(K), min_norm_point(M), *(w / w.sum() for w in tried if w.any())], key=support)
+    for m in sorted(np.logspace(-4, 4, 65), key=lambda m: abs(np.log(m))):
+        if gap(best) > enough:
+            moved = F + m * np.outer(F @ mean, np.ones(K))
+            best = min(best, min_norm_point(moved.T @ moved), key=support)
+    return float(np.max([gap(best), c - d @ (F @ mean) / (length * np.linalg.norm(d)), 0]))
+
+
+def geometric_median_gap(M, w):
+    """Bound on (f(x) - min f)/(K sqrt(tr(M)/K)), f(x) = Σ ‖g_i - x‖, x = Gᵀw; at least w's violation of the simplex.
+
+    For any s_i with ‖s_i‖ <= 1: f(y) >= Σ <s_i, g_i - y>, and the best y is in the hull. s_i is the direction to g_i
+    from a point z; those of the rows at z may as well cancel the others, as far as their lengths allow. z is x, what
+    Newton's method makes of it, or a row.
+    """
+    M, w, n = _cast(M, w)
+    G = _factor(M).T
+
+    def around(z):
+        apart = G - z
+        r = np.linalg.norm(apart, axis=1)
+        return r, _ratio(apart, r[:, None])
+
+    def bound(z):
+        r, s = around(z)
+        near = r <= 1e-7 * n.max()
+        rest = s[~near].sum(axis=0)
+        s[near] = -_ratio(rest, max(near.sum(), np.linalg.norm(rest)))
+        return (s * G).sum() - (G @ s.sum(axis=0)).max()
+
+    x = (w / w.sum()) @ G
+    points, value = [x, *G], around(x)[0].sum()
+    for _ in range(20):
+        r, u = around(points[0])
+        inverse = 1 / np.maximum(r, 1e-9 * (n.max() or 1))
+        curvature = inverse.sum() * np.eye(len(M)) - (u * inverse[:, None]).T @ u
+        points.insert(0, points[0] + np.linalg.lstsq(curvature, u.sum(axis=0))[0])
+        if around(points[0])[0].sum() > value + n.sum():
+            break
+    gap = value - max(bound(z) for z in points)
+    return float(np.max([_ratio(gap, len(M) * np.sqrt(np.mean(n**2))), -w.min(), abs(w.sum() - 1)]))
+
+
+def progress_residual(M, primary, progress, w):
+    """KKT of min ‖d - g_p‖² over <g_j, d> >= progress_j ‖g_j‖², j != p, of which Gᵀw is a positive multiple.
+
+    Relative to n_j and to s = Σ n_i |w_i| / w_p, the length d would have without cancellation: a bound on the change of
+    M, relative to n_i n_j, that makes w optimal.
+    """
+    M, w, n = _cast(M, w)
+    y = w / w[primary]
+    others = (np.arange(len(M)) != primary) & (n > 0)
+    asked = np.where(others, progress * n**2, 0)
+    s = n @ abs(y)
+    slack, y, n = (M @ y - asked)[others], y[others], n[others]
+    primal, dual = (-slack / (n * s)).max(initial=0), _ratio(-y * n, s).max(initial=0)
+    return float(max(primal, dual, _ratio((abs(y) * abs(slack)).sum(), s**2)))
+
+
+def progress_multipliers(M, primary):
+    """The weights of the projection of g_p on the dual cone of the others, from which g_p's is 1."""
+    M, _ = _cast(M)
+    F = _factor(M)
+    F[:, primary], own = 0, F[:, primary].copy()
+    return _nnls(F, -own) + np.eye(len(M))[primary]
+
+
+def progress_distance(M, primary, progress):
+    """The largest length asked for over that of the shortest d with <g_j, d> >= progress_j ‖g_j‖², j != p.
+
+    0 where there is none, by Farkas' lemma: the distance of the hull of g_j/(progress_j ‖g_j‖²) from 0.
+    """
+    M, n = _cast(M)
+    rows = (np.arange(len(M)) != primary) & (n > 0) & (progress > 0)
+    if not rows.any():
+        return np.inf
+    asked = (progress * n)[rows]
+    scaled = (M / np.outer(n, n).clip(np.finfo(float).tiny))[np.ix_(rows, rows)] / np.outer(asked, asked)
+    return float(np.sqrt(min_norm_value(scaled)) * asked.max())
 
 
 def alpha_fair_residual(M, w, alpha):

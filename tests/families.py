@@ -96,6 +96,26 @@ def near_stationary(K, P, rng):
     return strongly_stationary(K, P, rng) + 1e-3 * unit(P, rng)
 
 
+def conditioned(condition):
+    """Singular values from 1 to 1/sqrt(condition), evenly in the logarithm: M has this condition number if P >= K."""
+
+    def family(K, P, rng):
+        rank = min(K, P)
+        left, right = (np.linalg.qr(rng.normal(size=(size, rank)))[0] for size in (K, P))
+        return left * np.logspace(0, -np.log10(condition) / 2, rank) @ right.T
+
+    return family
+
+
+def at_distance(distance):
+    """A balanced G plus distance·u in every row: ‖vᵀG‖ = distance for its v of sum 1."""
+
+    def family(K, P, rng):
+        return strongly_stationary(K, P, rng) + distance * unit(P, rng)
+
+    return family
+
+
 def tiny(K, P, rng):
     """Normal at a global scale of 1e-18, whose square lies near float32's smallest normal number."""
     return 1e-18 * rng.normal(size=(K, P))
@@ -127,10 +147,16 @@ FAMILIES = {
     )
 }
 
+# For the solvers alone.
+ILL_CONDITIONED = {
+    **{f"condition_{c:.0e}": conditioned(c) for c in (1e4, 1e8, 1e12)},
+    **{f"distance_{d:.0e}": at_distance(d) for d in (1e-1, 1e-2, 1e-4, 1e-6)},
+}
+
 # Stationary at every shape with K >= 2.
 STATIONARY = frozenset({"opposite", "zero_row", "all_zero", "strongly_stationary", "weakly_stationary"})
 
 
 def stack(name, K, P):
     """The family's G (K, P) in float64, seeded by name and shape."""
-    return FAMILIES[name](K, P, np.random.default_rng(zlib.crc32(f"{name} {K} {P}".encode())))
+    return {**FAMILIES, **ILL_CONDITIONED}[name](K, P, np.random.default_rng(zlib.crc32(f"{name} {K} {P}".encode())))

@@ -1,20 +1,55 @@
-"""K×K numerics, on device, one module a problem; every solver returns a `Solution`.
+"""K×K numerics, on device, one module a problem; a solver that iterates returns a `Solution`.
 
 | module | problem | used by |
 |---|---|---|
-| `_nonnegative_qp` | min x^T Q x / 2 - q^T x over x >= 0 | the next three |
+| `_interior_point` | quadratic programs with bounds | the next, `_capped_min_norm` |
+| `_nonnegative_qp` | min x^T Q x / 2 - q^T x over x >= 0 | most of the following |
 | `_min_norm` | the min-norm point of a convex hull | mgda |
-| `_dual_cone` | projection of every row on the dual cone | upgrad |
+| `_capped_min_norm` | the same with bounded weights | capped_mgda |
+| `_dual_cone` | projection on the dual cone, of the rows or their sum | upgrad, dualproj, non_conflicting |
 | `_max_min` | the best worst-case direction in a ball | cagrad |
+| `_conic` | the best worst-case direction in a cone | conicgrad |
+| `_progress` | the nearest direction with some progress for all | pcd |
 | `_alpha_fair` | M w = w^(-1/alpha) | nash_mtl, fairgrad |
+| `_geometric_median` | the least sum of distances | geometric_median |
+| `_eigen` | eigen-decompositions with relative cut-offs | aligned_mtl, imtl_g, conflict_free |
+| `_simplex` | the Euclidean projection on the simplex | modo, sdmgrad |
 
 All take Gramians that are positive semidefinite up to rounding, of any rank, with rows of any scale.
 """
 
 from mtlgrad_jax.solvers._alpha_fair import alpha_fair as alpha_fair
+from mtlgrad_jax.solvers._capped_min_norm import capped_min_norm as capped_min_norm
+from mtlgrad_jax.solvers._conic import conic_direction as conic_direction
 from mtlgrad_jax.solvers._dual_cone import project_rows as project_rows
+from mtlgrad_jax.solvers._dual_cone import project_weights as project_weights
+from mtlgrad_jax.solvers._eigen import cosines as cosines
+from mtlgrad_jax.solvers._eigen import direction_of_products as direction_of_products
+from mtlgrad_jax.solvers._eigen import significant_eigh as significant_eigh
+from mtlgrad_jax.solvers._geometric_median import geometric_median as geometric_median
 from mtlgrad_jax.solvers._max_min import max_min_direction as max_min_direction
 from mtlgrad_jax.solvers._min_norm import min_norm as min_norm
+from mtlgrad_jax.solvers._progress import progress_direction as progress_direction
+from mtlgrad_jax.solvers._simplex import project_simplex as project_simplex
 from mtlgrad_jax.solvers._solution import Solution as Solution
+from mtlgrad_jax.solvers._solution import inverse_sqrt as inverse_sqrt
+from mtlgrad_jax.solvers._solution import normalized as normalized
 
-__all__ = ["Solution", "alpha_fair", "max_min_direction", "min_norm", "project_rows"]
+__all__ = [
+    "Solution",
+    "alpha_fair",
+    "capped_min_norm",
+    "conic_direction",
+    "cosines",
+    "direction_of_products",
+    "geometric_median",
+    "inverse_sqrt",
+    "max_min_direction",
+    "min_norm",
+    "normalized",
+    "progress_direction",
+    "project_rows",
+    "project_simplex",
+    "project_weights",
+    "significant_eigh",
+]

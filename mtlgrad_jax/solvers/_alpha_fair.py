@@ -20,10 +20,10 @@ from jaxtyping import Array, Float
 
 from mtlgrad_jax.solvers._solution import Solution, inverse_sqrt, shift, solution
 
-_MAX_STEPS = 100
+_MAX_STEPS = 200
 _SMALLEST_STEP = 1e-3
 _SCALAR_STEPS = 4  # Newton steps on the scalar equations
-_PATIENCE = 3  # steps that do not halve the residual before it is taken for rounding
+_PATIENCE = 12  # steps that do not halve the residual before it is taken for rounding
 
 
 @partial(jax.jit, static_argnames="max_steps")
@@ -92,7 +92,7 @@ def alpha_fair(
         stalled = jnp.where(residual < best / 2, 0, stalled + 1)
         better = residual < best
         best_x, best = jnp.where(better, x, best_x), jnp.where(better, residual, best)
-        done = (best <= 2 * eps) | ((best < 64 * K * eps) & (stalled >= _PATIENCE))
+        done = (best <= 2 * eps) | ((best < 64 * eps) & (stalled >= _PATIENCE))
         return x, residual, best_x, best, stalled, steps + 1, done
 
     def going(carry: tuple) -> Array:

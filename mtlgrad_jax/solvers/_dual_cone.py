@@ -1,49 +1,177 @@
 r"""Projection on the dual cone of K gradients: the direction nearest to u^T G that conflicts with none of them.
 
 The projection of u^T G on {d : G d >= 0} is v^T G with v = argmin_{v >= u} v^T M v (Quinton & Rey 2024, Prop. 1).
-With v = u + x this is the non-negative program Q = M, q = -M u.
+With v = u + x this is the non-negative program Q = M, q = -M u, whose optimality conditions are the normal map
+
+    C max(z, 0) + rho min(z, 0) = q,        x = max(z, 0),  slack = -rho min(z, 0),       for any rho > 0,
+
+C being M scaled to unit diagonal. Douglas-Rachford splitting steps along (C + rho I)^-1 times its residual: one inverse
+serves every right-hand side, and an iteration for all of them is a single product of K×K matrices. Some twenty find
+which tasks conflict and solve all but the ill-conditioned problems; what is left over goes, one by one, to the
+exchanges of `_nonnegative_qp`, started from there. The workspace is some ten K×K matrices.
 """
 
 from functools import partial
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+import jax.scipy.linalg as jsl
+from jax import lax
+from jaxtyping import Array, Bool, Float, Int
 
-from mtlgrad_jax.solvers._nonnegative_qp import nonnegative_qp, step_limit
-from mtlgrad_jax.solvers._solution import Solution, inverse_sqrt, solution
+from mtlgrad_jax.solvers._nonnegative_qp import MAX_STEPS, nonnegative_qp
+from mtlgrad_jax.solvers._solution import Solution, inverse_sqrt, normalized, shift, solution
 
-_CHUNK = 32  # right-hand sides solved side by side
+_SWEEP = 8  # iterations from one look at the residual to the next
+_RELAXATION = 1.6  # of at most 2
+_RHO = 0.5
+_BALANCING = 5  # sweeps in which rho follows the residuals; after them it is lowered, to where flat problems move
+_LOWERING = 4  # sweeps from one lowering to the next
+_LOWEST = 0.01
+_ENOUGH = 6  # times the residual aimed at is not worth the exchanges
 
 
 @partial(jax.jit, static_argnames="max_steps")
 def project_rows(
-    gramian: Float[Array, "K K"], preference: Float[Array, " K"], *, max_steps: int | None = None
+    gramian: Float[Array, "K K"], preference: Float[Array, " K"], *, max_steps: int = MAX_STEPS
 ) -> Solution:
-    """Return the weights of the sum of the projections of preference_i g_i (UPGrad), all solved side by side.
+    """Return the weights of the sum of the projections of preference_i g_i (UPGrad), all solved together.
 
     Args:
       gramian: inner products of the rows.
       preference: non-negative weights of the rows before projection.
-      max_steps: most factorisations; by default ten per task and 50 more.
+      max_steps: most sweeps of the splitting, and most factorisations for a right-hand side that it leaves over.
     """
-    K = gramian.shape[0]
-    if K <= 2:
-        return solution(preference + _pairwise(gramian) @ preference, jnp.zeros(()), 0, False)
-    limit = step_limit(max_steps, K)
-    solved = jax.lax.map(lambda row: _project(gramian, row, limit), jnp.diag(preference), batch_size=min(K, _CHUNK))
-    return Solution(solved.value.sum(0), solved.residual.max(), solved.steps.max(), solved.result.max())
+    if len(gramian) <= 2:
+        return solution(
+            jax.vmap(partial(_of_two, normalized(gramian)))(jnp.diag(preference)).sum(axis=0), jnp.zeros(()), 0, False
+        )
+    solved = _raise(gramian, jnp.diag(preference), max_steps)
+    return solved._replace(value=preference + solved.value.sum(axis=1))
 
 
-def _project(M: Float[Array, "K K"], weights: Float[Array, " K"], max_steps: int) -> Solution:
-    inverse = inverse_sqrt(jnp.diagonal(M))
-    M = M * inverse[:, None] * inverse[None, :]
-    weights_unit = weights * jnp.where(inverse > 0, 1 / jnp.where(inverse > 0, inverse, 1), 0)
-    solved, _ = nonnegative_qp(M, -M @ weights_unit, inverse > 0, max_steps)
-    return solved._replace(value=weights + solved.value * inverse)
+@partial(jax.jit, static_argnames="max_steps")
+def project_weights(
+    gramian: Float[Array, "K K"], weights: Float[Array, " K"], *, max_steps: int = MAX_STEPS
+) -> Solution:
+    """Return the weights of the projection of the weighted sum of the rows (DualProj).
+
+    Args:
+      gramian: inner products of the rows.
+      weights: of the sum before projection, of any sign.
+      max_steps: as in `project_rows`.
+    """
+    if len(gramian) <= 2:
+        return solution(_of_two(normalized(gramian), weights), jnp.zeros(()), 0, False)
+    solved = _raise(gramian, weights[:, None], max_steps)
+    return solved._replace(value=weights + solved.value[:, 0])
 
 
-def _pairwise(M: Float[Array, "K K"]) -> Float[Array, "K K"]:
-    """At most two rows: entry (i, j) is what row j in conflict needs of row i."""
-    diagonal = jnp.diagonal(M)[:, None]
-    return jnp.where((M < 0) & (diagonal > 0), -M / jnp.where(diagonal > 0, diagonal, 1), 0) * (1 - jnp.eye(len(M)))
+def _raise(M: Float[Array, "K K"], U: Float[Array, "K R"], max_steps: int) -> Solution:
+    """Return what the projections of every column of U add to it, (K, R); the other fields are the worst of all."""
+    inverse = inverse_sqrt(jnp.diagonal(M))[:, None]
+    C = M * inverse * inverse.T
+    q = -C @ (U * jnp.where(inverse > 0, 1 / jnp.where(inverse > 0, inverse, 1), 0))
+    size = jnp.max(jnp.abs(q), axis=0)
+    size = jnp.where(size > 0, size, 1)
+    split = _split(C, q / size, max_steps)
+    y, residual, steps, failed = _finish(C, q / size, split, max_steps)
+    return solution(y * size * inverse, jnp.max(residual), split.sweeps + steps, failed)
+
+
+class _Splitting(NamedTuple):
+    """State of the splitting, a column a right-hand side."""
+
+    z: Float[Array, "K R"]
+    rho: Float[Array, ""]
+    inverse: Float[Array, "K K"]  # rho (C + rho I)^-1
+    offset: Float[Array, "K R"]  # makes the step exact at the last look, whatever rounding the inverse has
+    best: Float[Array, "K R"]  # solution so far, a column each from the sweep of its least residual
+    residual: Float[Array, " R"]
+    sweeps: Int[Array, ""]
+    left: Bool[Array, " R"]
+
+
+def _residual(C: Array, q: Array, y: Array) -> tuple[Array, Array]:
+    """Return the slack, and for each column the larger of the worst conflict and the duality gap."""
+    slack = C @ y - q
+    return slack, jnp.maximum(jnp.max(-slack, axis=0), jnp.sum(y * jnp.abs(slack), axis=0))
+
+
+def _split(C: Array, q: Array, max_steps: int) -> _Splitting:
+    K, dtype = len(C), C.dtype
+    accuracy = (8 + K / 16) * jnp.finfo(dtype).eps
+    most = min(4 + K // 4, max_steps)  # sweeps, about the cost of two factorisations for every right-hand side
+
+    def inverse_at(rho: Array) -> Array:
+        factor = jnp.linalg.cholesky(C + (shift(C) + rho) * jnp.eye(K, dtype=dtype))
+        return jsl.cho_solve((factor, True), rho * jnp.eye(K, dtype=dtype))
+
+    def sweep(s: _Splitting) -> _Splitting:
+        def step(_: Array | int, z: Array) -> Array:
+            return z - _RELAXATION * (jnp.maximum(z, 0) - s.inverse @ jnp.abs(z) - s.offset)
+
+        before = lax.fori_loop(0, _SWEEP - 1, step, s.z, unroll=True)
+        z = step(0, before)
+        y = jnp.maximum(z, 0)
+        slack, residual = _residual(C, q, y)
+        better = residual < s.residual
+        best, residual = jnp.where(better, y, s.best), jnp.where(better, residual, s.residual)
+        left = residual > accuracy * jnp.where(s.sweeps < _BALANCING, 1, _ENOUGH)
+        # Residual balancing (Boyd et al. 2011, §3.4.1), then smaller and smaller.
+        primal = jnp.max(jnp.abs(z - before)) / _RELAXATION
+        dual = s.rho * jnp.max(jnp.abs(y - jnp.maximum(before, 0)))
+        ratio = jnp.sqrt(primal / jnp.where(dual > 0, dual, 1))
+        balancing = s.sweeps < _BALANCING
+        change = jnp.where(balancing, (ratio > 3) | (ratio < 1 / 3), (s.sweeps - _BALANCING) % _LOWERING == 0)
+        rho = jnp.where(balancing, jnp.clip(s.rho * ratio, _LOWEST, 10), jnp.maximum(0.4 * s.rho, _LOWEST))
+        rho = jnp.where(change & (dual > 0), rho, s.rho)
+        inverse = lax.cond((rho != s.rho) & jnp.any(left), lambda: inverse_at(rho), lambda: s.inverse)
+        z = jnp.where(z < 0, z * (s.rho / rho), z)
+        offset = y - inverse @ (jnp.abs(z) + slack / rho + jnp.minimum(z, 0))
+        return _Splitting(z, rho, inverse, offset, best, residual, s.sweeps + 1, left)
+
+    rho = jnp.asarray(_RHO, dtype)
+    inverse = inverse_at(rho)
+    start = jnp.maximum(q, 0)
+    begin = _Splitting(
+        z=start,
+        rho=rho,
+        inverse=inverse,
+        offset=inverse @ (q / rho),
+        best=start,
+        residual=_residual(C, q, start)[1],
+        sweeps=jnp.asarray(0),
+        left=jnp.any(q > 0, axis=0),
+    )
+    end = lax.while_loop(lambda s: jnp.any(s.left) & (s.sweeps < most), sweep, begin)
+    return end._replace(left=end.residual > _ENOUGH * accuracy)
+
+
+def _finish(C: Array, q: Array, split: _Splitting, max_steps: int) -> tuple[Array, Array, Array, Array]:
+    """Solve the columns that are left from where they are, one after the other: each takes another time."""
+
+    def body(carry: tuple) -> tuple:
+        y, residual, left, steps, failed = carry
+        column = jnp.argmax(left)
+        start = jnp.maximum(split.z[:, column], 0)
+        solved, _ = nonnegative_qp(C, q[:, column], jnp.diagonal(C) > 0, max_steps, start=start)
+        better = solved.residual <= residual[column]
+        y = y.at[:, column].set(jnp.where(better, solved.value, y[:, column]))
+        residual = residual.at[column].set(jnp.where(better, solved.residual, residual[column]))
+        return y, residual, left.at[column].set(False), steps + solved.steps, failed | (solved.result > 0)
+
+    carry = (split.best, split.residual, split.left, jnp.asarray(0), jnp.asarray(False))
+    y, residual, _, steps, failed = lax.while_loop(lambda carry: jnp.any(carry[2]), body, carry)
+    return y, residual, steps, failed
+
+
+def _of_two(M: Float[Array, "K K"], u: Float[Array, " K"]) -> Float[Array, " K"]:
+    """Project the sum of at most two rows: one of them makes up for the conflict, or the projection is zero."""
+    diagonal = jnp.diagonal(M)
+    raised = u + jnp.where(diagonal > 0, jnp.maximum(-(M @ u), 0) / jnp.where(diagonal > 0, diagonal, 1), 0)
+    one = jnp.where(jnp.eye(len(M), dtype=bool), raised[:, None], u)  # a candidate a row: i raised alone
+    worst = jnp.min(one @ M * inverse_sqrt(diagonal), axis=1)
+    none = jnp.where(jnp.all(u <= 0), 0, -jnp.inf)
+    return jnp.where(none > jnp.max(worst), jnp.zeros_like(u), one[jnp.argmax(worst)])

@@ -21,7 +21,7 @@ import jax.scipy.linalg as jsl
 from jax import lax
 from jaxtyping import Array, Bool, Float
 
-from mtlgrad_jax.solvers._nonnegative_qp import masked, nonnegative_qp, step_limit
+from mtlgrad_jax.solvers._nonnegative_qp import MAX_STEPS, masked, nonnegative_qp
 from mtlgrad_jax.solvers._solution import Solution, inverse_sqrt, normalized, shift, smallest_row, solution
 
 _MAX_PIECES = 40
@@ -34,7 +34,7 @@ def max_min_direction(
     radius: Float[Array, ""],
     present: Bool[Array, " K"],
     *,
-    max_steps: int | None = None,
+    max_steps: int = MAX_STEPS,
 ) -> Solution:
     """Return t >= 0 such that d = g_0 + sum_i t_i g_i solves the problem with C = radius ||g_0||.
 
@@ -52,7 +52,7 @@ def max_min_direction(
         return solution(C * inverse_sqrt(jnp.diagonal(M)) * present, jnp.zeros(()), 0, False)
     if K == 2:
         return solution(_pair(M, b, C, present), jnp.zeros(()), 0, False)
-    return _search(M, b, C, present, step_limit(max_steps, K))
+    return _search(M, b, C, present, max_steps)
 
 
 def _norm(M: Array, t: Array) -> Array:
@@ -102,7 +102,7 @@ def _search(M: Array, b: Array, C: Array, present: Array, max_steps: int) -> Sol
 
     def look(search: _Search) -> _Search:
         low, high, rho = search.low, search.high, search.rho
-        solved, passive = nonnegative_qp(Q, rho - b, rows, max_steps)
+        solved, passive = nonnegative_qp(Q, rho - b, rows, max_steps, passive=search.solved.value > 0)
         t = solved.value
         reach, blur = _norm(M, t), 4 * eps * (n @ t) ** 2  # of reach^2, by rounding
         lost = blur > C**2

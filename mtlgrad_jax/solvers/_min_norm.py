@@ -11,20 +11,20 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from mtlgrad_jax.solvers._nonnegative_qp import nonnegative_qp, step_limit
+from mtlgrad_jax.solvers._nonnegative_qp import MAX_STEPS, nonnegative_qp
 from mtlgrad_jax.solvers._solution import Solution, normalized, smallest_row, solution
 
 
 @partial(jax.jit, static_argnames="max_steps")
 def min_norm(
-    gramian: Float[Array, "K K"], present: Bool[Array, " K"] | None = None, *, max_steps: int | None = None
+    gramian: Float[Array, "K K"], present: Bool[Array, " K"] | None = None, *, max_steps: int = MAX_STEPS
 ) -> Solution:
     """Return the weights of the min-norm point in the convex hull of the rows.
 
     Args:
       gramian: inner products of the rows.
       present: rows outside take no part.
-      max_steps: most factorisations; by default ten per task and 50 more.
+      max_steps: most factorisations.
 
     Returns:
       Weights on the simplex. Where the minimiser is not unique, any one of them.
@@ -37,7 +37,7 @@ def min_norm(
     if K == 2:
         return solution(_pair(M, present), jnp.zeros(()), 0, False)
     offset = smallest_row(M, present)
-    solved, _ = nonnegative_qp(M + offset, jnp.full((K,), offset), present, step_limit(max_steps, K))
+    solved, _ = nonnegative_qp(M + offset, jnp.full((K,), offset), present, max_steps)
     total = jnp.sum(solved.value)
     return solved._replace(value=solved.value / jnp.where(total > 0, total, 1))
 

@@ -2,30 +2,52 @@ r"""Non-negative quadratic programs, the engine of the min-norm, dual-cone and m
 
     min_{x >= 0}  x^T Q x / 2 - q^T x          Q positive semidefinite, K×K
 
-The optimality conditions are a linear complementarity problem: x >= 0, Qx - q >= 0, x^T (Qx - q) = 0. Which
-variables are positive (the passive set) is found by exchanging all that violate their sign at once (block principal
-pivoting, Portugal, Judice & Vicente 1994; a handful of steps), and where that stops making progress by a primal
-active-set method, which decreases the objective in every step and so cannot cycle (Lawson & Hanson 1974).
+The optimality conditions are a linear complementarity problem: x >= 0, Qx - q >= 0, x^T (Qx - q) = 0. Once it is known
+which variables are positive (the passive set), a linear system is left. Exchanging all variables that violate their
+sign at once (block principal pivoting, Portugal, Judice & Vicente 1994) finds the set in a handful of steps from a good
+guess. Where it goes round in circles, an interior-point method makes the guess, and circles from there are left by
+exchanging the last violated variable alone (Murty 1974), which cannot cycle.
 
 Q is scaled to unit diagonal first: weights of tasks whose gradients differ by orders of magnitude come out equally
-well. Singular Q are handled by the proximal point method: the diagonal is shifted by (K + SHIFT) eps, approached
-through larger shifts from which the passive set is warm-started, and the last solve is repeated to take the shift's
-bias off.
+well. Singular Q are handled by the proximal point method: the diagonal is shifted by (K + SHIFT) eps, and the solve on
+the passive set is repeated to take the shift's bias off.
 """
+
+from typing import NamedTuple
 
 import jax.numpy as jnp
 import jax.scipy.linalg as jsl
 from jax import lax
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
-from mtlgrad_jax.solvers._solution import Solution, inverse_sqrt, shift, solution
+from mtlgrad_jax.solvers._interior_point import interior_point
+from mtlgrad_jax.solvers._solution import SHIFT, Solution, inverse_sqrt, shift, solution
 
-_SHIFTS = (1e-1, 1e-3, 1e-5, 1e-7, 1e-9, 1e-11)  # on the way to the last one
-_PATIENCE = 3  # block exchanges without fewer violations before the active-set method takes over
+MAX_STEPS = 100  # forty suffice on every Gramian family of the tests, whatever K
+_PATIENCE = 4  # exchanges without fewer violations before they are taken for a circle
+_REPEATS = 2  # of the solve on the passive set
+
+
+class _Exchange(NamedTuple):
+    """State of the exchanges."""
+
+    passive: Bool[Array, " K"]
+    fewest: Int[Array, ""]  # violations
+    patience: Int[Array, ""]
+    y: Float[Array, " K"]  # of the least residual so far
+    residual: Float[Array, ""]
+    steps: Int[Array, ""]
+    done: Bool[Array, ""]
 
 
 def nonnegative_qp(
-    Q: Float[Array, "K K"], q: Float[Array, " K"], allowed: Bool[Array, " K"], max_steps: int
+    Q: Float[Array, "K K"],
+    q: Float[Array, " K"],
+    allowed: Bool[Array, " K"],
+    max_steps: int = MAX_STEPS,
+    *,
+    start: Float[Array, " K"] | None = None,
+    passive: Bool[Array, " K"] | None = None,
 ) -> tuple[Solution, Bool[Array, " K"]]:
     """Solve the program above.
 
@@ -34,72 +56,83 @@ def nonnegative_qp(
       q: linear term.
       allowed: variables outside are held at zero.
       max_steps: most factorisations.
+      start: a point near the solution.
+      passive: a guess at the passive set, where there is no such point.
 
     Returns:
       The solution and its passive set.
     """
     d = inverse_sqrt(jnp.diagonal(Q))
     allowed = allowed & (d > 0)
-    C, q = Q * d[:, None] * d[None, :], q * d
-    size = jnp.max(jnp.abs(q))
+    C, q = masked(Q * d[:, None] * d[None, :], allowed), jnp.where(allowed, q * d, 0)
+    size = jnp.max(jnp.maximum(q, 0))
     size = jnp.where(size > 0, size, 1)
     q = q / size
-    last = accuracy = shift(Q)
+    accuracy = (SHIFT + len(q) ** 0.5) * float(jnp.finfo(Q.dtype).eps)  # of a product with Q
 
-    def solve(passive: Array, rhs: Array, delta: Array) -> Array:
-        factor = jnp.linalg.cholesky(masked(C, passive) + jnp.diag(jnp.where(passive, delta, 1)))
-        return jnp.where(passive, jsl.cho_solve((factor, True), jnp.where(passive, rhs, 0)), 0)
+    def residual_of(y: Array) -> Array:
+        slack = C @ y - q
+        worst = jnp.max(jnp.where(y > 0, jnp.abs(slack), jnp.maximum(-slack, 0)))
+        return worst / jnp.maximum(jnp.max(y), 1)
 
-    def stage(passive: Array, y: Array, steps: Array, delta: Array) -> tuple[Array, Array, Array, Array]:
-        rhs = q + delta * y
+    def exchange(e: _Exchange) -> _Exchange:
+        factor = jnp.linalg.cholesky(masked(C, e.passive) + jnp.diag(jnp.where(e.passive, shift(C), 1)))
 
-        def body(carry: tuple) -> tuple:
-            passive, y, fewest, patience, steps, _ = carry
-            target = solve(passive, rhs, delta)
-            tolerance = accuracy * jnp.maximum(jnp.max(jnp.abs(target)), 1)
-            slack = jnp.where(passive | ~allowed, 0, C @ target - rhs)
-            negative, violated = passive & (target < -tolerance), slack < -tolerance
-            wrong = negative | violated
-            count = jnp.sum(wrong)
-            patience = jnp.where(count < fewest, _PATIENCE, patience - 1)
-            # The active-set step: as far towards the target as y stays non-negative, else one variable enters.
-            ratio = jnp.where(negative, y / jnp.where(negative, y - target, 1), jnp.inf)
-            blocking = negative & (ratio <= jnp.min(ratio))
-            length = jnp.minimum(jnp.min(ratio), 1)
-            blocked = jnp.any(negative)
-            entering = violated & (jnp.arange(len(q)) == jnp.argmin(slack))
-            single = jnp.where(blocked, passive & ~blocking, passive | entering)
-            stepped = jnp.where(passive & ~blocking, jnp.maximum(y + length * (target - y), 0), 0)
-            block = patience > 0
-            done = count == 0
-            passive = jnp.where(done, passive, jnp.where(block, passive ^ wrong, single))
-            y = jnp.where(blocked & ~block, stepped, jnp.maximum(target, 0))
-            return passive, y, jnp.minimum(count, fewest), patience, steps + 1, done
+        def solve(rhs: Array) -> Array:
+            return jnp.where(e.passive, jsl.cho_solve((factor, True), jnp.where(e.passive, rhs, 0)), 0)
 
-        def going(carry: tuple) -> Array:
-            return ~carry[-1] & (carry[-2] < max_steps)
+        target = solve(q + shift(C) * jnp.where(e.passive, e.y, 0))
+        tolerance = accuracy * jnp.maximum(jnp.max(jnp.abs(target)), 1)
+        wrong = jnp.where(e.passive, target < -tolerance, allowed & (C @ target - q < -tolerance))
+        count = jnp.sum(wrong)
+        refined = target
+        for _ in range(_REPEATS):
+            refined = refined + solve(q - C @ refined)
+        y, residual = e.y, e.residual
+        for candidate in (target, refined):
+            candidate = jnp.maximum(candidate, 0)
+            better = residual_of(candidate) < residual
+            y, residual = jnp.where(better, candidate, y), jnp.where(better, residual_of(candidate), residual)
+        patience = jnp.where(count < e.fewest, _PATIENCE, e.patience - 1)
+        single = wrong & (jnp.arange(len(q)) == len(q) - 1 - jnp.argmax(wrong[::-1]))
+        return _Exchange(
+            passive=e.passive ^ jnp.where(patience > 0, wrong, single),
+            fewest=jnp.minimum(count, e.fewest),
+            patience=patience,
+            y=y,
+            residual=residual,
+            steps=e.steps + 1,
+            done=(count == 0) | (residual <= accuracy / 4),
+        )
 
-        start = (passive, y, jnp.asarray(len(q) + 1), jnp.asarray(_PATIENCE), steps, jnp.asarray(False))
-        passive, y, _, _, steps, done = lax.while_loop(going, body, start)
-        return passive, y, steps, done
+    def pivot(passive: Array, y: Array, steps: Array, done: Array, least_patience: int) -> _Exchange:
+        best = jnp.where(passive, y, 0)
+        start = _Exchange(
+            passive, jnp.asarray(len(q) + 1), jnp.asarray(_PATIENCE), best, residual_of(best), steps, done
+        )
+        return lax.while_loop(
+            lambda e: ~e.done & (e.patience > least_patience) & (e.steps < max_steps), exchange, start
+        )
 
-    def approach(carry: tuple, delta: Array) -> tuple[tuple, None]:
-        passive, y, steps, _ = carry
-        return stage(passive, y, steps, delta), None
+    y = jnp.zeros_like(q) if start is None else jnp.where(allowed, start / jnp.where(d > 0, d * size, 1), 0)
+    guess = passive if passive is not None else (q if start is None else y) > 0
+    first = pivot(allowed & guess, y, jnp.asarray(0), jnp.asarray(False), 0)
+    good = (first.residual <= accuracy) | (first.steps >= max_steps)
 
-    deltas = jnp.asarray([*(delta for delta in _SHIFTS if delta > 4 * last), last, last], Q.dtype)
-    carry = (allowed & (q > 0), jnp.zeros_like(q), jnp.asarray(0), jnp.asarray(False))
-    (passive, y, steps, done), _ = lax.scan(approach, carry, deltas)
-    slack = C @ y - q
-    residual = jnp.max(jnp.where(allowed, jnp.where(y > 0, jnp.abs(slack), jnp.maximum(-slack, 0)), 0))
-    return solution(d * y * size, residual / jnp.maximum(jnp.max(y), 1), steps, ~done), passive
+    def judge(y: Array) -> tuple[Array, Array]:
+        """Return how far from telling which of variable and slack is zero a point is."""
+        residual = jnp.max(jnp.abs(jnp.minimum(y, C @ y - q)))
+        return residual, good | (residual <= jnp.finfo(Q.dtype).eps)
+
+    inner, _, inner_steps = interior_point(C, q, allowed, allowed.astype(C.dtype), judge, max_steps)
+    inside = inner > jnp.maximum(C @ inner - q, 0)
+    second = pivot(inside, inner, jnp.minimum(first.steps + inner_steps, max_steps - 1), good, -max_steps)
+    better = ~good & (second.residual < first.residual)
+    y, residual = (jnp.where(better, a, b) for a, b in ((second.y, first.y), (second.residual, first.residual)))
+    steps = jnp.where(good, first.steps, second.steps)
+    return solution(d * y * size, residual, steps, residual > 4 * accuracy), y > 0
 
 
 def masked(matrix: Float[Array, "K K"], rows: Bool[Array, " K"]) -> Float[Array, "K K"]:
     """Return a matrix whose other rows and columns are zero."""
     return jnp.where(rows[:, None] & rows[None, :], matrix, 0)
-
-
-def step_limit(max_steps: int | None, num_tasks: int) -> int:
-    """Return the most steps of a solve; ten per task suffice on every Gramian family of the tests."""
-    return 10 * num_tasks + 50 if max_steps is None else max_steps

@@ -1,0 +1,103 @@
+r"""The direction in a cone around the mean gradient that serves the worst-off task best (ConicGrad).
+
+    max_u min_i <g_i, u>   subject to   ||u|| <= 1,  <g_0, u> >= c ||g_0|| ||u||,      g_0 the mean gradient
+
+With a multiplier m >= 0 of the cone the optimal u is that of max_u min_i <g_i + m g_0, u> over the ball: the direction
+of the min-norm point of the gradients moved towards g_0 by m g_0. Its cosine with g_0 grows with m, so the cone asks
+for one number: m = 0 where MGDA's direction lies inside, else the m at which the cosine is c. As long as the same tasks
+carry weight, the min-norm point is linear in m, and the root on the line between two of them is that of a quadratic.
+"""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Bool, Float
+
+from mtlgrad_jax._step import INFEASIBLE
+from mtlgrad_jax.solvers._min_norm import min_norm
+from mtlgrad_jax.solvers._solution import Solution, inverse_sqrt, normalized, shift, solution
+
+_MAX_STEPS = 100
+
+
+@partial(jax.jit, static_argnames="max_steps")
+def conic_direction(
+    gramian: Float[Array, "K K"], c: Float[Array, ""], present: Bool[Array, " K"], *, max_steps: int = _MAX_STEPS
+) -> Solution:
+    """Return w such that G^T w is the optimal direction, as long as g_0; where none serves all, g_0.
+
+    Args:
+      gramian: inner products of the rows, zero for rows that are not present.
+      c: cosine of the cone's half-angle, in [0, 1).
+      present: rows that take part, in the mean too.
+      max_steps: most min-norm points computed.
+    """
+    M = normalized(gramian)
+    mean = present / jnp.maximum(jnp.sum(present), 1).astype(M.dtype)
+    products = M @ mean  # with g_0
+    square = jnp.maximum(mean @ products, 0)
+    length = jnp.sqrt(square)
+
+    def point(multiplier: Array) -> tuple[Array, Solution]:
+        """Return the coefficients of the min-norm point of the moved gradients."""
+        moved = M + multiplier * (products[:, None] + products[None, :]) + multiplier**2 * square
+        solved = min_norm(moved, present)
+        return solved.value + multiplier * mean, solved
+
+    def excess(k: Array) -> Array:
+        """Return how much nearer to g_0 than the cone asks the direction is, zero for no direction."""
+        return k @ products - c * length * jnp.sqrt(jnp.maximum(k @ M @ k, 0))
+
+    def crossing(low: Array, high: Array) -> Array:
+        """Return the share of `high` in the mixture of two points of the cone's two sides that lies on the cone."""
+        step = high - low
+        a, b = low @ products, step @ products
+        scale = (c * length) ** 2
+        q2 = b * b - scale * (step @ M @ step)
+        q1 = a * b - scale * (low @ M @ step)
+        q0 = a * a - scale * (low @ M @ low)
+        root = jnp.sqrt(jnp.maximum(q1 * q1 - q2 * q0, 0))
+        shares = jnp.stack([-q0 / _nonzero(q1 + root), -q0 / _nonzero(q1 - root)])
+        valid = (shares >= 0) & (shares <= 1) & (a + shares * b >= 0)
+        return jnp.where(jnp.any(valid), jnp.min(jnp.where(valid, shares, 1)), 0.5)
+
+    def body(carry: tuple) -> tuple:
+        low, low_point, high, high_point, steps, _, solved = carry
+        share = crossing(low_point, high_point)
+        # Of the same order, the halves are those of the logarithm.
+        middle = jnp.where(low > 0, jnp.sqrt(low) * jnp.sqrt(high), high / 64)
+        multiplier = jnp.where(steps % 3 == 2, middle, low + share * (high - low))
+        found, solved = point(multiplier)
+        over = excess(found)
+        close = jnp.abs(over) <= accuracy * jnp.maximum(found @ products, 0)
+        inside = (over >= 0) | close
+        low, low_point = jnp.where(inside, low, multiplier), jnp.where(inside, low_point, found)
+        high, high_point = jnp.where(inside, multiplier, high), jnp.where(inside, found, high_point)
+        # sqrt(k M k) - m c ||g_0|| bounds the value: no direction serves all.
+        size = jnp.sqrt(jnp.maximum(found @ M @ found, 0))
+        bound = size * (size - multiplier * c * length)
+        none = bound <= shift(M) * (jnp.sqrt(jnp.diagonal(M)) @ found) / len(M)
+        done = close | none | (high - low <= accuracy * high)
+        return low, low_point, high, high_point, steps + 1, done, solved
+
+    accuracy = 4 * jnp.finfo(M.dtype).eps
+    nearest, solved = point(jnp.zeros((), M.dtype))
+    far = (1 + c) / (1 - c) * inverse_sqrt(square[None])[0]  # beyond it all is inside: rows are at most one long
+    trivial = (excess(nearest) >= 0) | (length == 0) | jnp.any(present & (jnp.diagonal(M) <= 0))
+    start = (jnp.zeros((), M.dtype), nearest, far, nearest + far * mean, jnp.asarray(1), trivial, solved)
+    end = lax.while_loop(lambda carry: ~carry[-2] & (carry[-3] < max_steps), body, start)
+    high_point, steps, done, solved = end[3:]
+    k = jnp.where(trivial, nearest, high_point)
+    size = jnp.sqrt(jnp.maximum(k @ M @ k, 0))
+    # Of the order of rounding in M k: nothing is served.
+    serves = jnp.min(jnp.where(present, M @ k, jnp.inf)) > shift(M) * (jnp.sqrt(jnp.diagonal(M)) @ k) / len(M)
+    serves &= size > 0
+    direction = k * length / jnp.where(size > 0, size, 1)
+    answer = solution(jnp.where(serves, direction, mean), solved.residual, steps, ~done | (solved.result > 0))
+    return answer._replace(result=jnp.where(serves | (length == 0) | ~done, answer.result, INFEASIBLE))
+
+
+def _nonzero(value: Array) -> Array:
+    return jnp.where(value == 0, jnp.finfo(value.dtype).tiny, value)

@@ -1,0 +1,51 @@
+r"""The direction nearest to one gradient that makes some progress on the others (PCD).
+
+    min_d ||d - g_p||^2 / 2   subject to   <g_j, d> >= tau_j ||g_j||^2,  j != p
+
+d = g_p + sum_j y_j g_j with the multipliers y >= 0: the non-negative program Q = M, q_j = tau_j M_jj - M_jp over j !=
+p. It is unbounded where the constraints contradict each other; then, for every d, some task makes no progress at all,
+which tells the two apart: of the progress asked at least half is there, or it cannot be had.
+"""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from mtlgrad_jax._step import INFEASIBLE
+from mtlgrad_jax.solvers._nonnegative_qp import MAX_STEPS, nonnegative_qp
+from mtlgrad_jax.solvers._solution import Solution, inverse_sqrt, normalized, solution
+
+
+@partial(jax.jit, static_argnames=("primary", "max_steps"))
+def progress_direction(
+    gramian: Float[Array, "K K"], primary: int, progress: Float[Array, " K"], *, max_steps: int = MAX_STEPS
+) -> Solution:
+    """Return w such that G^T w is the direction, as long as g_p; g_p itself, and INFEASIBLE, where it cannot be had.
+
+    Args:
+      gramian: inner products of the rows.
+      primary: p.
+      progress: tau, in [0, 1]; that of p is not looked at.
+      max_steps: most factorisations.
+    """
+    gramian = normalized(gramian)
+    K, diagonal = len(gramian), jnp.diagonal(gramian)
+    inverse = inverse_sqrt(diagonal)
+    others = jnp.arange(K) != primary
+    asked = jnp.where(others, progress * diagonal, 0)
+    solved, _ = nonnegative_qp(gramian, asked - gramian[:, primary], others & (inverse > 0), max_steps)
+    own = jnp.zeros(K, gramian.dtype).at[primary].set(1)
+    w = own + solved.value
+    products = gramian @ w
+    square, rounding = w @ products, jnp.finfo(gramian.dtype).eps * (jnp.abs(w) @ jnp.sqrt(diagonal)) ** 2
+    size = jnp.sqrt(jnp.maximum(square, 0))
+    slightly = jnp.sqrt(jnp.finfo(gramian.dtype).eps) * size * jnp.sqrt(diagonal)
+    some = square > 16 * rounding
+    # Where nothing is asked for, no direction at all is one.
+    possible = jnp.where(some, ~jnp.any(others & (products < asked / 2 - slightly)), ~jnp.any(asked > 0))
+    scale = jnp.where(some, jnp.sqrt(diagonal[primary]) / jnp.where(some, size, 1), 0)
+    value, residual = jnp.where(possible, w * scale, own), jnp.where(possible, solved.residual, 0)
+    answer = solution(value, residual, solved.steps, solved.result > 0)
+    return answer._replace(result=jnp.where(possible | (diagonal[primary] <= 0), answer.result, INFEASIBLE))
