@@ -20,17 +20,38 @@ from mtlgrad_jax.transforms import mean as mean
 from mtlgrad_jax.transforms import sum as sum
 from mtlgrad_jax.transforms import constant as constant
 from mtlgrad_jax.transforms import mgda as mgda
+from mtlgrad_jax.transforms import capped_mgda as capped_mgda
 from mtlgrad_jax.transforms import pcgrad as pcgrad
+from mtlgrad_jax.transforms import gradvac as gradvac
 from mtlgrad_jax.transforms import cagrad as cagrad
+from mtlgrad_jax.transforms import conicgrad as conicgrad
 from mtlgrad_jax.transforms import nash_mtl as nash_mtl
 from mtlgrad_jax.transforms import fairgrad as fairgrad
+from mtlgrad_jax.transforms import imtl_g as imtl_g
+from mtlgrad_jax.transforms import aligned_mtl as aligned_mtl
 from mtlgrad_jax.transforms import upgrad as upgrad
+from mtlgrad_jax.transforms import dualproj as dualproj
+from mtlgrad_jax.transforms import conflict_free as conflict_free
+from mtlgrad_jax.transforms import krum as krum
+from mtlgrad_jax.transforms import geometric_median as geometric_median
+from mtlgrad_jax.transforms import dibs as dibs
+from mtlgrad_jax.transforms import rotograd_scale as rotograd_scale
+from mtlgrad_jax.transforms import pcd as pcd
+from mtlgrad_jax.transforms import ngdiff as ngdiff
+from mtlgrad_jax.transforms import avgnorm as avgnorm
+from mtlgrad_jax.transforms import slw as slw
+from mtlgrad_jax.transforms import modo as modo
+from mtlgrad_jax.transforms import sdmgrad as sdmgrad
 from mtlgrad_jax.transforms import uw as uw
 from mtlgrad_jax.transforms import gradnorm as gradnorm
 from mtlgrad_jax.transforms import trimmed_mean as trimmed_mean
 from mtlgrad_jax.transforms import db_mtl as db_mtl
 from mtlgrad_jax.transforms import shared_private as shared_private
 from mtlgrad_jax.transforms import partition as partition
+from mtlgrad_jax.transforms import grouped as grouped
+from mtlgrad_jax.transforms import gram_over as gram_over
+from mtlgrad_jax.transforms import per_task as per_task
+from mtlgrad_jax.transforms import non_conflicting as non_conflicting
 from mtlgrad_jax.transforms import update_every as update_every
 from mtlgrad_jax.transforms import smoothed as smoothed
 from mtlgrad_jax.transforms import skip_nonfinite_tasks as skip_nonfinite_tasks
@@ -64,17 +85,38 @@ __all__ = [  # noqa: RUF022
     "sum",
     "constant",
     "mgda",
+    "capped_mgda",
     "pcgrad",
+    "gradvac",
     "cagrad",
+    "conicgrad",
     "nash_mtl",
     "fairgrad",
+    "imtl_g",
+    "aligned_mtl",
     "upgrad",
+    "dualproj",
+    "conflict_free",
+    "krum",
+    "geometric_median",
+    "dibs",
+    "rotograd_scale",
+    "pcd",
+    "ngdiff",
+    "avgnorm",
+    "slw",
+    "modo",
+    "sdmgrad",
     "uw",
     "gradnorm",
     "trimmed_mean",
     "db_mtl",
     "shared_private",
     "partition",
+    "grouped",
+    "gram_over",
+    "per_task",
+    "non_conflicting",
     "update_every",
     "smoothed",
     "skip_nonfinite_tasks",

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
@@ -16,21 +17,34 @@ def check_number(
     value: Any,
     *,
     at_least: float | None = None,
+    at_most: float | None = None,
     above: float | None = None,
     below: float | None = None,
 ) -> None:
     """Raise a ValueError unless `value` lies in the given range; traced values pass."""
     if isinstance(value, jax.core.Tracer):
         return
-    if not isinstance(value, (int, float)) and not (hasattr(value, "dtype") and np.issubdtype(value.dtype, np.number)):
+    if not isinstance(value, (int, float)) and not (
+        hasattr(value, "dtype") and jnp.issubdtype(value.dtype, jnp.number)
+    ):
         raise ValueError(f"`{name}` must be a number, got {name}={value!r}.")
     for bound, ok, sign in (
         (at_least, at_least is None or np.all(value >= at_least), ">="),
+        (at_most, at_most is None or np.all(value <= at_most), "<="),
         (above, above is None or np.all(value > above), ">"),
         (below, below is None or np.all(value < below), "<"),
     ):
         if not ok:
             raise ValueError(f"`{name}` must be {sign} {bound:g}, got {name}={value}.")
+
+
+def check_numbers(name: str, values: Any, *, optional: bool = False, at_least: float | None = None) -> None:
+    """Raise a ValueError unless a per-task argument holds numbers in the given range, or may be None and is."""
+    leaves = jax.tree.leaves(values)
+    if not leaves and not (optional and values is None):
+        raise ValueError(f"`{name}` must hold a number for every task, got {name}={values!r}.")
+    for value in leaves:
+        check_number(name, value, at_least=at_least)
 
 
 def check_count(name: str, value: Any, *, at_least: int) -> None:

@@ -5,16 +5,21 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+import optax
+
 import mtlgrad_jax as mtl
 from mtlgrad_jax import weighting
 
-Kind = Literal["weighting", "loss weighting", "coordinate-wise", "buffered", "wrapper"]
+Kind = Literal["weighting", "loss weighting", "cross weighting", "coordinate-wise", "buffered", "task-wise", "wrapper"]
 
-# What a row can promise; each is a property test, and each that is missing has a counterexample in the tests.
+# What a row can promise; each is a property test, and each that is missing has a counterexample in docs/properties.md.
 NON_CONFLICTING = "non-conflicting"  # no task ascends to first order: <g_i, d> >= 0
 PERMUTATION = "permutation-equivariant"  # the order of the tasks does not matter
 HOMOGENEOUS = "scale-equivariant"  # method(s G) = s method(G) for s > 0
 SCALE_FREE = "invariant to task scaling"  # rescaling one task's gradient leaves d as it is
+DESCENT = "descent direction"  # the mean loss does not ascend to first order: <g_0, d> >= 0
+CONTINUOUS = "continuous"  # a change of G that tends to zero changes d by something that tends to zero
+LINEAR = "linear under scaling"  # d(diag(a c1 + b c2) G) = a d(diag(c1) G) + b d(diag(c2) G), all positive
 
 
 @dataclass(frozen=True)
@@ -56,12 +61,12 @@ class Row:
 
     def make(self, num_tasks: int, **kwargs: Any) -> mtl.TaskTransformation:
         """Return the method for K tasks with its smallest arguments and those given."""
-        return self.factory(**self.kwargs(num_tasks), **kwargs)
+        return self.factory(**{**self.kwargs(num_tasks), **kwargs})
 
     @property
     def weighting(self) -> Callable[..., weighting.Weighting] | None:
         """The factory in `mtlgrad_jax.weighting`, or None."""
-        return getattr(weighting, self.name, None) if self.kind in ("weighting", "loss weighting") else None
+        return getattr(weighting, self.name, None) if self.kind.endswith("weighting") else None
 
 
 def _num_tasks(num_tasks: int) -> dict[str, Any]:
@@ -75,7 +80,7 @@ METHODS = (
         scale="mean",
         state="none",
         paper="baseline",
-        promises=frozenset({PERMUTATION, HOMOGENEOUS}),
+        promises=frozenset({DESCENT, HOMOGENEOUS, PERMUTATION, CONTINUOUS, LINEAR}),
     ),
     Row(
         mtl.sum,
@@ -83,7 +88,7 @@ METHODS = (
         scale="sum (K times the mean)",
         state="none",
         paper="baseline",
-        promises=frozenset({PERMUTATION, HOMOGENEOUS}),
+        promises=frozenset({DESCENT, HOMOGENEOUS, PERMUTATION, CONTINUOUS, LINEAR}),
     ),
     Row(
         mtl.constant,
@@ -91,8 +96,9 @@ METHODS = (
         scale="as given",
         state="none",
         paper="baseline",
-        promises=frozenset({HOMOGENEOUS}),
+        promises=frozenset({HOMOGENEOUS, CONTINUOUS, LINEAR}),
         kwargs=lambda num_tasks: {"weights": [1.0 + i for i in range(num_tasks)]},
+        bad=({"weights": None}, {"weights": "equal"}),
     ),
     Row(
         mtl.mgda,
@@ -100,9 +106,20 @@ METHODS = (
         scale="mean (weights sum to 1)",
         state="none",
         paper="Desideri, Comptes Rendus Mathematique 350, 2012; Sener & Koltun, NeurIPS 2018, arXiv 1810.04650",
-        promises=frozenset({NON_CONFLICTING, PERMUTATION, HOMOGENEOUS}),
+        promises=frozenset({NON_CONFLICTING, DESCENT, HOMOGENEOUS, PERMUTATION, CONTINUOUS}),
         checked="support enumeration and scipy's NNLS; duality gap; published values; formula from official code",
         bad=({"normalization": "l1"}, {"apply_to": "both"}),
+    ),
+    Row(
+        mtl.capped_mgda,
+        "weighting",
+        scale="mean (weights sum to 1)",
+        state="none",
+        paper="Hu, Ho & Yu, 2026, arXiv 2605.30452 (the cap's parametrisation is a reconstruction)",
+        promises=frozenset({DESCENT, HOMOGENEOUS, PERMUTATION, CONTINUOUS}),
+        kwargs=lambda num_tasks: {"cap": 0.5},
+        checked="an independent exact solve; duality gap",
+        bad=({"cap": 0.0}, {"cap": 1.5}),
     ),
     Row(
         mtl.pcgrad,
@@ -110,9 +127,21 @@ METHODS = (
         scale="sum (K times the mean where nothing conflicts)",
         state="a random key",
         paper="Yu et al., NeurIPS 2020, arXiv 2001.06782",
-        promises=frozenset({PERMUTATION, HOMOGENEOUS}),
+        promises=frozenset({HOMOGENEOUS, PERMUTATION, LINEAR}),
         checked="numpy float64 of the published formula over all orders; published values; formula from official code",
         bad=({"reduction": "max"}, {"order": "sorted"}, {"key": None}),
+        randomized=True,
+    ),
+    Row(
+        mtl.gradvac,
+        "weighting",
+        scale="sum",
+        state="K×K target cosines and a random key",
+        paper="Wang et al., ICLR 2021, arXiv 2010.05874",
+        promises=frozenset({HOMOGENEOUS, PERMUTATION, LINEAR}),
+        kwargs=_num_tasks,
+        checked="numpy float64 of the published formula; TorchJD",
+        bad=({"num_tasks": 0}, {"beta": 1.5}, {"target": 1.0}, {"update": "never"}, {"order": "sorted"}, {"key": None}),
         randomized=True,
     ),
     Row(
@@ -121,9 +150,19 @@ METHODS = (
         scale="mean",
         state="none",
         paper="Liu et al., NeurIPS 2021, arXiv 2110.14048",
-        promises=frozenset({PERMUTATION, HOMOGENEOUS}),
+        promises=frozenset({DESCENT, HOMOGENEOUS, PERMUTATION}),
         checked="Brent's method on the dual; duality gap; published values",
         bad=({"c": -0.1}, {"c": None}, {"rescale": "2"}),
+    ),
+    Row(
+        mtl.conicgrad,
+        "weighting",
+        scale="norm of the mean gradient",
+        state="none",
+        paper="Hassanpour et al., 2025, arXiv 2502.00217 (abstract only; its closed form is unverified)",
+        promises=frozenset({DESCENT, HOMOGENEOUS, PERMUTATION}),
+        checked="an independent solve of the dual; brute force over directions",
+        bad=({"c": -0.1}, {"c": 1.0}),
     ),
     Row(
         mtl.nash_mtl,
@@ -131,7 +170,7 @@ METHODS = (
         scale="norm sqrt(K)",
         state="none",
         paper="Navon et al., ICML 2022, arXiv 2202.01017",
-        promises=frozenset({NON_CONFLICTING, PERMUTATION, SCALE_FREE}),
+        promises=frozenset({NON_CONFLICTING, DESCENT, SCALE_FREE, PERMUTATION}),
         checked="the equation's residual; published values; formula from official code",
     ),
     Row(
@@ -140,9 +179,29 @@ METHODS = (
         scale="as solved",
         state="none",
         paper="Ban & Ji, ICML 2024, arXiv 2402.15638",
-        promises=frozenset({NON_CONFLICTING, PERMUTATION}),
+        promises=frozenset({NON_CONFLICTING, DESCENT, PERMUTATION}),
         checked="the equation's residual; published values; formula from official code",
         bad=({"alpha": 0.0}, {"alpha": -1.0}),
+    ),
+    Row(
+        mtl.imtl_g,
+        "weighting",
+        scale="weights sum to 1",
+        state="none",
+        paper="Liu et al., ICLR 2021, OpenReview IMPnRXEWpvr",
+        promises=frozenset({HOMOGENEOUS, PERMUTATION}),
+        checked="the paper's closed form; equal projections; TorchJD; published values",
+        bad=({"sign": "plus"},),
+    ),
+    Row(
+        mtl.aligned_mtl,
+        "weighting",
+        scale="sum",
+        state="none",
+        paper="Senushkin et al., CVPR 2023, arXiv 2305.19000",
+        promises=frozenset({DESCENT, HOMOGENEOUS, PERMUTATION}),
+        checked="numpy float64 of the published formula; TorchJD; published values",
+        bad=({"scale": "max"},),
     ),
     Row(
         mtl.upgrad,
@@ -150,9 +209,129 @@ METHODS = (
         scale="mean",
         state="none",
         paper="Quinton & Rey, 2024, arXiv 2406.16232",
-        promises=frozenset({NON_CONFLICTING, PERMUTATION, HOMOGENEOUS}),
+        promises=frozenset({NON_CONFLICTING, DESCENT, HOMOGENEOUS, PERMUTATION, LINEAR}),
         checked="support enumeration and scipy's NNLS; optimality conditions; published values; formula from TorchJD",
         bad=({"regularization": -1e-4}, {"regularization": "none"}),
+    ),
+    Row(
+        mtl.dualproj,
+        "weighting",
+        scale="mean",
+        state="none",
+        paper="Lopez-Paz & Ranzato, NeurIPS 2017, arXiv 1706.08840; Quinton & Rey, 2024, arXiv 2406.16232",
+        promises=frozenset({NON_CONFLICTING, DESCENT, HOMOGENEOUS, PERMUTATION}),
+        checked="support enumeration and scipy's NNLS; optimality conditions; TorchJD; published values",
+        bad=({"regularization": -1e-4},),
+    ),
+    Row(
+        mtl.conflict_free,
+        "weighting",
+        scale="sum (of the projections)",
+        state="none",
+        paper="Liu, Chu & Thuerey, ICLR 2025, arXiv 2408.11104",
+        promises=frozenset({DESCENT, HOMOGENEOUS, PERMUTATION, LINEAR}),
+        checked="the dense pseudo-inverse; TorchJD; published values",
+        bad=({"length": "sum"},),
+    ),
+    Row(
+        mtl.krum,
+        "weighting",
+        scale="mean",
+        state="none",
+        paper="Blanchard et al., NeurIPS 2017, arXiv 1703.02757",
+        promises=frozenset({HOMOGENEOUS}),
+        kwargs=lambda num_tasks: {"num_byzantine": 0},
+        fewest=3,
+        checked="numpy float64 of the published formula; TorchJD; published values",
+        bad=({"num_byzantine": -1}, {"num_selected": 0}, {"num_selected": 1.5}, {"squared": "no"}),
+    ),
+    Row(
+        mtl.geometric_median,
+        "weighting",
+        scale="mean (weights sum to 1)",
+        state="none",
+        paper="Pillutla, Kakade & Harchaoui, IEEE TSP 2022, arXiv 1912.13445",
+        promises=frozenset({HOMOGENEOUS}),
+        checked="an independent solve; optimality conditions",
+    ),
+    Row(
+        mtl.dibs,
+        "weighting",
+        scale="eta r times the sum of unit gradients after one step",
+        state="none",
+        paper="DiBS-MTL, 2025 (formulas from the official code)",
+        promises=frozenset({SCALE_FREE, PERMUTATION}),
+        bad=({"num_steps": 0}, {"radius": 0.0}, {"learning_rate": 0.0}),
+    ),
+    Row(
+        mtl.rotograd_scale,
+        "weighting",
+        scale="sum of K gradients of one length",
+        state="K first norms, K counts",
+        paper="Javaloy & Valera, ICLR 2022, arXiv 2103.02631",
+        promises=frozenset({HOMOGENEOUS, PERMUTATION, LINEAR}),
+        kwargs=_num_tasks,
+        bad=({"num_tasks": 0}, {"burn_in": -1}),
+    ),
+    Row(
+        mtl.pcd,
+        "weighting",
+        scale="norm of the primary gradient",
+        state="K root mean square norms, K counts",
+        paper="TMLR 2026, arXiv 2606.29521 (formulas from TorchJD 0.18)",
+        promises=frozenset({HOMOGENEOUS, LINEAR}),
+        kwargs=_num_tasks,
+        checked="an independent solve; TorchJD",
+        bad=({"num_tasks": 0}, {"primary": -1}, {"primary": {"a": True, "b": True}}, {"progress": 1.5}, {"decay": 1.0}),
+    ),
+    Row(
+        mtl.ngdiff,
+        "weighting",
+        scale="unit (sum of unit gradients)",
+        state="none",
+        paper="Jin, Bu et al., NAACL 2025, arXiv 2410.22086 (formula second hand)",
+        promises=frozenset({SCALE_FREE}),
+        kwargs=lambda num_tasks: {"signs": [1.0] + [-1.0] * (num_tasks - 1)},
+        bad=({"signs": None}, {"signs": [0.3, -7.0, 1.0]}),
+    ),
+    Row(
+        mtl.avgnorm,
+        "weighting",
+        scale="sum of K gradients of the sum's norm",
+        state="none",
+        paper="Guo et al., 2025, arXiv 2509.23915 (read through notes)",
+        promises=frozenset({HOMOGENEOUS, PERMUTATION}),
+        bad=({"scale": "norm"},),
+    ),
+    Row(
+        mtl.slw,
+        "weighting",
+        scale="sum (weights sum to K)",
+        state="none",
+        paper="Crawshaw & Kosecka, 2021, arXiv 2109.08218",
+        promises=frozenset({HOMOGENEOUS, PERMUTATION}),
+    ),
+    Row(
+        mtl.modo,
+        "cross weighting",
+        scale="mean (weights sum to 1)",
+        state="K weights",
+        paper="Chen et al., JMLR 2024, arXiv 2305.20057",
+        promises=frozenset({PERMUTATION, CONTINUOUS}),
+        kwargs=_num_tasks,
+        checked="numpy float64 of the published formula; TorchJD",
+        bad=({"num_tasks": 0}, {"learning_rate": 0.0}, {"regularization": -0.1}),
+    ),
+    Row(
+        mtl.sdmgrad,
+        "cross weighting",
+        scale="mean",
+        state="K weights",
+        paper="Xiao, Ban & Ji, NeurIPS 2023, arXiv 2305.18409",
+        promises=frozenset({HOMOGENEOUS, PERMUTATION}),
+        kwargs=_num_tasks,
+        checked="numpy float64 of the published formula; TorchJD; published values",
+        bad=({"num_tasks": 0}, {"lam": -0.1}, {"learning_rate": 0.0}, {"momentum": 1.0}, {"num_steps": 0}),
     ),
     Row(
         mtl.uw,
@@ -160,10 +339,10 @@ METHODS = (
         scale="half the sum at first, then learned",
         state="K log-variances and their optimizer's state",
         paper="Kendall, Gal & Cipolla, CVPR 2018, arXiv 1705.07115",
-        promises=frozenset({PERMUTATION, HOMOGENEOUS}),
+        promises=frozenset({HOMOGENEOUS, PERMUTATION, CONTINUOUS, LINEAR}),
         kwargs=_num_tasks,
         needs=("losses",),
-        bad=({"num_tasks": 0}, {"num_tasks": 2.0}),
+        bad=({"num_tasks": 0}, {"num_tasks": 2.0}, {"optimizer": "adam"}, {"init": None}),
     ),
     Row(
         mtl.gradnorm,
@@ -183,7 +362,7 @@ METHODS = (
         state="none",
         checked="numpy float64 of the published formula; definition from TorchJD",
         paper="Yin et al., ICML 2018, arXiv 1803.01498",
-        promises=frozenset({PERMUTATION, HOMOGENEOUS}),
+        promises=frozenset({HOMOGENEOUS, PERMUTATION, CONTINUOUS}),
         fewest=3,
         bad=({"trim": -1}, {"trim": 0.1}),
     ),
@@ -193,7 +372,7 @@ METHODS = (
         scale="sum of K gradients of the largest norm",
         state="K gradients",
         paper="Lin et al., Neural Networks (accepted 2025), arXiv 2308.12029",
-        promises=frozenset({PERMUTATION, HOMOGENEOUS}),
+        promises=frozenset({HOMOGENEOUS, PERMUTATION}),
         kwargs=_num_tasks,
         needs=("losses",),
         bad=({"num_tasks": 0}, {"beta": 1.0}, {"beta": -0.1}, {"sigma": -1.0}),
@@ -218,6 +397,39 @@ WRAPPERS = (
         state="the methods'",
         paper="none",
         kwargs=lambda num_tasks: {"transforms": {True: mtl.mean()}, "labels": lambda path: True},
+    ),
+    Row(
+        mtl.grouped,
+        "wrapper",
+        scale="the method's, in each group",
+        state="the method's for each group",
+        paper="the groups of Wang et al. (GradVac), ICLR 2021, arXiv 2010.05874",
+        kwargs=lambda num_tasks: {"method": mtl.mgda(), "labels": lambda path: str(path)},
+    ),
+    Row(
+        mtl.gram_over,
+        "wrapper",
+        scale="the method's",
+        state="the method's",
+        paper="the last shared layer of Chen et al. (GradNorm), ICML 2018, arXiv 1711.02257",
+        kwargs=lambda num_tasks: {"method": mtl.mgda(), "where": lambda path: True},
+    ),
+    Row(
+        mtl.per_task,
+        "task-wise",
+        scale="the transformation's",
+        state="K times the transformation's",
+        paper="none",
+        kwargs=lambda num_tasks: {"transform": optax.identity(), "num_tasks": num_tasks},
+        bad=({"num_tasks": 0},),
+    ),
+    Row(
+        mtl.non_conflicting,
+        "wrapper",
+        scale="the method's, or less",
+        state="the method's",
+        paper="Hu, Ho & Yu, 2026, arXiv 2605.30452 (abstract only)",
+        kwargs=lambda num_tasks: {"method": mtl.mean()},
     ),
     Row(
         mtl.update_every,
@@ -265,13 +477,14 @@ def describe(row: Row) -> str:
     """Return what the row adds to its factory's documentation."""
     promises = ", ".join(sorted(row.promises)) or "none"
     needs = ", ".join(f"`{name}`" for name in row.needs) or "nothing beyond the gradients"
-    needs = "what the method needs" if row.kind == "wrapper" else needs
+    needs = "what the method needs" if row in WRAPPERS else needs
+    needs = "`cross_gramian` of two batches, else it is biased" if row.kind == "cross weighting" else needs
     lines = [
         f"Native scale: {row.scale}.",
         f"State: {row.state}.",
         f"Update needs: {needs}." + (f" At least {row.fewest} tasks present." if row.fewest > 1 else ""),
     ]
-    if row.kind != "wrapper":
+    if row not in WRAPPERS:
         lines += [
             f"Properties, proved by tests for the default arguments: {promises}.",
             f"Checked against: {row.checked}.",
@@ -287,7 +500,7 @@ def markdown_table() -> str:
     """Return the table of methods of the README."""
     rows = ["| method | native scale | state | guarantee | reference |", "|---|---|---|---|---|"]
     for row in METHODS:
-        promises = ", ".join(sorted(row.promises - {PERMUTATION, HOMOGENEOUS})) or "-"
+        promises = ", ".join(sorted(row.promises & {NON_CONFLICTING, SCALE_FREE})) or "-"
         rows.append(f"| `{row.name}` | {row.scale} | {row.state} | {promises} | {row.paper} |")
     return "\n".join(rows)
 

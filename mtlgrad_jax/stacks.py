@@ -5,7 +5,7 @@ accumulated leaf by leaf, never from a concatenated copy, in float32 at the high
 x64) whatever the gradients' dtype. Leaves that are not floating (integer parameters) count as zero gradients.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial, reduce
 from typing import Any
 
@@ -87,32 +87,42 @@ def gramian(
     if not leaves:
         return jnp.zeros((K, K), accumulator_dtype())
 
-    def total(scale: Array | None = None) -> Array:
-        return _psum(_add(_product(leaf, leaf, scale) for leaf in leaves), axis_name)
+    def trusted(plain: Array) -> Array:
+        diagonal = jnp.diagonal(plain)
+        return ~jnp.any(present & ~_representable(diagonal, leaves))
 
-    plain = total()
-    # Squares that underflow are lost from the sum: below P tiny/eps the diagonal is not to be trusted.
-    limits = jnp.finfo(plain.dtype)
-    size = sum(leaf.size // K for leaf in leaves)
-    diagonal = jnp.diagonal(plain)
-    trusted = (diagonal >= size * limits.tiny / limits.eps) & jnp.isfinite(diagonal)
-
-    def rescaled() -> Array:
-        largest = _largest(leaves, axis_name)
-        exponents = jnp.frexp(jnp.where(jnp.isfinite(largest) & (largest > 0), largest, 1))[1]
-        exponents = jnp.clip(exponents, limits.minexp + 2, limits.maxexp - 2)
-        down, up = (jnp.ldexp(jnp.ones((K,), plain.dtype), e) for e in (-exponents, exponents))
-        return total(down) * up[:, None] * up[None, :]
-
-    product = lax.cond(jnp.any(present & ~trusted), rescaled, lambda: plain)
+    product = _inner(leaves, leaves, trusted, axis_name)
     product = (product + product.T) / 2
     return jnp.where(present[:, None] & present[None, :], product, 0)
 
 
+@partial(jax.jit, static_argnames="axis_name")
 def cross_gramian(first: PyTree, second: PyTree, *, axis_name: AxisName = None) -> Float[Array, "K L"]:
-    """Return <a_i, b_j> for the rows of two stacks over the same parameters, for instance of two batches."""
-    pairs = zip(_floating(first), _floating(second), strict=True)
-    return _psum(_add(_product(a, b) for a, b in pairs), axis_name)
+    """Return <a_i, b_j> for the rows of two stacks over the same parameters, for instance of two batches.
+
+    As exact as `gramian`; an entry of zero makes the products be formed again too.
+
+    Args:
+      first: stack of K gradients.
+      second: stack of L gradients over the same parameters.
+      axis_name: as in `gramian`.
+    """
+    K, L = num_tasks(first), num_tasks(second)
+    structure: Any = jax.tree.structure(second)
+    expected: Any = jax.tree.structure(first)
+    if structure != expected:
+        raise ValueError(f"`second` must have the structure of first, {expected}, got {structure}.")
+    paths, lefts = zip(*jax.tree_util.tree_leaves_with_path(first), strict=True)
+    pairs = [(jnp.asarray(a), jnp.asarray(b)) for a, b in zip(lefts, jax.tree.leaves(second), strict=True)]
+    for path, (a, b) in zip(paths, pairs, strict=True):
+        if a.shape[1:] != b.shape[1:]:
+            wanted = (L, *a.shape[1:])
+            raise ValueError(f"`second` must fit first: {leaf_name(path)} has shape {b.shape}, expected {wanted}.")
+    pairs = [pair for pair in pairs if all(jnp.issubdtype(leaf.dtype, jnp.floating) for leaf in pair)]
+    if not pairs:
+        return jnp.zeros((K, L), accumulator_dtype())
+    rows, columns = ([pair[i] for pair in pairs] for i in range(2))
+    return _inner(rows, columns, lambda plain: jnp.all(_representable(plain, rows)), axis_name)
 
 
 def project(task_grads: PyTree, direction: PyTree, *, axis_name: AxisName = None) -> Float[Array, " K"]:
@@ -201,6 +211,40 @@ def _psum(value: Array, axis_name: AxisName) -> Array:
     return value if axis_name is None else lax.psum(value, axis_name)
 
 
+def _representable(product: Array, leaves: list[Array]) -> Array:
+    """Return which entries of a product neither overflow nor lose squares to underflow: not below P tiny/eps."""
+    limits = jnp.finfo(product.dtype)
+    size = sum(leaf.size // leaf.shape[0] for leaf in leaves)
+    return (jnp.abs(product) >= size * limits.tiny / limits.eps) & jnp.isfinite(product)
+
+
+def _inner(
+    first: list[Array], second: list[Array], trusted: Callable[[Array], Array], axis_name: AxisName
+) -> Float[Array, "K L"]:
+    """Return the products of the rows; where they are not to be trusted, from rows scaled by powers of two."""
+
+    def total(scales: tuple[Array, Array] | None = None) -> Array:
+        return _psum(_add(_product(a, b, scales) for a, b in zip(first, second, strict=True)), axis_name)
+
+    plain = total()
+
+    def rescaled() -> Array:
+        exponents = [_exponents(leaves, axis_name) for leaves in ((first,) if first is second else (first, second))]
+        down = [jnp.ldexp(jnp.ones(e.shape, plain.dtype), -e) for e in exponents]
+        up = [jnp.ldexp(jnp.ones(e.shape, plain.dtype), e) for e in exponents]
+        return total((down[0], down[-1])) * up[0][:, None] * up[-1][None, :]
+
+    return lax.cond(trusted(plain), lambda: plain, rescaled)
+
+
+def _exponents(leaves: list[Array], axis_name: AxisName) -> Array:
+    """Return the powers of two just above the largest entry of every row."""
+    limits = jnp.finfo(accumulator_dtype())
+    largest = _largest(leaves, axis_name)
+    exponents = jnp.frexp(jnp.where(jnp.isfinite(largest) & (largest > 0), largest, 1))[1]
+    return jnp.clip(exponents, limits.minexp + 2, limits.maxexp - 2)
+
+
 def _largest(leaves: list[Array], axis_name: AxisName) -> Float[Array, " K"]:
     dtype = accumulator_dtype()
     rows = [jnp.max(jnp.abs(leaf), axis=range(1, leaf.ndim), initial=0).astype(dtype) for leaf in leaves]
@@ -208,13 +252,13 @@ def _largest(leaves: list[Array], axis_name: AxisName) -> Float[Array, " K"]:
     return largest if axis_name is None else lax.pmax(largest, axis_name)
 
 
-def _product(a: Array, b: Array, scale: Array | None = None) -> Array:
-    """Return the (K, L) product of two leaves; `scale` multiplies the rows of both on the way in."""
+def _product(a: Array, b: Array, scales: tuple[Array, Array] | None = None) -> Array:
+    """Return the (K, L) product of two leaves; `scales` multiply the rows of each on the way in."""
 
     def dot(x: Array, y: Array) -> Array:
         x, y = x.astype(accumulator_dtype()), y.astype(accumulator_dtype())
-        if scale is not None:
-            x, y = x * _column(scale, x), y * _column(scale, y)
+        if scales is not None:
+            x, y = x * _column(scales[0], x), y * _column(scales[1], y)
         axes = tuple(range(1, x.ndim))  # contracted as they are: a reshape would gather sharded leaves
         dimensions = ((axes, axes), ((), ()))
         return lax.dot_general(x, y, dimensions, precision=lax.Precision.HIGHEST, out_sharding=_replicated(x))

@@ -3,6 +3,7 @@
 import os
 
 import hypothesis
+import jax
 import jaxtyping
 import pytest
 
@@ -10,6 +11,13 @@ import pytest
 hypothesis.settings.register_profile("ci", derandomize=True)
 if os.environ.get("CI"):
     hypothesis.settings.load_profile("ci")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def forget_programs():
+    """Free the compiled programs of a module: Linux maps 65530 regions a process, XLA crashes when they run out."""
+    yield
+    jax.clear_caches()
 
 
 @pytest.fixture

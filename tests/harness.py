@@ -12,7 +12,7 @@ from mtlgrad_jax._registry import METHODS, ROWS
 P = 7
 PARAMS = {"b": (1,), "w": (2, 3)}
 EVERY = [row.name for row in METHODS]
-FIXED = {"pcgrad": {"order": "fixed"}}  # makes a method deterministic
+FIXED = {name: {"order": "fixed"} for name in ("pcgrad", "gradvac")}  # makes a method deterministic
 
 
 def tree(G):

@@ -59,6 +59,24 @@ def divide(G, by):
     return np.divide(G, by[:, None], out=np.zeros_like(G), where=by[:, None] != 0)
 
 
+def unit(G):
+    """Rows u_i = g_i / n_i, zero where n_i = 0."""
+    return divide(G, norms(G))
+
+
+def cutoff(K):
+    """Smallest singular value of K rows that counts, relative to the largest: Kε on their Gramian's eigenvalues."""
+    return np.sqrt(K * np.finfo(float).eps)
+
+
+def simplex(v):
+    """Argmin ‖w - v‖ over the simplex."""
+    v = v - v.max()
+    u = np.sort(v)[::-1]
+    excess = (np.cumsum(u) - 1) / np.arange(1, len(v) + 1)
+    return np.maximum(v - excess[u > excess][-1], 0)
+
+
 def nnls(A, b):
     """Argmin ‖Ax - b‖ over x >= 0: the best non-negative solution over all supports, from 7 unknowns on scipy's."""
     size = np.where(norms(A.T) == 0, 1, norms(A.T))
@@ -127,6 +145,33 @@ def mgda(G, L, normalization="none", apply_to="raw"):
     return w if apply_to == "raw" else divide(w[:, None], by)[:, 0]
 
 
+@weighted
+def capped_mgda(G, L, cap):
+    """Hu, Ho & Yu 2026: min ‖Gᵀw‖ over the simplex with w_i <= c, by all splits into w_i = 0, w_i = c and free w_i.
+
+    An extreme point of the solutions has affinely independent free rows, so least squares find it.
+    """
+    K, n = len(G), norms(G)
+    best = np.full(K, 1 / K)
+    if K * cap <= 1 + 1e-12:
+        return best
+    best_norm = np.inf
+    for split in itertools.product((0, cap, None), repeat=K):
+        free = sorted((i for i in range(K) if split[i] is None), key=n.__getitem__)
+        w = np.array([0 if x is None else x for x in split], float)
+        if not free or w.sum() > 1 + 1e-12:
+            continue
+        w[free[0]] = 1 - w.sum()
+        if free[1:]:
+            D = (G[free[1:]] - G[free[0]]).T
+            size = np.where(norms(D.T) == 0, 1, norms(D.T))
+            w[free[1:]] = np.linalg.lstsq(D / size, -w @ G)[0] / size
+            w[free[0]] -= w[free[1:]].sum()
+        if w.min() >= 0 and w.max() <= cap + 1e-12 and np.linalg.norm(w @ G) < best_norm:
+            best, best_norm = w, np.linalg.norm(w @ G)
+    return best
+
+
 def project(G, i, order):
     """Yu et al. 2020, Algorithm 1, lines 4-9: g_i freed of its conflict with each g_j of `order` in turn."""
     d = G[i]
@@ -149,6 +194,29 @@ def pcgrad_outcomes(G, reduction="sum"):
     tasks = range(len(G))
     rows = [[project(G, i, order) for order in itertools.permutations(set(tasks) - {i})] for i in tasks]
     return np.array([getattr(np.array(d), reduction)(axis=0) for d in itertools.product(*rows)])
+
+
+@stateful
+def gradvac(shape, beta=0.01, target=None, update="always", order="fixed"):
+    """Wang et al. 2021, Algorithm 1, with the other tasks in index order: g'_i is given the cosine φ̂_ij with g_j."""
+    assert order == "fixed"
+    goal = np.full((shape[0], shape[0]), 0.0 if target is None else target)
+
+    def step(G, L, p):
+        d, n, tasks = G.copy(), norms(G), np.flatnonzero(p)
+        for i, j in itertools.permutations(range(len(G)), 2):
+            length, g = np.linalg.norm(d[i]), goal[tasks[i], tasks[j]]
+            if length <= 1e-12 * n[i] or n[j] == 0:
+                continue
+            v, u = d[i] / length, G[j] / n[j]
+            cos, sin = v @ u, np.linalg.norm(v - v @ u * u)
+            if cos < g:
+                d[i] = d[i] + length * (g * sin / np.sqrt(1 - g**2) - cos) * u
+            if target is None and (update == "always" or cos < g):
+                goal[tasks[i], tasks[j]] = (1 - beta) * g + beta * cos
+        return d.sum(axis=0)
+
+    return step
 
 
 @weighted
@@ -184,6 +252,39 @@ def cagrad(G, L, c=0.4, rescale="none"):
         return r * v / np.linalg.norm(v @ G)
 
     return (1 / K + step()) / {"none": 1, "1+c^2": 1 + c**2, "1+c": 1 + c}[rescale]
+
+
+@stateless
+def conicgrad(G, L, c=0.5):
+    """Hassanpour et al. 2025: ‖g0‖ argmax_d min_i <g_i, d> over ‖d‖ <= 1, <u, d> >= c‖d‖, u = g0/‖g0‖; g0 if d = 0.
+
+    If d != 0, then ‖d‖ = 1 and <u, d> >= c. With a multiplier μ of this, d(μ) = p/‖p‖ maximises min_i <g_i + μu, d>
+    over the ball, p being the min-norm point of the rows g_i + μu. <u, d(μ)> rises with μ: either d(0) is in the cone,
+    or μ is where <u, d> = c. By weak duality d = 0 wherever the value ‖p‖ - μc is not positive.
+    """
+    g0, size, s = G.mean(axis=0), norms(G).max(), np.sqrt(1 - c**2)
+    if np.linalg.norm(g0) <= 1e-13 * size or np.linalg.norm(min_norm(G) @ G) <= 1e-13 * size:
+        return g0
+    u = g0 / np.linalg.norm(g0)
+
+    def point(mu):
+        rows = G + mu * u
+        return min_norm(rows) @ rows
+
+    def excess(log_mu):
+        p = point(np.exp(log_mu))
+        return p @ u / np.linalg.norm(p) - c if np.linalg.norm(p) > 1e-13 * size else 0
+
+    mu, p = 0, point(0)
+    if p @ u < c * np.linalg.norm(p):
+        high = np.log(size * (1 + 2 / s))
+        low = high - 1
+        while excess(low) > 0:
+            low -= 1
+        mu = np.exp(scipy.optimize.brentq(excess, low, high, xtol=1e-15, rtol=1e-15))
+        p = point(mu)
+    value = np.linalg.norm(p) - mu * c
+    return np.linalg.norm(g0) * p / np.linalg.norm(p) if value > 1e-13 * size else g0
 
 
 @weighted
@@ -229,6 +330,50 @@ def nash_mtl(G, L):
     return fairgrad.weights(G, L, alpha=1.0)
 
 
+@stateless
+def imtl_g(G, L, sign="paper"):
+    """Liu et al. 2021: Σ w_i = 1 and <d, u_i> equal for all i, on rows n_i > 0; the mean if these d have Σ w_i = 0."""
+    n, U = norms(G)[norms(G) > 0], unit(G)[norms(G) > 0]
+    if np.linalg.norm(U.sum(axis=0)) <= 1e-12 * len(U):
+        return G.mean(axis=0)
+    inverse = np.linalg.pinv(U, rcond=cutoff(len(U)))
+    v = inverse.T @ inverse.sum(axis=1) * (n.min() / n)
+    total = v.sum() if sign == "paper" else abs(v.sum())
+    return G.mean(axis=0) if abs(total) <= 1e-9 * abs(v).sum() else v / total @ G[norms(G) > 0]
+
+
+@stateless
+def aligned_mtl(G, L, scale="min", weights=None):
+    """Senushkin et al. 2023: d = Ĝᵀp; Ĝ is G = VΣWᵀ with all singular values replaced by one of them, or their rms."""
+    V, sigma, W = np.linalg.svd(G, full_matrices=False)
+    rank = np.sum(sigma > cutoff(len(G)) * sigma[0])
+    if rank == 0:
+        return np.zeros(G.shape[1])
+    sigma = sigma[:rank][::-1]
+    s = {"min": sigma[0], "median": sigma[(rank - 1) // 2], "rmse": np.sqrt(np.mean(sigma**2))}[scale]
+    return s * (np.ones(len(G)) if weights is None else weights) @ V[:, :rank] @ W[:rank]
+
+
+@stateless
+def conflict_free(G, L, length="projection", weights=None):
+    """Liu et al. 2025 (ConFIG): d ∝ v = U⁺p on n_i > 0, ‖d‖ = Σ <g_i, v>/‖v‖ or t Σ cos(g_i, v); v = 0: the mean."""
+    n, U = norms(G)[norms(G) > 0], unit(G)[norms(G) > 0]
+    p = np.ones(len(n)) if weights is None else weights[norms(G) > 0]
+    if np.linalg.norm(p @ U) <= 1e-12 * np.linalg.norm(p):
+        return G.mean(axis=0)
+    v = np.linalg.pinv(U, rcond=cutoff(len(U))) @ p
+    v = v / np.linalg.norm(v)
+    means = {
+        "projection": n,
+        "min": n.min(),
+        "max": n.max(),
+        "harmonic": 1 / np.mean(1 / n),
+        "arithmetic": n.mean(),
+        "geometric": np.exp(np.log(n).mean()),
+    }
+    return np.sum(means[length] * (U @ v)) * v
+
+
 @weighted
 def upgrad(G, L, preference=None, regularization=0.0):
     """Quinton & Rey 2024: w = Σ_i π(p_i e_i), π(u) = argmin vᵀMv over v >= u; with r > 0, M becomes M/tr(M) + rI."""
@@ -237,6 +382,102 @@ def upgrad(G, L, preference=None, regularization=0.0):
         factor = np.vstack([G.T / np.linalg.norm(G), np.sqrt(regularization) * np.eye(K)])
     U = np.diag(np.full(K, 1 / K) if preference is None else preference)
     return np.sum([u + nnls(factor, -factor @ u) for u in U], axis=0)
+
+
+@weighted
+def dualproj(G, L, preference=None, regularization=0.0):
+    """Lopez-Paz & Ranzato 2017 (GEM), in Quinton & Rey's form: argmin ‖Gᵀv‖² + r‖G‖²‖v‖² over v >= p."""
+    K, p = len(G), np.full(len(G), 1 / len(G)) if preference is None else preference
+    factor = np.vstack([G.T, np.sqrt(regularization) * np.linalg.norm(G) * np.eye(K)]) if regularization else G.T
+    return p + nnls(factor, -factor @ p)
+
+
+@weighted
+def krum(G, L, num_byzantine, num_selected=1, squared=True):
+    """Blanchard et al. 2017: the mean of the rows nearest to their K - f - 2 nearest; ties (9 digits) to the first."""
+    K, f = len(G), num_byzantine
+    if max(f + 3, num_selected) > K:
+        return np.full(K, 1 / K)
+    distances = np.sort([norms(G - g) for g in G], axis=1)[:, 1 : K - f - 1]
+    scores = [float(f"{score:.9g}") for score in np.sum(distances ** (2 if squared else 1), axis=1)]
+    w = np.zeros(K)
+    w[np.argsort(scores, kind="stable")[:num_selected]] = 1 / num_selected
+    return w
+
+
+@stateless
+def geometric_median(G, L):
+    """Argmin_x Σ ‖g_i - x‖ (RFA, Pillutla et al. 2022). Raises for rows on a line with two different middle ones.
+
+    Row k is it if the unit vectors to it from the others add up to no more than its multiplicity. If none is, Newton's
+    method with exact line search, from below the best row: no iterate meets a row again.
+    """
+    center = G.mean(axis=0)
+    size = norms(G - center).max()
+    if size <= 1e-13 * norms(G).max():
+        return center
+    X = (G - center) / size
+    _, sigma, W = np.linalg.svd(X, full_matrices=False)
+    if np.all(sigma[1:] <= 1e-12 * sigma[0]):
+        line = np.sort(X @ W[0])
+        low, high = line[(len(G) - 1) // 2], line[len(G) // 2]
+        if high - low > 1e-12:
+            raise ValueError("An even number of rows on a line: no unique geometric median.")
+        return center + size * low * W[0]
+
+    def gradient(x):
+        return unit(x - X).sum(axis=0)
+
+    def descend(x, dx, longest):
+        def slope(t):
+            return gradient(x + t * dx) @ dx
+
+        return x + (longest if slope(longest) <= 0 else scipy.optimize.brentq(slope, 0, longest, xtol=1e-15)) * dx
+
+    for x in X:
+        if np.linalg.norm(gradient(x)) <= np.sum(norms(X - x) <= 1e-14) + 1e-12:
+            return center + size * x
+    x = X[np.argmin([norms(X - x).sum() for x in X])]
+    x = descend(x, -gradient(x), 4)
+    for _ in range(200):
+        r, U = norms(x - X), unit(x - X)
+        dx = np.linalg.solve(np.sum(1 / r) * np.eye(len(x)) - (U.T / r) @ U, -gradient(x))
+        if np.linalg.norm(dx) <= 1e-14:
+            break
+        x = descend(x, dx, 1)
+    assert np.linalg.norm(dx) <= 1e-11
+    return center + size * x
+
+
+@stateless
+def dibs(G, L, num_steps=1, radius=1.0, learning_rate=0.01):
+    """DiBS-MTL 2025: δ <- δ - η Σ ‖δ - t_i‖ u_i with t_i = -r u_i, from 0, until ‖δ‖ > r; d = -δ."""
+    delta, U = np.zeros(G.shape[1]), unit(G)
+    for _ in range(num_steps):
+        delta = delta - learning_rate * norms(delta + radius * U) @ U
+        if np.linalg.norm(delta) > radius:
+            break
+    return -delta
+
+
+@weighted
+def ngdiff(G, L, signs):
+    """Jin et al. 2025: w_i = ±1/n_i."""
+    return divide(signs[:, None], norms(G))[:, 0]
+
+
+@stateless
+def avgnorm(G, L, scale="sum_norm"):
+    """Guo et al. 2025: d = S Σ u_i, S = ‖Σ g_i‖ (the paper's), mean n or 1."""
+    S = {"sum_norm": np.linalg.norm(G.sum(axis=0)), "mean_norm": norms(G).mean(), "one": 1}[scale]
+    return S * unit(G).sum(axis=0)
+
+
+@stateless
+def slw(G, L):
+    """Crawshaw & Kosecka 2021: w_i = K (1/n_i) / Σ_j 1/n_j over n > 0."""
+    n = norms(G)[norms(G) > 0]
+    return len(G) / np.sum(1 / n) * unit(G).sum(axis=0) if len(n) else G.mean(axis=0)
 
 
 # ------------------------------------------------------------------------------------------------- methods with state
@@ -300,6 +541,94 @@ def db_mtl(shape, beta=0.9, sigma=0.0):
     return step
 
 
+@stateful
+def rotograd_scale(shape, burn_in=20):
+    """Javaloy & Valera 2022: w_i = S/n_i, S = Σ a_i n_i, a ∝ n/n⁰, n⁰ from the first n > 0 and again from `burn_in`."""
+    first, count = np.zeros(shape[0]), np.zeros(shape[0])
+
+    def step(G, L, p):
+        n = norms(G)
+        first[p] = np.where((first[p] == 0) | (count[p] == burn_in), n, first[p])
+        count[p] += 1
+        a = divide(n[:, None], first[p])[:, 0]
+        return (a @ n / a.sum() if a.any() else 0) * unit(G).sum(axis=0)
+
+    return step
+
+
+@stateful
+def pcd(shape, primary=0, progress=0.02, decay=0.999):
+    """TMLR 2026: d ∝ argmin ‖d - s_p g_p‖ with <g_j, d> >= τ s_j n_j² for j != p, ‖d‖ = n_p; s² = 1/EMA(n²), unbiased.
+
+    d - s_p g_p = x is the least x with Ax >= b (rows of n = 1). Lawson & Hanson 1974, chapter 23: with the residual r
+    of min ‖(A, b)ᵀy - (0, 1)‖ over y >= 0, x = -r_{1..P}/r_{P+1}, and where r = 0, y proves there is none: d = g_p.
+    Without task p: the mean, and nothing is averaged.
+    """
+    square, count, tau = np.zeros(shape[0]), np.zeros(shape[0]), np.zeros(shape[0]) + progress
+
+    def step(G, L, p):
+        if not p[primary]:
+            return G.mean(axis=0)
+        n = norms(G)
+        count[p] += 1
+        square[p] = decay * square[p] + (1 - decay) * n**2
+        k = np.sum(p[:primary])
+        if n[k] == 0:
+            return G[k]
+        s = np.sqrt(divide(1 - decay ** count[p, None], square[p])[:, 0])
+        others, g = (np.arange(len(G)) != k) & (n > 0), s[k] * G[k]
+        size = np.max(s * n)
+        A = unit(G[others])
+        b = (tau[p] * s * n)[others] - A @ g
+        E, last = np.vstack([A.T, b / size]), np.eye(G.shape[1] + 1)[-1]
+        y = nnls(E, last)
+        if np.linalg.norm(E @ y - last) <= 1e-10:
+            return G[k]
+        active = y > 1e-12 * y.max(initial=0)
+        d = g + np.linalg.lstsq(A[active], b[active])[0]
+        return n[k] * d / np.linalg.norm(d) if np.linalg.norm(d) > 1e-12 * size else np.zeros(len(d))
+
+    return step
+
+
+def rest(w, p):
+    """The weights of the present tasks on their simplex, in the ratios kept, and their sum; if 0, equal ones and 1."""
+    total = w[p].sum()
+    return (w[p] / total, total) if total else (np.full(p.sum(), 1 / p.sum()), 1)
+
+
+@stateful
+def modo(shape, learning_rate=0.1, regularization=0.1):
+    """Chen et al. 2023 on one batch: λ <- Π(λ - γ(GGᵀλ + ρλ)) in the simplex, d = Gᵀλ; absent tasks keep their λ."""
+    kept = np.full(shape[0], 1 / shape[0])
+
+    def step(G, L, p):
+        w, total = rest(kept, p)
+        w = simplex(w - learning_rate * (G @ (w @ G) + regularization * w))
+        kept[p] = w * total
+        return w @ G
+
+    return step
+
+
+@stateful
+def sdmgrad(shape, lam=0.3, learning_rate=10.0, momentum=0.5, num_steps=20, preference=None):
+    """Xiao et al. 2023 on one batch: SGD on ‖Gᵀ(w + λp)‖²/2 in the simplex, mean n scaled to 1; absent tasks keep w."""
+    kept = np.full(shape[0], 1 / shape[0])
+
+    def step(G, L, p):
+        U = G / norms(G).mean() if G.any() else G
+        target = lam * (np.full(len(G), 1 / len(G)) if preference is None else preference[p])
+        (w, total), velocity = rest(kept, p), 0
+        for _ in range(num_steps):
+            velocity = momentum * velocity + U @ ((w + target) @ U)
+            w = simplex(w - learning_rate * velocity)
+        kept[p] = w * total
+        return (w + target) / (1 + lam) @ G
+
+    return step
+
+
 def smoothed(weights, present, decay):
     """Zhou et al. 2022 (CR-MOGM) on weights (T, K): λ_i <- decay λ_i + (1-decay) w_i, from task i's first weight on."""
     state, used = np.full(weights.shape[1], np.nan), []
@@ -314,11 +643,28 @@ REFERENCES = {
     "sum": sum,
     "constant": constant,
     "mgda": mgda,
+    "capped_mgda": capped_mgda,
     "pcgrad": pcgrad,
+    "gradvac": gradvac,
     "cagrad": cagrad,
+    "conicgrad": conicgrad,
     "nash_mtl": nash_mtl,
     "fairgrad": fairgrad,
+    "imtl_g": imtl_g,
+    "aligned_mtl": aligned_mtl,
     "upgrad": upgrad,
+    "dualproj": dualproj,
+    "conflict_free": conflict_free,
+    "krum": krum,
+    "geometric_median": geometric_median,
+    "dibs": dibs,
+    "rotograd_scale": rotograd_scale,
+    "pcd": pcd,
+    "ngdiff": ngdiff,
+    "avgnorm": avgnorm,
+    "slw": slw,
+    "modo": modo,
+    "sdmgrad": sdmgrad,
     "trimmed_mean": trimmed_mean,
     "uw": uw,
     "gradnorm": gradnorm,

@@ -916,15 +916,15 @@ def products_of_a_step(weighting):
 def test_a_step_without_gramian_is_a_plain_step():
     """Loss weightings always, update_every between refreshes: all else is in one branch of a cond."""
     plain, _ = count_products(jax.make_jaxpr(jax.value_and_grad(lambda p: flat(three(p, X)).sum()))(MLP).jaxpr)
-    made = [
-        row.weighting(**row.kwargs(3))
-        for row in _registry.METHODS
-        if row.weighting and not row.kwargs(3).get("weights")
-    ]
-    for weighting in made:
-        always, conds = products_of_a_step(weighting)
-        assert not any(any(counts) for counts in conds)
-        assert (always == plain) == ("gramian" not in weighting.needs)
+    names = sorted(three(MLP, X))
+    for row in _registry.METHODS:
+        if row.weighting:
+            kwargs = {
+                k: dict(zip(names, v, strict=True)) if isinstance(v, list) else v for k, v in row.kwargs(3).items()
+            }
+            weighting = row.weighting(**kwargs)
+            always, _ = products_of_a_step(weighting)
+            assert (always == plain) == weighting.needs.isdisjoint({"gramian", "cross_gramian"})
     always, conds = products_of_a_step(mtl.update_every(mtl.weighting.mgda(), num_tasks=3, k=4))
     assert always == plain
     (branches,) = [counts for counts in conds if any(counts)]

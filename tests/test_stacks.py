@@ -125,6 +125,30 @@ def test_products_of_two_stacks():
     np.testing.assert_allclose(stacks.project(first, direction), cross[:, 0], rtol=1e-5)
 
 
+@pytest.mark.parametrize("scales", [(1e-18, 1e-18), (1e-18, 1e15), (1e17, 1e17), (1e17, 1e-10)], ids=str)
+def test_products_of_two_stacks_are_exact_at_every_scale(scales):
+    trees = [random_tree(K, seed=K, width=50) for K in (3, 2)]
+    trees = [
+        jax.tree.map(lambda leaf, s=s, t=t: leaf * jnp.float32(s / np.linalg.norm(dense(t), axis=1).max()), t)
+        for s, t in zip(scales, trees, strict=True)
+    ]
+    first, second = map(dense, trees)
+    error = abs(np.asarray(stacks.cross_gramian(*trees), float) - first @ second.T) - np.finfo(np.float32).tiny
+    assert (error / np.outer(np.linalg.norm(first, axis=1), np.linalg.norm(second, axis=1))).max() < ROUNDING
+
+
+def test_products_of_stacks_that_do_not_fit_are_refused():
+    a = {"enc": jnp.ones((3, 2)), "out": jnp.ones((3, 1))}
+    with pytest.raises(ValueError, match=r"`second` must have the structure of first"):
+        stacks.cross_gramian(a, {"enc": a["enc"], "head": a["out"]})
+    with pytest.raises(
+        ValueError, match=r"`second` must fit first: leaf \['out'\] has shape \(2, 4\), expected \(2, 1\)"
+    ):
+        stacks.cross_gramian(a, {"enc": jnp.ones((2, 2)), "out": jnp.ones((2, 4))})
+    counts = {"steps": jnp.ones((3, 2), jnp.int32)}
+    assert not stacks.cross_gramian(counts, counts).any()
+
+
 def test_mix_of_two_stacks():
     first, second = random_tree(3, seed=1), random_tree(3, seed=2)
     mixed = stacks.mix(jnp.asarray([1.0, 0.0, 2.0]), first, jnp.asarray([-1.0, 3.0, 0.5]), second)

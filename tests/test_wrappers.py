@@ -1,5 +1,6 @@
 """The wrappers, and the tools that read what they keep."""
 
+import certificates
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,10 +8,11 @@ import optax
 import orbax.checkpoint as ocp
 import pytest
 import reference
-from families import stack
+from families import FAMILIES, stack
 from harness import PARAMS, P, flat, raises_naming, tree, zeros
 
 import mtlgrad_jax as mtl
+from mtlgrad_jax._step import BIASED, SOLVED
 
 K = 3
 RNG = np.random.default_rng(0)
@@ -160,6 +162,9 @@ OUTER = {
     "shared_private": lambda m: mtl.shared_private(m, SHARED),
     "weighted": lambda m: mtl.shared_private(m, SHARED, private="weighted"),
     "partition": lambda m: mtl.partition({"one": m, "two": optax.chain(mtl.mean(), optax.sgd(0.1, 0.9))}, LABELS),
+    "gram_over": lambda m: mtl.gram_over(m, SHARED),
+    "grouped": lambda m: mtl.grouped(m, LABELS),
+    "non_conflicting": lambda m: mtl.non_conflicting(m),
     "with_metrics": lambda m: mtl.with_metrics(m, K),
     "skip_nonfinite_tasks": lambda m: mtl.skip_nonfinite_tasks(m),
 }
@@ -176,7 +181,7 @@ def test_training_goes_on_after_a_skipped_step(inner, outer):
     assert not updates[1].any()
     np.testing.assert_array_equal(np.delete(updates, 1, axis=0), walk(tx, G)[0])
     found = mtl.metrics(states[-1])
-    assert all(int(value) == 0 for key, value in found.items() if key.endswith("result"))
+    assert all((value == 0).all() for key, value in found.items() if key.endswith("result"))
 
 
 def test_metrics_of_a_skipped_step_are_those_before():
@@ -207,7 +212,227 @@ def test_shared_private_refuses():
         mtl.shared_private(mtl.trimmed_mean(), SHARED, private="weighted")
 
 
-@pytest.mark.parametrize("wrap", [lambda m: mtl.smoothed(m, K), lambda m: mtl.update_every(m, K, 2)])
+@pytest.mark.parametrize(
+    ("wrap", "head"),
+    [(lambda m: mtl.shared_private(m, SHARED), 1), (mtl.skip_nonfinite_tasks, 2)],
+    ids=["shared", "skip"],
+)
+def test_what_keeps_the_task_axis_is_refused(wrap, head):
+    """An ordinary optimizer would change the shapes of the parameters; after a method it is welcome."""
+    for transform in (optax.sgd(0.1), mtl.per_task(optax.identity(), K)):
+        tx = wrap(transform)
+        with pytest.raises(ValueError, match=r"`method` must take the task axis away: leaf \["):
+            tx.update(tree(jnp.asarray(G[0])), tx.init(zeros()), zeros())
+    chained, _ = walk(wrap(optax.chain(mtl.mgda(), optax.scale(2.0))))
+    np.testing.assert_allclose(chained, [head, *[2] * (P - 1)] * walk(wrap(mtl.mgda()))[0], rtol=1e-6)
+
+
+def test_gram_over_weighs_by_some_leaves_and_applies_to_all():
+    only_w = np.where(np.arange(P) == 0, 0, G).astype(np.float32)
+    updates, _ = walk(mtl.gram_over(mtl.mgda(), SHARED), masks=MASKS)
+    weights = weights_of(mtl.mgda(), grads=only_w, masks=MASKS)
+    np.testing.assert_allclose(updates, np.einsum("tk,tkp->tp", weights, G), rtol=1e-4, atol=1e-5)
+    by_path, _ = walk(mtl.gram_over(mtl.mgda(), lambda path: path[0].key == "w"), masks=MASKS)
+    np.testing.assert_array_equal(by_path, updates)
+    with pytest.raises(ValueError, match=raises_naming("where")):
+        mtl.gram_over(mtl.mgda(), {"b": False, "w": False}).init(zeros())
+    with pytest.raises(ValueError, match=raises_naming("method")):
+        mtl.gram_over(mtl.trimmed_mean(), SHARED)
+
+
+@pytest.mark.parametrize("column", [0, 3])
+def test_gram_over_skips_a_step_that_is_broken_anywhere(column):
+    broken = G.copy()
+    broken[1, 2, column] = np.nan
+    updates, states = walk(mtl.gram_over(mtl.smoothed(mtl.mgda(), K), SHARED), broken)
+    assert not updates[1].any()
+    assert int(mtl.metrics(states[-1])["skipped"]) == 1
+    np.testing.assert_array_equal(
+        np.delete(updates, 1, axis=0), walk(mtl.gram_over(mtl.smoothed(mtl.mgda(), K), SHARED), np.delete(G, 1, 0))[0]
+    )
+
+
+@pytest.mark.parametrize("method", [lambda: mtl.mgda(), lambda: mtl.gradvac(num_tasks=K, beta=0.5, order="fixed")])
+def test_grouped_is_one_method_for_each_group(method):
+    """What `partition` makes of as many copies."""
+    updates, _ = walk(mtl.grouped(method(), LABELS), masks=MASKS)
+    wanted, _ = walk(mtl.partition({"one": method(), "two": method()}, LABELS), masks=MASKS)
+    np.testing.assert_allclose(updates, wanted, rtol=1e-5, atol=1e-6)
+    by_leaf, _ = walk(mtl.grouped(method(), lambda path: jax.tree_util.keystr(path)), masks=MASKS)
+    np.testing.assert_array_equal(by_leaf, updates)
+
+
+def test_groups_skip_together_and_count_apart():
+    broken = G.copy()
+    broken[1, 2, 0] = np.nan
+    tx = mtl.grouped(mtl.smoothed(mtl.mgda(), K), LABELS)
+    updates, states = walk(tx, broken)
+    assert not updates[1].any()
+    np.testing.assert_array_equal(np.delete(updates, 1, axis=0), walk(tx, np.delete(G, 1, axis=0))[0])
+    assert mtl.metrics(states[-1])["skipped"].tolist() == [1, 1]
+
+
+def test_groups_draw_on_their_own():
+    """Two groups with the same gradients, many steps: their random orders differ."""
+    state = mtl.grouped(mtl.pcgrad(), LABELS).init(zeros())
+    first, second = jax.random.key_data(state.method.key)
+    assert (first != second).any()
+
+
+def test_per_task_is_the_transformation_on_every_row():
+    updates, _ = walk(optax.chain(mtl.per_task(optax.adam(0.1), K), mtl.sum()))
+    total = np.zeros((6, P))
+    for i in range(K):
+        adam = optax.adam(0.1)
+        state = adam.init(jnp.zeros(P))
+        for t in range(6):
+            update, state = adam.update(jnp.asarray(G[t, i]), state)
+            total[t] += np.asarray(update)
+    np.testing.assert_allclose(updates, total, rtol=1e-4, atol=1e-6)
+
+
+def test_per_task_clips_every_task():
+    tx = mtl.per_task(optax.clip_by_global_norm(1.0), K)
+    clipped, _ = tx.update(tree(jnp.asarray(G[0])), tx.init(zeros()))
+    norms = np.linalg.norm(G[0], axis=1, keepdims=True)
+    np.testing.assert_allclose(flat(clipped), G[0] / np.maximum(norms, 1), rtol=1e-5)
+
+
+def test_per_task_keeps_what_is_absent_or_broken_out_of_the_states():
+    broken = G.copy()
+    broken[1, 2, 4] = np.nan
+    masks = np.ones((6, K), bool)
+    masks[1, 2] = False
+    momentum = optax.chain(mtl.per_task(optax.trace(0.9), K), mtl.skip_nonfinite_tasks(mtl.mgda()))
+    with_nan, _ = walk(momentum, broken)
+    absent, _ = walk(momentum, G, masks)
+    np.testing.assert_array_equal(with_nan, absent)
+    assert np.isfinite(with_nan).all()
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_per_task_refuses():
+    with pytest.raises(ValueError, match=raises_naming("transform")):
+        mtl.per_task("adam", K)
+    tx = mtl.per_task(optax.identity(), K + 1)
+    with pytest.raises(ValueError, match=raises_naming("num_tasks")):
+        tx.update(tree(jnp.asarray(G[0])), tx.init(zeros()))
+
+
+WEIGHTINGS = {
+    "mean": lambda: mtl.mean(),
+    "constant": lambda: mtl.constant([1.0, -2.0, 0.5]),
+    "cagrad": lambda: mtl.cagrad(),
+    "pcgrad": lambda: mtl.pcgrad(),
+    "uw": lambda: mtl.uw(num_tasks=K),
+    "smoothed": lambda: mtl.smoothed(mtl.mgda(), K),
+    "update_every": lambda: mtl.update_every(mtl.pcgrad(), K, 2),
+}
+
+
+@pytest.mark.parametrize("name", WEIGHTINGS)
+def test_non_conflicting(name):
+    """No task ascends, whatever the method and the gradients; a direction without conflict stays."""
+    losses = jnp.ones((len(FAMILIES), K))
+    grads = np.stack([stack(family, K, P) for family in FAMILIES if family not in ("tiny", "huge")]).astype(np.float32)
+    weights = weights_of(mtl.non_conflicting(WEIGHTINGS[name]()), grads=grads, losses=losses)
+    for M, w in zip(np.einsum("tkp,tlp->tkl", grads, grads), weights, strict=True):
+        n = np.sqrt(np.diag(M).astype(float))
+        assert certificates.conflict(M, w, max(n.max(), n @ abs(w)) or 1) <= 1e-5
+    orthogonal = np.broadcast_to(np.eye(K, P, dtype=np.float32), (2, K, P))
+    plain, projected = (
+        weights_of(m, grads=orthogonal, losses=losses)
+        for m in (WEIGHTINGS[name](), mtl.non_conflicting(WEIGHTINGS[name]()))
+    )
+    np.testing.assert_allclose(projected, np.maximum(plain, 0), rtol=1e-5, atol=1e-6)
+
+
+def test_non_conflicting_mean_is_dualproj():
+    updates, _ = walk(mtl.non_conflicting(mtl.mean()), masks=MASKS)
+    np.testing.assert_array_equal(updates, walk(mtl.dualproj(), masks=MASKS)[0])
+
+
+def test_non_conflicting_skips_a_broken_step_of_a_method_that_sees_no_gradients():
+    broken = G.copy()
+    broken[1, 2, 4] = np.nan
+    tx, losses = mtl.non_conflicting(mtl.uw(num_tasks=K)), jnp.ones((6, K))
+    updates, states = walk(tx, broken, losses=losses)
+    assert not updates[1].any()
+    assert int(mtl.metrics(states[-1])["skipped"]) == 1
+    np.testing.assert_array_equal(np.delete(updates, 1, axis=0), walk(tx, np.delete(G, 1, axis=0), losses=losses)[0])
+
+
+def test_non_conflicting_counts_its_solve():
+    _, states = walk(mtl.non_conflicting(mtl.mean()))
+    assert max(int(mtl.metrics(state)["steps"]) for state in states) > 0
+
+
+@pytest.mark.parametrize("make", [lambda: mtl.weighting.modo(num_tasks=K), lambda: mtl.weighting.sdmgrad(num_tasks=K)])
+def test_a_cross_gramian_takes_the_place_of_the_gramian(make):
+    """It need not be symmetric, the Gramian is then not formed, and the result code says when it is missing."""
+    weighting = make()
+    cross = mtl.stacks.cross_gramian(tree(jnp.asarray(G[0])), tree(jnp.asarray(G[1])))
+    np.testing.assert_allclose(cross, G[0] @ G[1].T, rtol=1e-4, atol=1e-5)
+
+    def never():
+        raise AssertionError
+
+    weights, state = weighting.update(never, weighting.init(), cross_gramian=cross)
+    assert state.info.result == SOLVED
+    assert float(jnp.sum(weights)) == pytest.approx(1, rel=1e-5)
+    alone, state = weighting.update(cross @ cross.T, weighting.init())
+    assert state.info.result == BIASED
+    assert np.abs(weights - alone).max() > 1e-3
+    present = jnp.asarray([True, False, True])
+    spoiled = cross.at[1].set(jnp.nan).at[:, 1].set(jnp.inf)
+    masked, state = weighting.update(None, weighting.init(), cross_gramian=spoiled, task_mask=present)
+    assert masked[1] == 0
+    assert np.isfinite(masked).all()
+    assert state.method.weights[1] == pytest.approx(1 / K)
+    assert float(jnp.sum(state.method.weights)) == pytest.approx(1, rel=1e-5)
+    skipped, state = weighting.update(None, weighting.init(), cross_gramian=spoiled)
+    assert not skipped.any()
+    assert state.info.skipped == 1
+
+
+@pytest.mark.parametrize("make", [lambda: mtl.weighting.modo(num_tasks=K), lambda: mtl.weighting.sdmgrad(num_tasks=K)])
+def test_tasks_without_weight_learn_where_the_others_are_absent(make):
+    """From a corner of the simplex, as from the equal weights of the tasks alone."""
+    weighting, alone = make(), make()
+    M = jnp.asarray(G[0] @ G[0].T)
+    state = weighting.init()
+    state = state._replace(method=state.method._replace(weights=jnp.asarray([1.0, 0, 0])))
+    absent = {"task_mask": jnp.asarray([False, True, True])}
+    found, wanted, fresh = [], [], alone.init()
+    for _ in range(3):
+        weights, state = weighting.update(None, state, cross_gramian=M, **absent)
+        others, fresh = alone.update(None, fresh, cross_gramian=M, **absent)
+        found.append(weights)
+        wanted.append(others)
+    np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-6)
+    assert state.method.weights[0] == 1
+
+
+def test_a_cross_gramian_goes_the_matrix_free_way():
+    step = mtl.balanced_value_and_grad(lambda w: jnp.asarray(G[0]) @ w, mtl.weighting.modo(num_tasks=K))
+    cross = jnp.asarray(G[0] @ G[1].T)
+    _, gradient, state = step(jnp.zeros(P), mtl.weighting.modo(num_tasks=K).init(), cross_gramian=cross)
+    assert state.info.result == SOLVED
+    w = np.full(K, 1 / K)
+    w = reference.simplex(w - 0.1 * (G[0] @ G[1].T @ w + 0.1 * w))
+    np.testing.assert_allclose(gradient, w @ G[0], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_a_cross_gramian_of_another_size_is_refused():
+    weighting = mtl.weighting.modo(num_tasks=K)
+    with pytest.raises(ValueError, match=raises_naming("cross_gramian")):
+        weighting.update(None, weighting.init(), losses=jnp.ones(K), cross_gramian=jnp.eye(K + 1)[:K])
+
+
+@pytest.mark.parametrize(
+    "wrap", [lambda m: mtl.smoothed(m, K), lambda m: mtl.update_every(m, K, 2), lambda m: mtl.non_conflicting(m)]
+)
 def test_wrappers_of_weights_take_both_kinds(wrap):
     """A Weighting gives a Weighting, a transformation a transformation; what has no weights is refused."""
     assert isinstance(wrap(mtl.weighting.mgda()), mtl.weighting.Weighting)
@@ -227,7 +452,7 @@ def test_partition_gives_each_group_its_own_solve():
 
 def test_partition_refuses():
     stuck = mtl.partition({"one": mtl.mgda(), "two": optax.identity()}, {"b": "one", "w": "two"})
-    with pytest.raises(ValueError, match=r"`transforms` must take the task axis away: 'two'.*\['w'\]"):
+    with pytest.raises(ValueError, match=r"`transforms\['two'\]` must take the task axis away: .*w"):
         stuck.update(tree(jnp.asarray(G[0])), stuck.init(zeros()))
     with pytest.raises(ValueError, match=r"`transforms` must have an entry for every label, none for two"):
         mtl.partition({"one": mtl.mgda()}, {"b": "one", "w": "two"}).init(zeros())

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
-from jaxtyping import PyTree
+from jaxtyping import Array, Float, PyTree
 
 from mtlgrad_jax.oracles._linearize import linearize
 from mtlgrad_jax.oracles._losses import Argnums
@@ -26,8 +26,8 @@ def balanced_value_and_grad(
       has_aux: whether `losses_fn` returns (losses, aux).
 
     Returns:
-      `step(params, state, *args, task_mask=None, **kwargs) -> (losses, gradient, state)`, where `losses_fn` is called
-      as `losses_fn(params, *args, **kwargs)`; with `has_aux`, `((losses, aux), gradient, state)`.
+      `step(params, state, *args, task_mask=None, cross_gramian=None, **kwargs) -> (losses, gradient, state)`, where
+      `losses_fn` is called as `losses_fn(params, *args, **kwargs)`; with `has_aux`, `((losses, aux), gradient, state)`.
 
     Example:
       >>> import jax.numpy as jnp, mtlgrad_jax as mtl
@@ -44,10 +44,18 @@ def balanced_value_and_grad(
         )
 
     def step(
-        params: PyTree, state: PyTree, *args: Any, task_mask: PyTree = None, **kwargs: Any
+        params: PyTree,
+        state: PyTree,
+        *args: Any,
+        task_mask: PyTree = None,
+        cross_gramian: Float[Array, "K K"] | None = None,
+        **kwargs: Any,
     ) -> tuple[Any, PyTree, PyTree]:
         jacobian = linearize(losses_fn, params, *args, argnums=argnums, has_aux=has_aux, **kwargs)
-        weights, new_state = weighting.update(jacobian.gramian, state, losses=jacobian.losses, task_mask=task_mask)
+        extra = {} if cross_gramian is None else {"cross_gramian": cross_gramian}
+        weights, new_state = weighting.update(
+            jacobian.gramian, state, losses=jacobian.losses, task_mask=task_mask, **extra
+        )
         gradient, new_state = settle(weighting, jacobian.pullback(weights), new_state, state)
         return ((jacobian.losses, jacobian.aux) if has_aux else jacobian.losses), gradient, new_state
 

@@ -39,13 +39,13 @@ class TaskTransformation(optax.GradientTransformationExtraArgs):
         """Make one of an init and an update function that need not check their arguments."""
 
         def init_fn(params: PyTree) -> PyTree:
-            _reject_masked(params)
+            reject_masked(params)
             return init(params)
 
         def update_fn(
             task_grads: PyTree, state: PyTree, params: PyTree | None = None, **extra: Any
         ) -> tuple[PyTree, PyTree]:
-            _reject_masked(task_grads)
+            reject_masked(task_grads)
             stacks.num_tasks(task_grads, params)
             return update(jax.tree.map(jnp.asarray, task_grads), state, params, **extra)
 
@@ -78,7 +78,15 @@ def from_weighting(weighting: Weighting) -> TaskTransformation:
             f"`weighting` must be a Weighting such as mtlgrad_jax.weighting.cagrad(), got {type(weighting).__name__}."
         )
 
+    return weighted_sum(weighting)
+
+
+def weighted_sum(weighting: Weighting, seen: Callable[[PyTree], PyTree] | None = None) -> TaskTransformation:
+    """Make a transformation of a weighting that is shown all of a stack, or what `seen` makes of it."""
+
     def init(params: PyTree) -> PyTree:
+        if seen is not None:
+            seen(params)
         return weighting.init()
 
     def update(
@@ -90,24 +98,29 @@ def from_weighting(weighting: Weighting) -> TaskTransformation:
         task_mask: PyTree = None,
         **extra: Any,
     ) -> tuple[PyTree, PyTree]:
-        K = stacks.num_tasks(task_grads)
+        K, shown = stacks.num_tasks(task_grads), task_grads if seen is None else seen(task_grads)
         present = present_tasks(task_mask, K, losses)
         if losses is not None:
             task_vector("losses", losses, num_tasks=K)
         weights, new_state = weighting.update(
-            lambda: stacks.gramian(task_grads, present), state, losses=losses, task_mask=task_mask, **extra
+            lambda: stacks.gramian(shown, present), state, losses=losses, task_mask=task_mask, **extra
         )
-        return settle(weighting, stacks.combine(weights, task_grads), new_state, state)
+        gradient = stacks.combine(weights, task_grads)
+        if seen is None:
+            return settle(weighting, gradient, new_state, state)
+        return skip_unless(stacks.all_finite(gradient), gradient, new_state, state)
 
-    return TaskTransformation(init, update, weighting)
+    return TaskTransformation(init, update, None if seen else weighting)
 
 
 def settle(weighting: Weighting, gradient: PyTree, new_state: PyTree, old_state: PyTree) -> tuple[PyTree, PyTree]:
     """Return gradient and state, or zero and the old state where the gradient is not finite.
 
-    A weighting that looks at every Gramian has noticed itself.
+    A weighting that looks at every Gramian has noticed itself, but for float16, in which a weighted sum can overflow.
     """
-    if "gramian" in weighting.needs:
+    leaves = jax.tree.leaves(gradient)
+    narrow = any(leaf.dtype == jnp.float16 for leaf in leaves)
+    if "gramian" in weighting.needs and not narrow:
         return gradient, new_state
     return skip_unless(stacks.all_finite(gradient), gradient, new_state, old_state)
 
@@ -220,6 +233,28 @@ def on_weightings(wrapper: Callable[P, Weighting]) -> Callable[P, Any]:
     return make
 
 
+def update_without_task_axis(
+    name: str,
+    transform: optax.GradientTransformation,
+    task_grads: PyTree,
+    state: PyTree,
+    params: PyTree | None,
+    **extra: Any,
+) -> tuple[PyTree, PyTree]:
+    """Update by what was given as the argument `name`, or raise where a leaf comes out with its task axis."""
+    update, new_state = optax.with_extra_args_support(transform).update(task_grads, state, params, **extra)
+    for (path, leaf), rows in zip(
+        jax.tree_util.tree_leaves_with_path(update), jax.tree.leaves(task_grads), strict=True
+    ):
+        got, expected = jnp.shape(leaf), jnp.shape(rows)[1:]
+        if got != expected:
+            raise ValueError(
+                f"`{name}` must take the task axis away: {leaf_name(path)} came out with shape {got}, expected "
+                f"{expected}. Begin it with a method: optax.chain(mtlgrad_jax.mean(), ...)."
+            )
+    return update, new_state
+
+
 def check_transformation(method: Any) -> None:
     """Raise unless a wrapper that looks at trees is given a transformation."""
     if not isinstance(method, optax.GradientTransformation):
@@ -240,7 +275,8 @@ def weighting_of(method: Any, wrapper: str) -> Weighting:
     return weighting
 
 
-def _reject_masked(tree: PyTree) -> None:
+def reject_masked(tree: PyTree) -> None:
+    """Raise if leaves are hidden from a method: they would keep their task axis."""
     leaves, _ = jax.tree_util.tree_flatten_with_path(tree, is_leaf=lambda node: isinstance(node, optax.MaskedNode))
     for path, leaf in leaves:
         if isinstance(leaf, optax.MaskedNode):
@@ -248,5 +284,6 @@ def _reject_masked(tree: PyTree) -> None:
                 f"`params` must be a whole tree, got a MaskedNode at {leaf_name(path)}. optax.masked, multi_transform "
                 "and partition let leaves pass by that still have a task axis, and such a leaf changes its parameter's "
                 "shape. Use mtlgrad_jax.partition(transforms, labels) for a method per group of leaves, "
-                "mtlgrad_jax.shared_private(method, is_shared) for shared and task-specific leaves."
+                "mtlgrad_jax.shared_private(method, is_shared) for shared and task-specific leaves, "
+                "mtlgrad_jax.grouped(method, labels) for a solve of one method per group."
             )

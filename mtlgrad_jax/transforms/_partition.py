@@ -3,11 +3,10 @@
 from collections.abc import Mapping
 from typing import Any
 
-import jax.numpy as jnp
 import optax
 from jaxtyping import PyTree
 
-from mtlgrad_jax.transforms._base import TaskTransformation, skip_together
+from mtlgrad_jax.transforms._base import TaskTransformation, skip_together, update_without_task_axis
 from mtlgrad_jax.transforms._trees import Labels, cut, label_leaves, merge
 
 
@@ -60,14 +59,8 @@ def partition(transforms: Mapping[Any, optax.GradientTransformation], labels: La
         for label, own_state in state.items():
             own = cut(task_grads, found, label)
             own_params = None if params is None else cut(params, found, label)
-            gradient, states[label] = inner[label].update(own, own_state, own_params, **extra)
-            for path, leaf in gradient.items():
-                expected = jnp.shape(own[path])[1:]
-                if jnp.shape(leaf) != expected:
-                    raise ValueError(
-                        f"`transforms` must take the task axis away: {label!r} returned shape {jnp.shape(leaf)} for "
-                        f"leaf {path}, expected {expected}. Begin it with a method such as mtlgrad_jax.mean()."
-                    )
+            name = f"transforms[{label!r}]"
+            gradient, states[label] = update_without_task_axis(name, inner[label], own, own_state, own_params, **extra)
             gradients.append(gradient)
         return skip_together(merge(task_grads, *gradients), states, state)
 

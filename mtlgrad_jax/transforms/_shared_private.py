@@ -3,17 +3,25 @@
 from collections.abc import Callable
 from typing import Any, Literal
 
+import optax
 from jaxtyping import PyTree
 
 from mtlgrad_jax import stacks
 from mtlgrad_jax._checks import check_choice
-from mtlgrad_jax._tasks import accumulator_dtype, present_tasks, task_vector
-from mtlgrad_jax.transforms._base import TaskTransformation, check_transformation, skip_together, weighting_of
-from mtlgrad_jax.transforms._trees import cut, label_leaves, merge
+from mtlgrad_jax._tasks import accumulator_dtype, present_tasks
+from mtlgrad_jax.transforms._base import (
+    TaskTransformation,
+    check_transformation,
+    skip_together,
+    update_without_task_axis,
+    weighted_sum,
+    weighting_of,
+)
+from mtlgrad_jax.transforms._trees import cut, flag_leaves, merge
 
 
 def shared_private(
-    method: TaskTransformation,
+    method: optax.GradientTransformation,
     is_shared: PyTree | Callable[[Any], bool],
     private: Literal["own", "weighted"] = "own",
 ) -> TaskTransformation:
@@ -24,7 +32,7 @@ def shared_private(
     `skip_nonfinite_tasks` around this, not inside, so that a task is dropped with its head.
 
     Args:
-      method: any transformation of this library.
+      method: any transformation of this library, or a chain that begins with one.
       is_shared: a pytree of bool with the structure of params, or a function of a leaf's path (the tuple of keys
         that `jax.tree_util.tree_leaves_with_path` gives).
       private: heads get their task's gradient as it is ("own": LibMTL, the official code of CAGrad and FairGrad) or
@@ -41,12 +49,12 @@ def shared_private(
     """
     check_transformation(method)
     check_choice("private", private, ("own", "weighted"))
-    weighting = weighting_of(method, 'shared_private with private="weighted"') if private == "weighted" else None
+    if private == "weighted":
+        weighting = weighting_of(method, 'shared_private with private="weighted"')
+        return weighted_sum(weighting, lambda tree: cut(tree, flag_leaves(is_shared, tree, "is_shared"), True))
 
     def split(tree: PyTree) -> tuple[dict[str, Any], dict[str, Any]]:
-        labels = [bool(label) for label in label_leaves(is_shared, tree, "is_shared")]
-        if not any(labels):
-            raise ValueError("`is_shared` must be true for some leaf, got none.")
+        labels = flag_leaves(is_shared, tree, "is_shared")
         return cut(tree, labels, True), cut(tree, labels, False)
 
     def init(params: PyTree) -> PyTree:
@@ -62,21 +70,12 @@ def shared_private(
         **extra: Any,
     ) -> tuple[PyTree, PyTree]:
         shared, heads = split(task_grads)
-        K = stacks.num_tasks(task_grads)
-        present = present_tasks(task_mask, K, losses)
-        if losses is not None:
-            task_vector("losses", losses, num_tasks=K)
-        if weighting is not None:
-            weights, new_state = weighting.update(
-                lambda: stacks.gramian(shared, present), state, losses=losses, task_mask=task_mask, **extra
-            )
-            gradient, head_gradient = stacks.combine(weights, shared), stacks.combine(weights, heads)
-        else:
-            shared_params = None if params is None else split(params)[0]
-            gradient, new_state = method.update(
-                shared, state, shared_params, losses=losses, task_mask=task_mask, **extra
-            )
-            head_gradient = stacks.combine(present.astype(accumulator_dtype()), heads)
+        shared_params = None if params is None else split(params)[0]
+        gradient, new_state = update_without_task_axis(
+            "method", method, shared, state, shared_params, losses=losses, task_mask=task_mask, **extra
+        )
+        present = present_tasks(task_mask, stacks.num_tasks(task_grads), losses)
+        head_gradient = stacks.combine(present.astype(accumulator_dtype()), heads)
         (gradient, head_gradient), new_state = skip_together((gradient, head_gradient), new_state, state)
         return merge(task_grads, gradient, head_gradient), new_state
 

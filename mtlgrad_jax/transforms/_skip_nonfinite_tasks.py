@@ -3,11 +3,12 @@
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
+import optax
 from jaxtyping import Array, Int, PyTree
 
 from mtlgrad_jax import stacks
 from mtlgrad_jax._tasks import present_tasks, task_vector, unstack
-from mtlgrad_jax.transforms._base import TaskTransformation, check_transformation
+from mtlgrad_jax.transforms._base import TaskTransformation, check_transformation, update_without_task_axis
 
 
 class SkipNonfiniteTasksState(NamedTuple):
@@ -17,7 +18,7 @@ class SkipNonfiniteTasksState(NamedTuple):
     inner: PyTree
 
 
-def skip_nonfinite_tasks(method: TaskTransformation) -> TaskTransformation:
+def skip_nonfinite_tasks(method: optax.GradientTransformation) -> TaskTransformation:
     """Treat a task whose loss or gradient is not finite as absent in this step, and count it.
 
     The other tasks train on as if it had not been there; its own state stays as it was. This helps where a NaN stays
@@ -25,7 +26,7 @@ def skip_nonfinite_tasks(method: TaskTransformation) -> TaskTransformation:
     NaN label spoils every row, all tasks are dropped and the update is zero.
 
     Args:
-      method: any transformation of this library.
+      method: any transformation of this library, or a chain that begins with one.
 
     Example:
       >>> import jax.numpy as jnp, mtlgrad_jax as mtl
@@ -54,7 +55,9 @@ def skip_nonfinite_tasks(method: TaskTransformation) -> TaskTransformation:
         if losses is not None:
             finite &= jnp.isfinite(task_vector("losses", losses, num_tasks=K))
         kept = present & finite if losses is None else unstack(present & finite, like=losses)
-        gradient, inner = method.update(task_grads, state.inner, params, losses=losses, task_mask=kept, **extra)
+        gradient, inner = update_without_task_axis(
+            "method", method, task_grads, state.inner, params, losses=losses, task_mask=kept, **extra
+        )
         dropped = state.dropped + jnp.sum(present & ~finite, dtype=jnp.int32)
         return gradient, SkipNonfiniteTasksState(dropped, inner)
 

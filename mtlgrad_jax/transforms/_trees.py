@@ -4,7 +4,9 @@ from collections.abc import Callable, Hashable
 from typing import Any
 
 import jax
-from jaxtyping import PyTree
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, PyTree
 
 Labels = Any | Callable[[Any], Hashable]
 
@@ -21,6 +23,16 @@ def label_leaves(labels: Labels, tree: PyTree, name: str) -> list[Any]:
     return jax.tree.leaves(labels)
 
 
+def flag_leaves(flags: Any, tree: PyTree, name: str) -> list[bool]:
+    """Return which leaves are flagged, by a tree of bool or a function of the leaf's path; some must be."""
+    found = label_leaves(flags, tree, name)
+    if not all(isinstance(flag, (bool, np.bool_)) for flag in found):
+        raise ValueError(f"`{name}` must say True or False for every leaf, got {found!r}.")
+    if not any(found):
+        raise ValueError(f"`{name}` must be true for some leaf, got none.")
+    return found
+
+
 def cut(tree: PyTree, labels: list[Any], label: Any) -> dict[str, Any]:
     """Return the leaves with one label, under their paths."""
     leaves = jax.tree_util.tree_leaves_with_path(tree)
@@ -31,3 +43,14 @@ def merge(tree: PyTree, *groups: dict[str, Any]) -> PyTree:
     """Return a tree of the structure of `tree`, its leaves taken from the groups."""
     leaves = {path: leaf for group in groups for path, leaf in group.items()}
     return jax.tree_util.tree_map_with_path(lambda path, _: leaves[jax.tree_util.keystr(path)], tree)
+
+
+def repeat_state(state: PyTree, count: int) -> PyTree:
+    """Return a state for each of several copies of a method: leaves with one more leading axis, keys split."""
+
+    def repeat(leaf: Array) -> Array:
+        if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            return jax.random.split(leaf, count)
+        return jnp.repeat(jnp.asarray(leaf)[None], count, axis=0)
+
+    return jax.tree.map(repeat, state)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Float, PyTree, Shaped
 
-from mtlgrad_jax._step import MethodState, first_info, guard_step
+from mtlgrad_jax._step import BIASED, SOLVED, MethodState, first_info, guard_step
 from mtlgrad_jax._tasks import accumulator_dtype, agree_num_tasks, check_num_tasks, task_names, task_vector
 from mtlgrad_jax.solvers._solution import Solution
 
@@ -29,7 +29,7 @@ class Weighting(NamedTuple):
       init: `init(num_tasks=None) -> state`.
       update: `update(gramian, state, *, losses=None, task_mask=None) -> (weights, state)`. The Gramian may be an array
         or a function of no arguments, called only by weightings that need it.
-      needs: "gramian", "losses": what every update looks at.
+      needs: "gramian", "losses", ...: what every update looks at.
     """
 
     init: Callable[..., PyTree]
@@ -37,7 +37,7 @@ class Weighting(NamedTuple):
     needs: frozenset[str] = frozenset({"gramian"})
 
 
-NEEDS = frozenset({"gramian", "losses", "positive losses"})
+NEEDS = frozenset({"gramian", "cross_gramian", "losses", "positive losses"})
 
 
 def check_needs(needs: Iterable[str]) -> frozenset[str]:
@@ -66,7 +66,9 @@ def from_kernel(
     Args:
       kernel: `(gramian, state, losses, present) -> (weights, state)`; the weights are (K,) or a solver's Solution.
       init: makes the method's own state for K tasks; None for a method without state.
-      needs: "gramian", "losses", "positive losses"; the kernel gets None for what is not listed.
+      needs: "gramian", "losses", "positive losses"; the kernel gets None for what is not listed. With "cross_gramian"
+        it gets, in place of the Gramian, the update's argument of this name, and the Gramian where that is missing,
+        which the result code then says.
       num_tasks: K, where the method keeps per-task state: leaves with a leading axis K, one entry per task.
       per_task: the per-task arguments of the factory, checked against the tasks' names and number.
       fewest: present tasks without which the weights are those of the mean.
@@ -84,39 +86,77 @@ def from_kernel(
         *,
         losses: PyTree = None,
         task_mask: PyTree = None,
+        cross_gramian: Float[Array, "K K"] | None = None,
         **unused: Any,
     ) -> tuple[Float[Array, " K"], MethodState]:
-        matrix: Any = gramian() if callable(gramian) and "gramian" in needs else gramian
-        if matrix is None and "gramian" in needs:
+        crossed = "cross_gramian" in needs and cross_gramian is not None
+        wanted = not needs.isdisjoint({"gramian", "cross_gramian"})
+        source: Any = cross_gramian if crossed else gramian
+        matrix: Any = source() if callable(source) and wanted else source
+        if wanted and matrix is None:
             raise ValueError("`gramian` must be a (K, K) array or a function that returns one, got None.")
+        if wanted and (jnp.ndim(matrix) != 2 or (crossed and known_tasks not in (None, len(matrix)))):
+            _refuse(crossed, known_tasks, matrix)
         K = _count_tasks(matrix, losses, known_tasks)
         check_num_tasks(known_tasks, K)
         for name, values in (per_task or {}).items():
             if values is not None:
                 task_vector(name, values, num_tasks=K, names=task_names(losses))
         guard = guard_step(_name(kernel), needs, K, losses, task_mask)
-        if "gramian" in needs:
+        if wanted:
             matrix = jax.lax.stop_gradient(jnp.asarray(matrix, accumulator_dtype()))
             if matrix.shape != (K, K):
-                raise ValueError(f"`gramian` must have shape ({K}, {K}), got shape {matrix.shape}.")
+                _refuse(crossed, K, matrix)
             matrix = jnp.where(guard.present[:, None] & guard.present[None, :], matrix, 0)
             guard = guard.also(jnp.isfinite(matrix).all())
             matrix = jnp.where(guard.finite, matrix, 0)
-        solved, method_state = kernel(matrix if "gramian" in needs else None, state.method, guard.losses, guard.present)
+        solved, method_state = kernel(matrix if wanted else None, state.method, guard.losses, guard.present)
         if not isinstance(solved, Solution):
-            solved = Solution(solved, jnp.zeros(()), jnp.zeros((), int), jnp.zeros((), int))
+            code = BIASED if "cross_gramian" in needs and not crossed else SOLVED
+            solved = Solution(solved, jnp.zeros(()), jnp.zeros((), int), jnp.asarray(code))
         if jnp.shape(solved.value) != (K,):
             raise ValueError(f"`kernel` must return weights of shape ({K},), got shape {jnp.shape(solved.value)}.")
         sane = jnp.isfinite(jnp.where(guard.present, solved.value, 0)).all()
         enough = sane & (guard.num_present >= fewest)
-        mean = 1 / jnp.maximum(guard.num_present, 1).astype(accumulator_dtype())
-        weights = jnp.where(guard.present, jnp.where(enough, solved.value, mean), 0)
+        weights = jnp.where(guard.present, jnp.where(enough, solved.value, uniform(guard.present)), 0)
         outcome = {"residual": solved.residual, "steps": solved.steps, "result": solved.result, "solved": sane}
         return weights, guard.advance(
             state, method_state, num_tasks=known_tasks, enough=enough, fewest=fewest, **outcome
         )
 
     return Weighting(init_fn, update_fn, needs)
+
+
+def _refuse(crossed: bool, num_tasks: int | None, matrix: Any) -> None:
+    name, K = "cross_gramian" if crossed else "gramian", "K" if num_tasks is None else num_tasks
+    raise ValueError(f"`{name}` must have shape ({K}, {K}), got shape {jnp.shape(matrix)}.")
+
+
+def uniform(present: Present) -> Float[Array, " K"]:
+    """Return 1/K over the K tasks present."""
+    return present / jnp.maximum(jnp.sum(present), 1).astype(accumulator_dtype())
+
+
+def of_tasks(name: str, values: PyTree, present: Present, default: Float[Array, " K"] | float) -> Float[Array, " K"]:
+    """Return a per-task argument of a factory as an array, or a default for None; zero for absent tasks."""
+    values = default if values is None else task_vector(name, values)
+    return jnp.where(present, values, 0).astype(accumulator_dtype())
+
+
+def mean_of(values: Float[Array, " K"], among: Present) -> Float[Array, ""]:
+    """Return the mean over some tasks, 0 over none."""
+    return jnp.sum(jnp.where(among, values, 0)) / jnp.maximum(jnp.sum(among), 1)
+
+
+def renormalized(weights: Float[Array, " K"], present: Present) -> tuple[Float[Array, " K"], Float[Array, ""]]:
+    """Return weights on the simplex of the tasks present in the ratios of those kept, and what to multiply them by.
+
+    That is what the weights kept add up to, so that absent tasks keep their shares; 1 where none is left.
+    """
+    kept = jnp.where(present, weights, 0)
+    total = jnp.sum(kept)
+    safe = jnp.where(total > 0, total, 1)
+    return jnp.where(total > 0, kept / safe, uniform(present)), safe
 
 
 def _name(kernel: Kernel) -> str:

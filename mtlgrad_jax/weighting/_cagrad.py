@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from mtlgrad_jax._checks import Number, check_choice, check_number
 from mtlgrad_jax.solvers import max_min_direction
-from mtlgrad_jax.weighting._base import Gramian, Present, Weighting, Weights, from_kernel
+from mtlgrad_jax.weighting._base import Gramian, Present, Weighting, Weights, from_kernel, uniform
 
 
 def cagrad(c: Number = 0.4, rescale: Literal["none", "1+c^2", "1+c"] = "none") -> Weighting:
@@ -38,9 +38,10 @@ def cagrad(c: Number = 0.4, rescale: Literal["none", "1+c^2", "1+c"] = "none") -
     check_choice("rescale", rescale, ("none", "1+c^2", "1+c"))
 
     def kernel(gramian: Gramian, state: Any, losses: None, present: Present) -> tuple[Weights, Any]:
-        solved = max_min_direction(gramian, jnp.asarray(c, gramian.dtype), present)
-        weights = present / jnp.maximum(jnp.sum(present), 1) + solved.value
-        divisor = {"none": 1, "1+c^2": 1 + c**2, "1+c": 1 + c}[rescale]
+        radius = jnp.asarray(c, gramian.dtype)
+        solved = max_min_direction(gramian, radius, present)
+        weights = uniform(present) + solved.value
+        divisor = {"none": 1, "1+c^2": 1 + radius**2, "1+c": 1 + radius}[rescale]
         return solved._replace(value=weights / divisor), state
 
     return from_kernel(kernel)

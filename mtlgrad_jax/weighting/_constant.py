@@ -4,6 +4,7 @@ from typing import Any
 
 from jaxtyping import PyTree
 
+from mtlgrad_jax._checks import check_numbers
 from mtlgrad_jax._tasks import accumulator_dtype, task_vector
 from mtlgrad_jax.weighting._base import Present, Weighting, Weights, from_kernel
 
@@ -24,6 +25,7 @@ def constant(weights: PyTree) -> Weighting:
       >>> update.tolist()
       [2.0, 3.0]
     """
+    check_numbers("weights", weights)
 
     def kernel(gramian: None, state: Any, losses: None, present: Present) -> tuple[Weights, Any]:
         return task_vector("weights", weights).astype(accumulator_dtype()), state

@@ -2,9 +2,7 @@
 
 from typing import Any
 
-import jax.numpy as jnp
-
-from mtlgrad_jax.weighting._base import Present, Weighting, Weights, from_kernel
+from mtlgrad_jax.weighting._base import Present, Weighting, Weights, from_kernel, uniform
 
 
 def mean() -> Weighting:
@@ -22,6 +20,6 @@ def mean() -> Weighting:
     """
 
     def kernel(gramian: None, state: Any, losses: None, present: Present) -> tuple[Weights, Any]:
-        return present / jnp.maximum(jnp.sum(present), 1), state
+        return uniform(present), state
 
     return from_kernel(kernel, needs=())

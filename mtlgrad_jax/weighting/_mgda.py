@@ -9,7 +9,7 @@ from typing import Any, Literal
 import jax.numpy as jnp
 
 from mtlgrad_jax._checks import check_choice
-from mtlgrad_jax.solvers import min_norm
+from mtlgrad_jax.solvers import cosines, min_norm
 from mtlgrad_jax.weighting._base import Gramian, Present, Weighting, Weights, from_kernel
 
 
@@ -19,6 +19,8 @@ def mgda(
     r"""Follow the min-norm point of the gradients' convex hull, which descends every task or is zero.
 
     .. math:: w = \arg\min_{w \ge 0, \, 1^T w = 1} \Big\| \sum_i w_i g_i / s_i \Big\|^2
+
+    With a normalisation the guarantee is that of the normalised combination; raw, a task may ascend.
 
     Args:
       normalization: the scale :math:`s_i`: 1 ("none"), :math:`\|g_i\|` ("l2"), the loss :math:`l_i` ("loss") or
@@ -40,10 +42,14 @@ def mgda(
     by_norm, by_loss = normalization in ("l2", "loss+"), normalization in ("loss", "loss+")
 
     def kernel(gramian: Gramian, state: Any, losses: Any, present: Present) -> tuple[Weights, Any]:
-        scale = jnp.sqrt(jnp.diagonal(gramian)) if by_norm else jnp.ones(len(gramian), gramian.dtype)
-        scale = scale * losses if by_loss else scale
-        inverse = jnp.where(scale != 0, 1 / jnp.where(scale != 0, scale, 1), 0)
-        solved = min_norm(gramian * inverse[:, None] * inverse[None, :], present)
+        if normalization == "none":
+            return min_norm(gramian, present), state
+        C, inverse_norms = cosines(gramian)
+        inverse = inverse_norms if by_norm else jnp.ones_like(inverse_norms)
+        inverse = inverse / losses if by_loss else inverse
+        lengths = jnp.where(inverse_norms > 0, inverse / jnp.where(inverse_norms > 0, inverse_norms, 1), 0)
+        lengths = lengths / jnp.maximum(jnp.max(lengths), jnp.finfo(C.dtype).tiny)
+        solved = min_norm(C * lengths[:, None] * lengths[None, :], present)
         return solved._replace(value=solved.value * inverse) if apply_to == "normalized" else solved, state
 
     return from_kernel(kernel, needs=("gramian", "positive losses") if by_loss else ("gramian",))

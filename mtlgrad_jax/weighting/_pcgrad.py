@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, Int, Key
 
 from mtlgrad_jax._checks import check_choice
 from mtlgrad_jax.weighting._base import Gramian, Present, Weighting, Weights, from_kernel
-from mtlgrad_jax.weighting._random import check_key, make_key
+from mtlgrad_jax.weighting._random import check_key, draw_orders, make_key
 
 
 class PCGradState(NamedTuple):
@@ -47,11 +47,7 @@ def pcgrad(
     check_key(key)
 
     def kernel(gramian: Gramian, state: PCGradState, losses: None, present: Present) -> tuple[Weights, PCGradState]:
-        K = len(gramian)
-        key, draw = jax.random.split(state.key)
-        orders = jnp.broadcast_to(jnp.arange(K), (K, K))
-        if order == "random":
-            orders = jax.vmap(jax.random.permutation)(jax.random.split(draw, K), orders)
+        key, orders = draw_orders(state.key, order, len(gramian))
         weights = _projections(gramian, orders).sum(axis=0)
         weights = weights / jnp.maximum(jnp.sum(present), 1) if reduction == "mean" else weights
         return weights, PCGradState(key)

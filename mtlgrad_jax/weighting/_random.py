@@ -4,7 +4,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array
+from jaxtyping import Array, Int
 
 
 def make_key(key: int | Array) -> Array:
@@ -14,6 +14,15 @@ def make_key(key: int | Array) -> Array:
     if jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
         return jax.random.clone(key)
     return jax.random.wrap_key_data(jnp.array(key))
+
+
+def draw_orders(key: Array, order: str, num_tasks: int) -> tuple[Array, Int[Array, "K K"]]:
+    """Return the next key and an order of the tasks for every task, drawn ("random") or 0 to K-1 ("fixed")."""
+    key, draw = jax.random.split(key)
+    orders = jnp.broadcast_to(jnp.arange(num_tasks), (num_tasks, num_tasks))
+    if order == "random":
+        orders = jax.vmap(jax.random.permutation)(jax.random.split(draw, num_tasks), orders)
+    return key, orders
 
 
 def check_key(key: Any) -> None:

@@ -6,14 +6,12 @@ returns the plain mean; `regularization=1e-4` reproduces the first, nothing repr
 
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import PyTree
 
-from mtlgrad_jax._checks import Number, check_number
-from mtlgrad_jax._tasks import task_vector
-from mtlgrad_jax.solvers import project_rows
-from mtlgrad_jax.weighting._base import Gramian, Present, Weighting, Weights, from_kernel
+from mtlgrad_jax._checks import Number, check_number, check_numbers
+from mtlgrad_jax.solvers import normalized, project_rows
+from mtlgrad_jax.weighting._base import Gramian, Present, Weighting, Weights, from_kernel, of_tasks, uniform
 
 
 def upgrad(preference: PyTree = None, regularization: Number = 0.0) -> Weighting:
@@ -36,12 +34,11 @@ def upgrad(preference: PyTree = None, regularization: Number = 0.0) -> Weighting
       [0.2924, 1.9006, 1.9006]
     """
     check_number("regularization", regularization, at_least=0)
-    for weight in jax.tree.leaves(preference):
-        check_number("preference", weight, at_least=0)
+    check_numbers("preference", preference, optional=True, at_least=0)
 
     def kernel(gramian: Gramian, state: Any, losses: None, present: Present) -> tuple[Weights, Any]:
-        p = present / jnp.maximum(jnp.sum(present), 1) if preference is None else task_vector("preference", preference)
-        ridge = regularization * jnp.trace(gramian) * present
-        return project_rows(gramian + jnp.diag(ridge), jnp.where(present, p, 0).astype(gramian.dtype)), state
+        p = of_tasks("preference", preference, present, uniform(present))
+        M = normalized(gramian)
+        return project_rows(M + jnp.diag(regularization * jnp.trace(M) * present), p), state
 
     return from_kernel(kernel, per_task={"preference": preference})

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, PyTree
 
-from mtlgrad_jax._checks import Number, check_count
+from mtlgrad_jax._checks import Number, check_count, check_number
 from mtlgrad_jax._tasks import accumulator_dtype
 from mtlgrad_jax.weighting._base import Losses, Present, Weighting, Weights, from_kernel
 
@@ -43,6 +43,9 @@ def uw(num_tasks: int, optimizer: optax.GradientTransformation | None = None, in
       [0.5, 1.5]
     """
     check_count("num_tasks", num_tasks, at_least=1)
+    check_number("init", init)
+    if not (optimizer is None or isinstance(optimizer, optax.GradientTransformation)):
+        raise ValueError(f"`optimizer` must be an optax transformation, got optimizer={optimizer!r}.")
     inner = optax.adam(0.025) if optimizer is None else optimizer
 
     def start(num_tasks: int) -> UWState:

@@ -1,0 +1,54 @@
+"""Aligned-MTL, independent component alignment (Senushkin et al. 2023, arXiv 2305.19000).
+
+Sum-like, as the official code and LibMTL; TorchJD weights tasks by 1/K. Cut-offs use the eps of the Gramian's dtype,
+the official code that of torch's default dtype.
+"""
+
+from typing import Any, Literal
+
+import jax.numpy as jnp
+from jaxtyping import PyTree
+
+from mtlgrad_jax._checks import check_choice, check_numbers
+from mtlgrad_jax.solvers import significant_eigh
+from mtlgrad_jax.weighting._base import Gramian, Present, Weighting, Weights, from_kernel, of_tasks
+
+
+def aligned_mtl(scale: Literal["min", "median", "rmse"] = "min", weights: PyTree = None) -> Weighting:
+    r"""Make the gradients' principal components equally long, then add the gradients.
+
+    .. math:: w = \sqrt{\lambda_s} \, M^{-1/2} p, \qquad \lambda_s = \min_k \lambda_k
+
+    with the inverse root taken over the eigenvalues of :math:`M` above rounding: :math:`(K + 16) \epsilon` of the
+    largest, :math:`K \epsilon` in the official code. Some tasks may ascend.
+
+    Args:
+      scale: :math:`\lambda_s`: the smallest eigenvalue kept ("min", paper), their lower median ("median") or their mean
+        ("rmse").
+      weights: :math:`p`, (K,) or a pytree under the tasks' names; ones for None.
+
+    Example:
+      >>> import jax.numpy as jnp, mtlgrad_jax as mtl
+      >>> tx = mtl.aligned_mtl()
+      >>> grads = jnp.asarray([[-4.0, 1.0, 1.0], [6.0, 1.0, 1.0]])
+      >>> update, _ = tx.update(grads, tx.init(jnp.zeros(3)))
+      >>> update.tolist()
+      [0.4266, 1.9347, 1.9347]
+    """
+    check_choice("scale", scale, ("min", "median", "rmse"))
+    check_numbers("weights", weights, optional=True)
+
+    def kernel(gramian: Gramian, state: Any, losses: None, present: Present) -> tuple[Weights, Any]:
+        p = of_tasks("weights", weights, present, 1.0)
+        values, vectors, kept = significant_eigh(gramian)
+        rank = jnp.sum(kept)
+        ascending = jnp.sort(jnp.where(kept, values, jnp.inf))  # in units of the largest
+        scales = {
+            "min": ascending[0],
+            "median": ascending[(jnp.maximum(rank, 1) - 1) // 2],
+            "rmse": jnp.sum(jnp.where(kept, values, 0)) / jnp.maximum(rank, 1),
+        }
+        roots = jnp.where(kept, jnp.sqrt(scales[scale] / jnp.where(kept, values, 1)), 0)
+        return jnp.where(rank > 0, vectors @ (roots * (vectors.T @ p)), p), state
+
+    return from_kernel(kernel, per_task={"weights": weights})

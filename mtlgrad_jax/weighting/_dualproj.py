@@ -1,0 +1,43 @@
+"""DualProj, the dual-cone projection of the mean gradient (as GEM's of the newest, Lopez-Paz & Ranzato 2017).
+
+TorchJD's regularisation, 1e-4 of the Gramian's trace, is an option here; its absolute threshold on the trace is not.
+"""
+
+from typing import Any
+
+import jax.numpy as jnp
+from jaxtyping import PyTree
+
+from mtlgrad_jax._checks import Number, check_number, check_numbers
+from mtlgrad_jax.solvers import normalized, project_weights
+from mtlgrad_jax.weighting._base import Gramian, Present, Weighting, Weights, from_kernel, of_tasks, uniform
+
+
+def dualproj(preference: PyTree = None, regularization: Number = 0.0) -> Weighting:
+    r"""Project the preferred mean on the directions that conflict with no task.
+
+    .. math:: d = \arg\min_{G d \ge 0} \Big\| d - \sum_i p_i g_i \Big\|
+
+    No task ascends.
+
+    Args:
+      preference: :math:`p`, non-negative, (K,) or a pytree under the tasks' names; 1/K over the tasks present for None.
+      regularization: this much of the Gramian's trace is added to its diagonal; the guarantee then holds to that much.
+
+    Example:
+      >>> import jax.numpy as jnp, mtlgrad_jax as mtl
+      >>> tx = mtl.dualproj()
+      >>> grads = jnp.asarray([[-4.0, 1.0, 1.0], [6.0, 1.0, 1.0]])
+      >>> update, _ = tx.update(grads, tx.init(jnp.zeros(3)))
+      >>> update.tolist()
+      [0.5556, 1.1111, 1.1111]
+    """
+    check_number("regularization", regularization, at_least=0)
+    check_numbers("preference", preference, optional=True, at_least=0)
+
+    def kernel(gramian: Gramian, state: Any, losses: None, present: Present) -> tuple[Weights, Any]:
+        p = of_tasks("preference", preference, present, uniform(present))
+        M = normalized(gramian)
+        return project_weights(M + jnp.diag(regularization * jnp.trace(M) * present), p), state
+
+    return from_kernel(kernel, per_task={"preference": preference})

@@ -1,0 +1,60 @@
+"""Krum and Multi-Krum (Blanchard et al. 2017, NeurIPS, "Machine Learning with Adversaries").
+
+The paper adds up squared distances; TorchJD plain ones, which selects another gradient now and then.
+"""
+
+from typing import Any
+
+import jax.numpy as jnp
+
+from mtlgrad_jax._checks import check_count
+from mtlgrad_jax.solvers import inverse_sqrt
+from mtlgrad_jax.weighting._base import Gramian, Present, Weighting, Weights, from_kernel
+
+
+def krum(num_byzantine: int, num_selected: int = 1, squared: bool = True) -> Weighting:
+    r"""Average the gradients that are nearest to their neighbours; outliers are left out.
+
+    .. math:: s_i = \sum_{j \in N_i} \|g_i - g_j\|^2, \qquad d = \operatorname{mean} \{ g_i : s_i \text{ among the
+              lowest} \}
+
+    with :math:`N_i` the K - f - 2 nearest others. Of equal scores the lower index wins; with one neighbour, K = f + 3,
+    the nearest pair always has equal scores.
+
+    Args:
+      num_byzantine: f, how many gradients may be arbitrary; at least f + 3 tasks must be present.
+      num_selected: gradients that are averaged.
+      squared: whether distances are squared (paper) or not (TorchJD).
+
+    Example:
+      >>> import jax.numpy as jnp, mtlgrad_jax as mtl
+      >>> tx = mtl.krum(num_byzantine=1, num_selected=4)
+      >>> grads = jnp.asarray([[1.0, 1, 1], [1, 0, 1], [75, -666, 23], [1, 2, 3], [2, 0, 1]])
+      >>> update, _ = tx.update(grads, tx.init(jnp.zeros(3)))
+      >>> update.tolist()
+      [1.25, 0.75, 1.5]
+    """
+    check_count("num_byzantine", num_byzantine, at_least=0)
+    check_count("num_selected", num_selected, at_least=1)
+
+    if not isinstance(squared, bool):
+        raise ValueError(f"`squared` must be True or False, got squared={squared!r}.")
+
+    def kernel(gramian: Gramian, state: Any, losses: None, present: Present) -> tuple[Weights, Any]:
+        # In units of a typical row: neither tiny distances nor an outlier's may leave the range of the dtype.
+        typical = jnp.sort(jnp.where(present, jnp.diagonal(gramian), jnp.inf))[
+            jnp.maximum(jnp.sum(present) - 1, 0) // 2
+        ]
+        inverse = inverse_sqrt(typical[None])
+        gramian = gramian * jnp.where(inverse > 0, inverse, 1) * jnp.where(inverse > 0, inverse, 1)
+        diagonal = jnp.diagonal(gramian)
+        distances = jnp.maximum(diagonal[:, None] + diagonal[None, :] - 2 * gramian, 0)
+        distances = distances if squared else jnp.sqrt(distances)
+        others = present[:, None] & present[None, :] & ~jnp.eye(len(gramian), dtype=bool)
+        nearest = jnp.sort(jnp.where(others, distances, jnp.inf), axis=1)
+        neighbours = jnp.arange(len(gramian)) < jnp.sum(present) - num_byzantine - 2
+        scores = jnp.where(present, jnp.sum(jnp.where(neighbours, nearest, 0), axis=1), jnp.inf)
+        rank = jnp.argsort(jnp.lexsort((scores, ~present)))
+        return (present & (rank < num_selected)) / num_selected, state
+
+    return from_kernel(kernel, fewest=max(num_byzantine + 3, num_selected))
