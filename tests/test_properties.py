@@ -1,4 +1,4 @@
-"""What the registry promises of each method, with a stored counterexample for each promise it does not make."""
+"""What the registry promises of each method: on the pool of the table of properties, and on drawn input."""
 
 import functools
 
@@ -10,8 +10,18 @@ from harness import EVERY, P, run
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+from property_table import FILE, PROPERTIES, STEEP, SUMS, outcomes, render
 
-from mtlgrad_jax._registry import HOMOGENEOUS, NON_CONFLICTING, PERMUTATION, ROWS, SCALE_FREE
+from mtlgrad_jax._registry import (
+    CONTINUOUS,
+    DESCENT,
+    HOMOGENEOUS,
+    LINEAR,
+    NON_CONFLICTING,
+    PERMUTATION,
+    ROWS,
+    SCALE_FREE,
+)
 
 K = 3
 FEW = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -23,26 +33,22 @@ ROWS_OF_INTEGERS = st.tuples(
 LOSSES = arrays(np.float64, (1, K), elements=st.integers(1, 16).map(lambda i: i / 4))
 
 
-def plane(rows):
-    """Rows in the plane of the first two of P coordinates."""
-    return np.pad(np.asarray(rows, float), ((0, 0), (0, P - 2)))
-
-
-CONFLICT = dict.fromkeys(EVERY, plane([[3, 0], [-9, 0], [-12, 3]]))
-CONFLICT |= {
-    "pcgrad": plane([[4, 4], [-3, -12], [-12, 0]]),
-    "cagrad": plane([[-3, 3], [9, -9], [12, -9]]),
-    "db_mtl": plane([[-9, -12], [2, 3], [-3, -4]]),
-}
-GENERIC = plane([[2, 1], [-1, 3], [1, -1]])
+GENERIC = np.pad([[2.0, 1], [-1, 3], [1, -1]], ((0, 0), (0, P - 2)))
 
 
 def promising(promise):
     return [name for name in EVERY if promise in ROWS[name].promises]
 
 
-def lacking(promise):
-    return [name for name in EVERY if promise not in ROWS[name].promises]
+@pytest.mark.parametrize("prop", [prop.name for prop in PROPERTIES])
+@pytest.mark.parametrize("name", EVERY)
+def test_promised_is_what_holds_on_the_pool(name, prop):
+    outcome = outcomes(name)[prop]
+    assert outcome.holds == (prop in ROWS[name].promises), outcome.text
+
+
+def test_the_table_is_what_a_run_renders():
+    assert FILE.read_text() == render(), "python tests/property_table.py writes it"
 
 
 @functools.cache
@@ -51,19 +57,22 @@ def weigher(name):
     return jax.jit(lambda gramian: weighting.update(gramian, weighting.init(K))[0])
 
 
-def worst_change(name, G):
-    """The most negative <g_i, d>, relative to the row's norm and to the length that d would have without cancelling."""
+def worst_change(name, G, vectors=lambda G: G):
+    """The most negative <v, d>, relative to the norm of v and to the length that d would have without cancelling."""
     G = G.astype(np.float32).astype(float)
-    norms = np.linalg.norm(G, axis=1)
-    updates, _ = run(name, G[None])
-    if NON_CONFLICTING in ROWS[name].promises:
-        weights = np.asarray(weigher(name)((G @ G.T).astype(np.float32)), float)
-        updates, length = [weights @ G], norms @ np.abs(weights)
-        length = max(length, norms.max()) if HOMOGENEOUS in ROWS[name].promises else length
-    else:
-        length = np.linalg.norm(updates[0])
-    assert np.isfinite(updates).all()
-    return (G @ updates[0] / np.where(norms > 0, norms, 1)).min() / (length or 1)
+    norms, vectors = np.linalg.norm(G, axis=1), vectors(G)
+    weights = np.asarray(weigher(name)((G @ G.T).astype(np.float32)), float)
+    assert np.isfinite(weights).all()
+    length = norms @ np.abs(weights)
+    length = max(length, norms.max()) if HOMOGENEOUS in ROWS[name].promises else length
+    sizes = np.linalg.norm(vectors, axis=1)
+    return (vectors @ (weights @ G) / np.where(sizes > 0, sizes, 1)).min() / (length or 1)
+
+
+def mean_gradient(G):
+    # A mean below rounding of the rows has no direction.
+    mean = G.mean(axis=0, keepdims=True)
+    return mean * (np.linalg.norm(mean) > 1e-3 * np.linalg.norm(G, axis=1).max())
 
 
 @pytest.mark.parametrize("name", promising(NON_CONFLICTING))
@@ -79,9 +88,11 @@ def test_non_conflicting_on_families(name, family):
     assert worst_change(name, stack(family, K, P)) >= -2e-5
 
 
-@pytest.mark.parametrize("name", lacking(NON_CONFLICTING))
-def test_counterexample_to_non_conflicting(name):
-    assert worst_change(name, CONFLICT[name]) < -0.05
+@pytest.mark.parametrize("name", promising(DESCENT))
+@FEW
+@given(G=ROWS_OF_INTEGERS)
+def test_descent(name, G):
+    assert worst_change(name, G, mean_gradient) >= -1e-5
 
 
 def permuted(name, G, losses, order):
@@ -90,7 +101,8 @@ def permuted(name, G, losses, order):
     return np.abs(straight - turned).max() / max(np.linalg.norm(straight), 1e-30)
 
 
-@pytest.mark.parametrize("name", [name for name in promising(PERMUTATION) if not ROWS[name].randomized])
+# In float32 the steps of a steep method make large what rounding leaves small: the pool judges it where it is calm.
+@pytest.mark.parametrize("name", [n for n in promising(PERMUTATION) if not (ROWS[n].randomized or n in STEEP)])
 @FEW
 @given(
     G=arrays(np.float64, (K, P), elements=st.floats(-1, 1, width=32)), losses=LOSSES, order=st.permutations(range(K))
@@ -98,11 +110,6 @@ def permuted(name, G, losses, order):
 def test_permutation(name, G, losses, order):
     G = G + stack("normal", K, P)  # in general position, where weights are unique
     assert permuted(name, G, losses, order) < 1e-3
-
-
-@pytest.mark.parametrize("name", lacking(PERMUTATION))
-def test_counterexample_to_permutation(name):
-    assert permuted(name, GENERIC, np.ones((1, K)), [2, 0, 1]) > 0.1
 
 
 @pytest.mark.parametrize("name", promising(HOMOGENEOUS))
@@ -119,15 +126,6 @@ def test_scale_equivariance(name, family):
         assert int(state.info.skipped) == 0
 
 
-@pytest.mark.parametrize("name", lacking(HOMOGENEOUS))
-def test_counterexample_to_scale_equivariance(name):
-    losses = np.asarray([[1.0, 1.0, 1.0], [1.0, 2.0, 4.0], [1.0, 2.0, 4.0]])
-    G = np.stack([GENERIC] * 3)
-    plain, _ = run(name, G, losses)
-    scaled, _ = run(name, G * 1e-12, losses)
-    assert np.abs(scaled / 1e-12 - plain).max() > 1e-2
-
-
 @pytest.mark.parametrize("name", promising(SCALE_FREE))
 @FEW
 @given(exponents=arrays(np.int64, (K,), elements=st.integers(-20, 20)))
@@ -138,13 +136,23 @@ def test_task_scaling(name, exponents):
     np.testing.assert_allclose(scaled, plain, rtol=1e-3, atol=1e-4)
 
 
-@pytest.mark.parametrize("name", lacking(SCALE_FREE))
-def test_counterexample_to_task_scaling(name):
-    losses = np.asarray([[1.0, 2.0, 4.0]])
-    G = np.stack([GENERIC * np.asarray([[1.0], [1.0], [2.0]])])
-    plain, _ = run(name, G, losses)
-    scaled, _ = run(name, G * np.asarray([64.0, 1.0, 1 / 64])[:, None], losses)
-    assert np.abs(scaled - plain).max() > 1e-2 * np.abs(plain).max()
+@pytest.mark.parametrize("name", promising(CONTINUOUS))
+@FEW
+@given(G=ROWS_OF_INTEGERS, towards=arrays(np.float64, (K, P), elements=st.integers(-1, 1)))
+def test_continuity(name, G, towards):
+    largest = max(np.linalg.norm(G, axis=1).max(), 1)
+    updates, _ = run(name, G[None], dtype=np.float64)
+    moved, _ = run(name, (G + 1e-10 * largest * towards)[None], dtype=np.float64)
+    assert np.abs(moved - updates).max() < 1e-4 * largest
+
+
+@pytest.mark.parametrize("name", promising(LINEAR))
+@FEW
+@given(G=arrays(np.float64, (K, P), elements=st.floats(-1, 1, width=32)), pair=st.sampled_from(SUMS))
+def test_linearity_under_scaling(name, G, pair):
+    G = G + stack("normal", K, P)
+    first, second, both = (run(name, (G * np.asarray(factors)[:, None])[None])[0] for factors in (*pair, np.add(*pair)))
+    np.testing.assert_allclose(first + second, both, rtol=1e-3, atol=1e-3 * np.abs(both).max())
 
 
 @pytest.mark.parametrize("name", EVERY)

@@ -1,0 +1,76 @@
+"""Our side of the comparisons with peers: methods in float64, compiled once for every method, its arguments and K.
+
+Arguments that are lists are given as tuples.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import mtlgrad_jax as mtl
+from mtlgrad_jax import weighting
+
+
+def _make(module, name, kwargs):
+    kwargs = {key: list(value) if isinstance(value, tuple) else value for key, value in kwargs}
+    return getattr(module, name)(**kwargs)
+
+
+@functools.cache
+def _weighting(name, kwargs, num_tasks, extra):
+    method = _make(weighting, name, kwargs)
+    return method, jax.jit(lambda gramian, state, values: method.update(gramian, state, **values))
+
+
+@functools.cache
+def _transformation(name, kwargs, shape, extra):
+    method = _make(mtl, name, kwargs)
+    return method, jax.jit(lambda grads, state, values: method.update(grads, state, **values))
+
+
+def _walk(step, method, start, inputs, extra):
+    state, results = start, []
+    for t, value in enumerate(inputs):
+        result, state = step(jnp.asarray(value), state, {key: jnp.asarray(values[t]) for key, values in extra.items()})
+        results.append(np.asarray(result))
+    return np.stack(results), state
+
+
+def weigh(name, gramians, losses=None, cross_gramian=None, **kwargs):
+    """Weights (T, K) of a weighting on Gramians (T, K, K), and its last state."""
+    given = {"losses": losses, "cross_gramian": cross_gramian}
+    extra = {key: np.asarray(value, float) for key, value in given.items() if value is not None}
+    gramians = np.asarray(gramians, float)
+    with jax.enable_x64(True):
+        method, step = _weighting(name, tuple(kwargs.items()), gramians.shape[1], tuple(extra))
+        return _walk(step, method, method.init(gramians.shape[1]), gramians, extra)
+
+
+def weights(name, G, losses=None, **kwargs):
+    """Weights (K,) of a weighting on the Gramian of G (K, P)."""
+    G = np.asarray(G, float)
+    return weigh(name, (G @ G.T)[None], None if losses is None else [losses], **kwargs)[0][0]
+
+
+def updates(name, grads, losses=None, **kwargs):
+    """Updates (T, P) of a method on stacks (T, K, P)."""
+    extra = {} if losses is None else {"losses": np.asarray(losses, float)}
+    grads = np.asarray(grads, float)
+    with jax.enable_x64(True):
+        method, step = _transformation(name, tuple(kwargs.items()), grads.shape[1:], tuple(extra))
+        return _walk(step, method, method.init(jnp.zeros(grads.shape[2])), grads, extra)[0]
+
+
+def update(name, G, losses=None, **kwargs):
+    """Update (P,) of a method on one stack G (K, P), through its weights where it has any."""
+    G = np.asarray(G, float)
+    if hasattr(weighting, name):
+        return weights(name, G, losses, **kwargs) @ G
+    return updates(name, G[None], None if losses is None else [losses], **kwargs)[0]
+
+
+def size(G):
+    """The norm of the longest row."""
+    return np.linalg.norm(G, axis=-1).max()

@@ -1,0 +1,435 @@
+"""Known traps: where a peer, or its formula written again and named so, goes wrong, and ours does not.
+
+Every test first asserts that the peer does go wrong. B1 to B7 and section numbers are those of the project's notes on
+peers and methods.
+"""
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from peerlib import update, updates, weigh, weights
+
+torchjd = pytest.importorskip("torchjd", reason="the traps are shown on the extra 'peers'")
+torch = pytest.importorskip("torch", reason="the traps are shown on the extra 'peers'")
+
+from torchjd import aggregation as agg  # noqa: E402
+from torchjd.linalg import QuadprogProjector  # noqa: E402
+
+import mtlgrad_jax as mtl  # noqa: E402
+from mtlgrad_jax._step import BIASED  # noqa: E402
+
+J = np.asarray([[-4.0, 1, 1], [6, 1, 1]])
+CONFLICTING = np.asarray([[1.0, 0.3, 0], [-0.7, 1, 0], [-0.4, -0.8, 0.9]])
+PLAIN = np.asarray([[3.0, 1, 0], [-1, 2, 1], [0.5, -1, 4]])
+
+
+def tensor(array):
+    return torch.tensor(np.asarray(array, float), dtype=torch.float64)
+
+
+def theirs(weighting, G):
+    return weighting(tensor(np.asarray(G) @ np.asarray(G).T)).numpy()
+
+
+def norms(G):
+    return np.linalg.norm(G, axis=1)
+
+
+def units(G):
+    return G / norms(G)[:, None]
+
+
+@pytest.fixture
+def fixed_order(monkeypatch):
+    monkeypatch.setattr(torch, "randperm", torch.arange)
+
+
+# --- absolute epsilons
+
+
+@pytest.mark.parametrize(("name", "peer"), [("upgrad", agg.UPGrad()), ("dualproj", agg.DualProj())])
+def test_torchjd_projections_are_the_conflicting_mean_at_small_scale(name, peer):
+    """B1: a Gramian of trace below 1e-4 is taken for zero."""
+    small = 1e-3 * J
+    np.testing.assert_allclose(peer(tensor(small)), small.mean(axis=0))
+    assert (small @ small.mean(axis=0)).min() < 0
+    np.testing.assert_allclose(update(name, small), 1e-3 * update(name, J), rtol=1e-9)
+    assert (small @ update(name, small)).min() > -1e-18
+
+
+def test_torchjd_cagrad_stops_training_at_small_scale():
+    """B1: weights are all zero below a norm of 0.01."""
+    assert not theirs(agg.CAGradWeighting(c=0.4), 1e-3 * J).any()
+    np.testing.assert_allclose(weights("cagrad", 1e-3 * J, c=0.4), weights("cagrad", J, c=0.4), rtol=1e-9)
+
+
+def test_torchjd_cagrad_stops_where_all_tasks_could_descend():
+    """B1: the same for gradients that almost cancel, at any scale."""
+    G = np.asarray([[1.0, 1e-5], [-1, 1e-5]])
+    assert not theirs(agg.CAGradWeighting(c=0.5), G).any()
+    np.testing.assert_allclose(update("cagrad", G, c=0.5), [0, 1.5e-5], rtol=1e-6, atol=1e-12)
+
+
+SCALED = {
+    "gradvac": (lambda: agg.GradVacWeighting(beta=0.5), {"num_tasks": 3, "beta": 0.5, "order": "fixed"}, 1e-6),
+    "imtl_g": (agg.IMTLGWeighting, {}, 1e13),
+    "pcd": (lambda: agg.PCDWeighting(tau=0.5), {"num_tasks": 3, "progress": 0.5}, 1e-6),
+    "sdmgrad": (agg.SDMGradWeighting, {"num_tasks": 3}, 1e-6),
+}
+
+
+@pytest.mark.parametrize("name", SCALED)
+def test_torchjd_weights_change_with_the_scale_of_all_gradients(name, fixed_order):
+    """Section 10.1. Epsilons of 1e-8 in cosines and norms; weights of IMTL-G whose sum is below 1e-12 become zero."""
+    peer, kwargs, scale = SCALED[name]
+    assert abs(theirs(peer(), scale * PLAIN) - theirs(peer(), PLAIN)).max() > 0.1
+    np.testing.assert_allclose(weights(name, scale * PLAIN, **kwargs), weights(name, PLAIN, **kwargs), rtol=1e-7)
+
+
+def test_libmtl_pcgrad_keeps_conflicts_of_small_gradients():
+    """It adds 1e-8 to the squared norms that it divides by."""
+    small = 1e-6 * J
+    products = small @ small.T
+    libmtl = sum(small[i] - products[0, 1] * small[j] / (products[j, j] + 1e-8) for i, j in ((0, 1), (1, 0)))
+    assert (small @ libmtl).min() < 0
+    assert (small @ update("pcgrad", small)).min() > 0
+
+
+def test_libmtl_cagrad_leaves_its_ball_at_small_scale():
+    """Its radius is c times the root of |g0|^2 + 1e-8, whatever the weights."""
+    c, G = 0.4, 1e-6 * PLAIN
+    g0 = G.mean(axis=0)
+    assert c * np.sqrt((G @ G.T).mean() + 1e-8) + 1e-8 > 20 * c * np.linalg.norm(g0)
+    ours = update("cagrad", G, c=c)
+    assert np.linalg.norm(ours - g0) == pytest.approx(c * np.linalg.norm(g0), rel=1e-9)
+
+
+def test_default_dtype_eps_drops_true_components_in_aligned_mtl():
+    """Section 1.7: LibMTL and the official code cut eigenvalues off at the eps of float32 in any dtype."""
+    G = np.asarray([[1.0, 0], [0, 1e-4]])
+    kept = np.linalg.eigvalsh(G @ G.T) > 2 * np.finfo(np.float32).eps
+    assert kept.sum() == 1
+    np.testing.assert_allclose(update("aligned_mtl", G), [1e-4, 1e-4], rtol=1e-9)
+
+
+# --- regularisation and iteration limits
+
+
+def test_torchjd_regularization_makes_upgrad_conflict():
+    """B2: 1e-4 of the trace outweighs a gradient a hundred times smaller."""
+    G = np.asarray([[100.0, 0], [-1, 0.05]])
+    assert (G @ agg.UPGrad()(tensor(G)).numpy()).min() < -20
+    assert (G @ update("upgrad", G)).min() >= -1e-12
+    exact = agg.UPGrad(projector=QuadprogProjector(norm_eps=0.0, reg_eps=1e-17))(tensor(G))
+    np.testing.assert_allclose(update("upgrad", G), exact, rtol=1e-5)
+
+
+def test_torchjd_mgda_stops_short():
+    """Section 1.1: a hundred Frank-Wolfe steps end at 25 times the optimum 1e-4, with d up to 5 times too long."""
+    G = np.asarray([[1.0, 0.01, 0], [-1, 0.01, 0], [0, 0.01, 1]])
+    optimum = 1e-4
+    assert np.sum(agg.MGDA()(tensor(G)).numpy() ** 2) > 20 * optimum
+    assert np.sum(update("mgda", G) ** 2) == pytest.approx(optimum, rel=1e-9)
+
+
+def test_official_two_point_rule_does_not_reach_a_vertex():
+    """Section 1.1: where one gradient is the min-norm point its weight is 0.999, and d keeps 0.001 of the other."""
+    G = np.asarray([[1.0, 0], [1000, 1]])
+    official = np.asarray([0.999, 0.001])
+    assert np.linalg.norm(official @ G) > 1.9
+    np.testing.assert_allclose(update("mgda", G), [1, 0], atol=1e-12)
+
+
+def test_official_mgda_finds_no_pair_of_large_gradients():
+    """Section 1.1: its search for the best pair begins at a cost of 1e8, and any worse pair leaves it without one."""
+    G = 1e4 * np.asarray([[2.0, 1, 0], [1, 2, 0], [1, 1, 1]])
+    M = G @ G.T
+    costs = [min(M[i, i], M[j, j], M[i, j]) for i, j in itertools.combinations(range(3), 2)]
+    assert min(costs) >= 1e8
+    np.testing.assert_allclose(weights("mgda", G), weights("mgda", 1e-4 * G), atol=1e-9)
+
+
+@pytest.mark.parametrize("scale", [(1e-3, 1, 1e3), (1e-4, 1e-4, 1e-4)], ids=str)
+def test_torchjd_fairgrad_stops_short_of_its_equation(scale):
+    """Scipy's least squares, from 1/K: residuals of 94% of the right-hand side, without a word."""
+    G = PLAIN * np.asarray(scale)[:, None]
+    M, v, w = G @ G.T, theirs(agg.FairGradWeighting(alpha=2.0), G), weights("fairgrad", G, alpha=2.0)
+    assert abs((M @ v) * np.sqrt(v) - 1).max() > 0.9
+    assert abs((M @ w) * np.sqrt(w) - 1).max() < 1e-10
+
+
+@pytest.mark.filterwarnings("ignore:You are solving a parameterized problem that is not DPP")
+@pytest.mark.filterwarnings("ignore:Solution may be inaccurate")
+def test_torchjd_nash_mtl_is_not_blind_to_the_tasks_scales():
+    """Nash-MTL's own property; at scales 1e4 apart the peer's direction raises the first loss, ours stays the same."""
+    G = PLAIN * np.asarray([1e-2, 1, 1e2])[:, None]
+    peer = agg.NashMTL(n_tasks=3)(tensor(G)).numpy()
+    assert (G @ peer).min() < 0
+    np.testing.assert_allclose(update("nash_mtl", G), update("nash_mtl", PLAIN), rtol=1e-9)
+
+
+@pytest.mark.filterwarnings("ignore:You are solving a parameterized problem that is not DPP")
+@pytest.mark.filterwarnings("ignore:(divide by zero|invalid value) encountered:RuntimeWarning")
+def test_torchjd_nash_mtl_falls_back_silently_on_a_zero_row():
+    """The solver raises, and the clipped sum comes back; ours is the bargain of the others."""
+    G = PLAIN * np.asarray([1.0, 0, 1])[:, None]
+    peer = agg.NashMTL(n_tasks=3)(tensor(G)).numpy()
+    np.testing.assert_allclose(peer, G.sum(axis=0) / np.linalg.norm(G.sum(axis=0)), rtol=1e-6)
+    np.testing.assert_allclose(update("nash_mtl", G), update("nash_mtl", G[[0, 2]]), rtol=1e-9)
+
+
+def test_torchjd_fairgrad_gives_a_task_without_gradient_a_huge_weight():
+    """It does no harm in d, but LibMTL multiplies the losses, and so the heads, by these weights."""
+    G = np.asarray([[1.0, 0], [0, 0]])
+    assert theirs(agg.FairGradWeighting(alpha=2.0), G)[1] > 1000
+    np.testing.assert_allclose(weights("fairgrad", G, alpha=2.0), [1, 0])
+
+
+# --- conflicts and signs
+
+
+def test_pcgrad_with_self_projection_differs():
+    """Section 1.3: LibMTL and the Nash-MTL code let a task meet itself once others have turned it around."""
+    G = np.asarray([[1.0, 0.0], [-1, 1], [-1, -0.7]])
+
+    def project(include_self):
+        rows = G.copy()
+        for i, j in itertools.product(range(3), range(3)):
+            if i != j or include_self:
+                rows[i] -= min(rows[i] @ G[j], 0) / (G[j] @ G[j]) * G[j]
+        return rows.sum(axis=0)
+
+    G = G[[1, 2, 0]]
+    assert abs(project(True) - project(False)).max() > 0.01
+    np.testing.assert_allclose(update("pcgrad", G, order="fixed"), project(False), atol=1e-12)
+
+
+def test_pcgrad_may_be_sum_or_mean():
+    """B7: TorchJD and LibMTL add, metaworld averages."""
+    np.testing.assert_allclose(update("pcgrad", J), agg.PCGrad()(tensor(J)), rtol=1e-12)
+    np.testing.assert_allclose(update("pcgrad", J, reduction="mean"), agg.PCGrad()(tensor(J)) / 2, rtol=1e-12)
+
+
+def test_gradvac_moved_on_conflict_only_resolves_less_than_pcgrad():
+    """Section 1.4: in Samsung's code targets can only fall, so conflicts as bad as usual are let through."""
+    grads = np.repeat(J[None], 30, axis=0)
+    samsung = updates("gradvac", grads, num_tasks=2, beta=0.5, update="on_conflict")[-1]
+    pcgrad = update("pcgrad", J)
+    np.testing.assert_allclose(samsung, J.sum(axis=0), rtol=1e-6)
+    assert np.linalg.norm(pcgrad) > 1.5 * np.linalg.norm(samsung)
+    np.testing.assert_allclose(updates("gradvac", grads, num_tasks=2, beta=0.0)[-1], pcgrad, rtol=1e-12)
+
+
+def test_gradvac_that_averages_before_comparing_corrects_half():
+    """Section 1.4: chenllliang's target has moved towards the very cosine it is compared with."""
+    cosine, beta = units(J)[0] @ units(J)[1], 0.5
+    early = beta * cosine
+    assert cosine < early < 0
+    first = updates("gradvac", J[None], num_tasks=2, beta=beta)[0]
+    np.testing.assert_allclose(first, update("pcgrad", J), rtol=1e-12)
+    np.testing.assert_array_less(update("gradvac", J, num_tasks=2, target=early)[1:], first[1:])
+
+
+ASCENT = np.asarray([[1.0, 0, 0], [0, 1, 0], [0.08, 0.08, 0.01]])
+
+
+def test_imtl_g_ascends_on_every_task():
+    """Section 1.5: equal projections whose weights add up to one can all be negative."""
+    for d in (agg.IMTLG()(tensor(ASCENT)).numpy(), update("imtl_g", ASCENT)):
+        assert (ASCENT @ d < 0).all()
+    descent = update("imtl_g", ASCENT, sign="descent")
+    assert (ASCENT @ descent > 0).all()
+    np.testing.assert_allclose(descent, -update("imtl_g", ASCENT), rtol=1e-12)
+
+
+def imtl_g_of_libmtl(G):
+    with np.errstate(invalid="ignore", divide="ignore"):
+        U = G / norms(G)[:, None]
+    D, U = G[0] - G[1:], U[0] - U[1:]
+    rest = G[0] @ U.T @ np.linalg.inv(D @ U.T)
+    return np.asarray([1 - rest.sum(), *rest]) @ G
+
+
+def test_libmtl_imtl_g_is_nan_with_a_zero_row():
+    """Section 1.5. Ours leaves the task out."""
+    G = PLAIN * np.asarray([1.0, 0, 1])[:, None]
+    assert np.isnan(imtl_g_of_libmtl(G)).all()
+    np.testing.assert_allclose(update("imtl_g", G), update("imtl_g", G[[0, 2]]), rtol=1e-9)
+
+
+def test_libmtl_imtl_g_raises_on_equal_gradients():
+    """Section 1.5: its matrix of differences has no inverse."""
+    G = PLAIN[[0, 0, 1]]
+    with pytest.raises(np.linalg.LinAlgError):
+        imtl_g_of_libmtl(G)
+    projections = units(G) @ update("imtl_g", G)
+    np.testing.assert_allclose(projections, projections[0], rtol=1e-9)
+
+
+def test_torchjd_imtl_g_of_dependent_gradients_depends_on_their_scales():
+    """Section 1.5: the pseudoinverse of the Gramian weighs long rows more, that of the cosines does not."""
+    G = np.asarray([[1.0, 0], [0, 1], [-0.6, 0.8]])
+    scaled = G * np.asarray([[1.0], [1], [10]])
+
+    def direction(d):
+        return d / np.linalg.norm(d)
+
+    peers = [direction(agg.IMTLG()(tensor(rows)).numpy()) for rows in (G, scaled)]
+    ours = [direction(update("imtl_g", rows, sign="descent")) for rows in (G, scaled)]
+    assert abs(peers[0] - peers[1]).max() > 0.1
+    np.testing.assert_allclose(ours[0], ours[1], rtol=1e-9)
+
+
+def test_official_config_lengths_are_nan_with_a_zero_row():
+    """Section 1.9: the direction ignores the task, the length models but the default divide by its norm."""
+    G = PLAIN * np.asarray([1.0, 0, 1])[:, None]
+    with np.errstate(invalid="ignore"):
+        assert np.isnan(G / norms(G)[:, None]).any()
+    for length in ("min", "max", "harmonic", "arithmetic", "geometric"):
+        wanted = update("conflict_free", G[[0, 2]], length=length)
+        np.testing.assert_allclose(update("conflict_free", G, length=length), wanted, rtol=1e-9)
+
+
+def test_torchjd_is_silent_where_unit_gradients_cancel():
+    """Sections 1.5 and 1.9: at 120 degrees no direction is impartial; ours counts that and takes the mean.
+
+    Their ConFIG all but stops, and their IMTL-G is a least-squares compromise of very different projections.
+    """
+    angles = 2 * np.pi * np.arange(3) / 3
+    G = np.stack([np.cos(angles), np.sin(angles)], axis=1)
+    assert np.linalg.norm(agg.ConFIG()(tensor(G)).numpy()) < 1e-6
+    scaled = G * [[1.0], [2], [5]]
+    peer = agg.IMTLG()(tensor(scaled)).numpy()
+    assert np.ptp(units(scaled) @ peer) > 1
+    for name in ("conflict_free", "imtl_g"):
+        ours, state = weigh(name, [scaled @ scaled.T])
+        np.testing.assert_allclose(ours[0], 1 / 3)
+        assert int(state.info.fallbacks) == 1
+
+
+# --- definitions that differ
+
+
+def test_cagrad_has_the_same_c_for_different_steps():
+    """B6: LibMTL divides by 1 + c^2, TorchJD by nothing."""
+    peer = agg.CAGrad(c=0.5)(tensor(PLAIN)).numpy()
+    np.testing.assert_allclose(update("cagrad", PLAIN, c=0.5), peer, rtol=1e-4)
+    np.testing.assert_allclose(update("cagrad", PLAIN, c=0.5, rescale="1+c^2"), peer / 1.25, rtol=1e-4)
+
+
+def test_krum_with_plain_distances_selects_another_gradient():
+    """B3: the paper adds squares up."""
+    G = np.asarray([[-3.0, -1], [-3, 3], [3, -3], [2, 1], [-1, 2], [3, 2]])
+    squares = np.sum((G[:, None] - G[None]) ** 2, axis=-1)
+    by_paper = np.sort(squares, axis=1)[:, 1:4].sum(axis=1).argmin()
+    peer = theirs(agg.KrumWeighting(n_byzantine=1, n_selected=1), G)
+    assert peer.argmax() != by_paper
+    assert weights("krum", G, num_byzantine=1).argmax() == by_paper
+    np.testing.assert_allclose(weights("krum", G, num_byzantine=1, squared=False), peer)
+
+
+def test_aligned_mtl_takes_the_lower_median():
+    """Section 1.7: of an even number of eigenvalues torch's median is the lower one, numpy's the average of two."""
+    G = np.diag([1.0, 2, 3, 4])
+    np.testing.assert_allclose(theirs(agg.AlignedMTLWeighting(scale_mode="median"), G), 2 / np.diagonal(G) / 4)
+    np.testing.assert_allclose(weights("aligned_mtl", G, scale="median"), 2 / np.diagonal(G), rtol=1e-12)
+    assert np.sqrt(np.median(np.diagonal(G) ** 2)) > 2.5
+
+
+def test_aligned_mtl_of_torchjd_is_that_of_the_paper_over_the_number_of_tasks():
+    """Section 1.7: 1/K in place of the sum."""
+    peer = agg.AlignedMTL()(tensor(PLAIN)).numpy()
+    np.testing.assert_allclose(update("aligned_mtl", PLAIN), 3 * peer, rtol=1e-9)
+
+
+def test_official_aligned_mtl_has_no_smallest_eigenvalue_at_zero():
+    """Section 1.7: at rank zero it indexes an empty array; the last of no eigenvalues."""
+    kept = np.zeros(3)[np.zeros(3) > 0]
+    with pytest.raises(IndexError):
+        kept[-1]
+    np.testing.assert_array_equal(update("aligned_mtl", np.zeros((3, 4))), 0)
+
+
+def test_libmtl_mgda_weights_multiply_normalised_gradients():
+    """Section 1.1: the same weights on raw gradients, as in the official code, give another direction."""
+    raw, normalized = (update("mgda", J, normalization="l2", apply_to=to) for to in ("raw", "normalized"))
+    cosine = raw @ normalized / np.linalg.norm(raw) / np.linalg.norm(normalized)
+    assert cosine < 0.99
+    np.testing.assert_allclose(normalized, 0.5 * units(J).sum(axis=0), atol=1e-12)
+    np.testing.assert_allclose(raw, J.mean(axis=0), atol=1e-12)
+
+
+def test_dibs_by_default_is_the_sum_of_unit_gradients():
+    """Section 1.12: one step of the bargaining, all targets being equally far from zero."""
+    np.testing.assert_allclose(update("dibs", PLAIN, learning_rate=1.0), units(PLAIN).sum(axis=0), rtol=1e-12)
+    several = update("dibs", PLAIN, learning_rate=0.1, num_steps=5)
+    direction = units(PLAIN).sum(axis=0)
+    assert several @ direction < (1 - 1e-5) * np.linalg.norm(several) * np.linalg.norm(direction)
+
+
+def test_gradnorm_weights_stay_positive():
+    """Section 3.1: a step on the raw weights, as in metaworld's code, makes them negative and turns a task around."""
+    rate, losses = 1.5, [1.0, 1, 1]
+    assert 1 - rate < 0  # Adam's first step is as long as its rate; the longest gradient goes down
+    gramians = [PLAIN @ PLAIN.T] * 5
+    ours, _ = weigh("gradnorm", gramians, [losses] * 5, num_tasks=3, alpha=1.5, learning_rate=rate)
+    assert ours.min() >= 0
+    np.testing.assert_allclose(ours.sum(axis=1), 3)
+
+
+# --- double sampling
+
+
+def test_one_batch_biases_the_gramian_and_two_do_not():
+    """Sections 3.5 and 3.6: noise adds its variance to the diagonal of a batch's Gramian; official SDMGrad's three
+    batches are one buffer. Ours says when that happens.
+    """
+    rng = np.random.default_rng(0)
+    first, second = (PLAIN + rng.normal(size=(4000, 3, 3)) for _ in range(2))
+    one = np.mean(first @ first.transpose(0, 2, 1), axis=0) - PLAIN @ PLAIN.T
+    two = np.mean(first @ second.transpose(0, 2, 1), axis=0) - PLAIN @ PLAIN.T
+    assert np.diagonal(one).min() > 2.5
+    assert abs(two).max() < 0.5
+    for method in (mtl.modo(num_tasks=3), mtl.sdmgrad(num_tasks=3)):
+        _, state = method.update(jnp.asarray(PLAIN), method.init(jnp.zeros(3)))
+        assert int(state.info.result) == BIASED
+        cross = mtl.stacks.cross_gramian(jnp.asarray(first[0]), jnp.asarray(second[0]))
+        _, state = method.update(jnp.asarray(PLAIN), method.init(jnp.zeros(3)), cross_gramian=cross)
+        assert int(state.info.result) != BIASED
+
+
+def test_official_sdmgrad_is_nan_on_a_negative_diagonal():
+    """Section 3.6: a cross-Gramian may have one; the root of the diagonal plus 1e-4 is not a number then."""
+    cross = np.asarray([[2.0, 0.3], [0.1, -0.5]])
+    with np.errstate(invalid="ignore"):
+        assert np.isnan(np.sqrt(np.diagonal(cross) + 1e-4).mean())
+    ours, state = weigh("sdmgrad", [cross], cross_gramian=[cross], num_tasks=2)
+    np.testing.assert_allclose(ours[0], agg.SDMGradWeighting()(tensor(cross)), atol=1e-7)
+    assert int(state.info.fallbacks) == 0
+
+
+def test_modo_of_the_sum_of_two_batches_takes_steps_twice_as_long():
+    """Section 3.5: the official code adds both batches, ours steps along whatever gradient is given: their mean."""
+    with jax.enable_x64(True):
+        method, cross = mtl.modo(num_tasks=2), jnp.asarray(J @ J.T)
+        mean, _ = method.update(jnp.asarray(J + 0.5), method.init(jnp.zeros(3)), cross_gramian=cross)
+        total, _ = method.update(jnp.asarray(J + (J + 1)), method.init(jnp.zeros(3)), cross_gramian=cross)
+    np.testing.assert_allclose(total, 2 * np.asarray(mean))
+
+
+# --- infeasible or degenerate
+
+
+@pytest.mark.parametrize("name", ["mgda", "upgrad", "dualproj", "pcgrad", "cagrad", "nash_mtl", "fairgrad", "imtl_g"])
+@pytest.mark.parametrize("G", [np.zeros((3, 3)), PLAIN * [[1.0], [0], [1]], PLAIN[[0, 0, 1]]], ids=["0", "row", "same"])
+def test_degenerate_gradients_stay_finite(name, G):
+    assert np.isfinite(update(name, G)).all()
+
+
+def test_torchjd_pcgrad_divides_by_nothing_and_so_do_we():
+    """A zero row never conflicts strictly."""
+    G = J * [[1.0], [0]]
+    np.testing.assert_allclose(update("pcgrad", G), agg.PCGrad()(tensor(G)))

@@ -1,0 +1,401 @@
+"""The table of properties, as a run finds them: `python tests/property_table.py` writes docs/properties.md.
+
+Every method is evaluated in float64 on one pool of gradient matrices and on variants of them, by one compiled function.
+Matrices of small integers come first, in an order of simplicity: the first that breaks a property is its
+counterexample. The families of `families` confirm what holds.
+"""
+
+import functools
+import pathlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from families import FAMILIES, stack
+from harness import EVERY, FIXED
+
+from mtlgrad_jax._registry import (
+    CONTINUOUS,
+    DESCENT,
+    HOMOGENEOUS,
+    LINEAR,
+    NON_CONFLICTING,
+    PERMUTATION,
+    ROWS,
+    SCALE_FREE,
+)
+
+FILE = pathlib.Path(__file__).parent.parent / "docs" / "properties.md"
+P = 4
+BATCH = 1024
+DRAWS = 1024
+CLEAR = (0.1, 0.01)  # a violation is one from 0.01 on; the first from 0.1 on is shown if there is one
+SMALL = 4e-3  # share of its length without cancelling below which an update has no direction
+TASKS = {"geometric_median": 4}  # elsewhere 3: the median of an odd number of rows on a line is unique
+STEEP = {"sdmgrad"}  # twenty inner steps of length 10 amplify rounding by up to 45 each
+
+FACTORS = ((2, 1, 1), (1, 2, 1), (1, 1, 2), (64, 1, 1 / 64))
+SUMS = (((1, 1, 1), (2, 1, 1)), ((2, 1, 1), (1, 1, 2)), ((1, 2, 1), (2, 1, 1)))
+SCALES = {"8": 8.0, "2^-40": 2.0**-40}
+ORDERS = ((1, 0, 2), (2, 1, 0), (1, 2, 0))
+SIZES = (1e-10, 1e-6)  # float64 Gramians do not show angles below 1e-8
+
+
+def longer(values, K):
+    """Three factors or indices made K."""
+    return (*values, *range(3, K)) if sorted(values) == [0, 1, 2] else (*values, *(1,) * (K - 3))
+
+
+@functools.cache
+def pool(K):
+    """Integer matrices (K, P), simplest first, without repetitions; then those of the families."""
+
+    def padded(rows):
+        rows = np.asarray(rows)
+        return np.pad(rows, ((0, K - len(rows)), (0, P - rows.shape[1])))
+
+    draw = np.random.RandomState(0)  # its stream is frozen
+    drawn = [
+        padded(draw.randint(-largest, largest + 1, (K, width)))
+        for count, largest, width in ((120, 1, 2), (80, 3, 2), (40, 2, 3), (40, 9, 2))
+        for _ in range(count)
+    ]
+    degenerate = [
+        [[0, 0]],
+        [[1, 0]],
+        [[0, 0], [1, 0]],
+        [[1, 0], [1, 0]],
+        [[1, 0], [1, 0], [1, 0]],
+        [[1, 0], [-1, 0]],
+        [[1, 0], [-1, 0], [0, 1]],
+        [[1, 0], [0, 1], [-1, -1]],
+        [[1, 0], [1, 0], [-2, 0]],
+        [[1, 0, 0], [0, 1, 0], [0, 0, 1]],
+        [[i + 1, 0] for i in range(K)],
+        [[-51, 0], [26, 44], [26, -44]],  # a mean that nearly cancels
+        [[-100, 0], [101, 0]],
+        [[0, 0], [-100, 0], [101, 0]],
+    ]
+    matrices = {m.tobytes(): m.astype(float) for m in map(np.int64, drawn + list(map(padded, degenerate)))}
+    integers = sorted(matrices.values(), key=lambda m: (abs(m).max(), abs(m).sum(), (m < 0).sum(), tuple(m.ravel())))
+    return np.stack(integers + [stack(family, K, P) for family in FAMILIES if family != "all_zero"]), len(integers)
+
+
+@functools.cache
+def variants(K):
+    """All that is evaluated, by key: matrices (n, K, P) and losses (K,)."""
+    G, integers = pool(K)
+    losses = 2.0 ** np.arange(K)
+    # No length of an integer matrix is below 1, so that zero rows can be perturbed.
+    unit = np.maximum(np.linalg.norm(G, axis=2).max(axis=1), np.arange(len(G)) < integers)[:, None, None]
+    found = {"plain": G, "orthogonal": unit * np.eye(K, P), "equal": unit * np.eye(1, P).repeat(K, axis=0)}
+    for factors in {*FACTORS, *(c for pair in SUMS for c in (*pair, tuple(np.add(*pair))))}:
+        found["factors", tuple(factors)] = G * np.asarray(longer(factors, K))[:, None]
+    found |= {("scale", text): scale * G for text, scale in SCALES.items()}
+    found |= {("order", order): G[:, longer(order, K)] for order in ORDERS}
+    for size in SIZES:
+        for i, j in np.ndindex(K, 2):
+            for sign in (1, -1):
+                moved = G.copy()
+                moved[:, i, j] += sign * size * unit[:, 0, 0]
+                found["moved", size, i, j, sign] = moved
+    orders = {("order", order): losses[list(longer(order, K))] for order in ORDERS}
+    return {key: (value, orders.get(key, losses)) for key, value in found.items()}
+
+
+def method(name, K, **kwargs):
+    """Updates (steps, P) of equal steps, and the length (steps,) that each would have without cancelling, if known."""
+    row = ROWS[name]
+    steps = 1 if row.state == "none" else 2
+
+    def of_weighting(G, losses):
+        weighting = row.weighting(**{**row.kwargs(K), **kwargs})
+
+        def step(state, _):
+            weights, state = weighting.update(G @ G.T, state, losses=losses)
+            return state, (weights @ G, jnp.abs(weights) @ jnp.linalg.norm(G, axis=1))
+
+        return jax.lax.scan(step, weighting.init(K), length=steps)[1]
+
+    def of_transformation(G, losses):
+        tx = row.make(K, **kwargs)
+
+        def step(state, _):
+            update, state = tx.update(G, state, jnp.zeros(P), losses=losses)
+            return state, (update, jnp.zeros(()))
+
+        return jax.lax.scan(step, tx.init(jnp.zeros(P)), length=steps)[1]
+
+    return of_weighting if row.weighting else of_transformation
+
+
+class Updates:
+    """Updates of a method on all variants of the pool: (n, steps, P)."""
+
+    def __init__(self, name):
+        self.name, self.K = name, TASKS.get(name, 3)
+        self.G, self.integers = pool(self.K)
+        given = variants(self.K)
+        grads = np.concatenate([G for G, _ in given.values()])
+        losses = np.concatenate([np.broadcast_to(losses, G.shape[:2]) for G, losses in given.values()])
+        filled = -(-len(grads) // BATCH) * BATCH
+        grads, losses = (np.resize(a, (filled // BATCH, BATCH, *a.shape[1:])) for a in (grads, losses))
+        with jax.enable_x64(True):
+            evaluate = jax.jit(jax.vmap(method(name, self.K, **FIXED.get(name, {}))))
+            results = [jax.tree.map(np.asarray, evaluate(*batch)) for batch in zip(grads, losses, strict=True)]
+        updates, lengths = (np.concatenate(parts) for parts in zip(*results, strict=True))
+        assert np.isfinite(updates).all(), f"{name} is not finite"
+        shape = (len(given), len(self.G))
+        count = shape[0] * shape[1]
+        self._updates = dict(zip(given, updates[:count].reshape(*shape, *updates.shape[1:]), strict=True))
+        length = lengths[: len(self.G)]  # the plain ones come first
+        sizes = [np.linalg.norm(self[key], axis=2) for key in ("plain", "orthogonal", "equal")]
+        self.scale = functools.reduce(np.maximum, sizes)
+        self.length = np.maximum(length, self.scale)
+
+    def __getitem__(self, key):
+        return self._updates[key]
+
+    def after(self, factors):
+        return self["plain"] if factors == (1, 1, 1) else self["factors", factors]
+
+    def moved(self):
+        return [key for key in self._updates if key[0] == "moved"]
+
+    def calm(self):
+        """Whether (n, steps) rounding does not decide: no start at an equilibrium, no amplified perturbation."""
+        if self.name not in STEEP:
+            return np.ones(self.scale.shape, bool)
+        slopes = np.einsum("nkp,np->nk", self.G, self.G.mean(axis=1))
+        started = np.ptp(slopes, axis=1) > 1e-3 * abs(slopes).max(axis=1)
+        jumps = [self.apart(self["plain"], self[key]) for key in self.moved() if key[1] == SIZES[0]]
+        return started[:, None] & (np.max(jumps, axis=0) < 1e-6).all(axis=1, keepdims=True)
+
+    def apart(self, left, right):
+        """Distance in units of their length, or of that for equal or orthogonal gradients as long as the longest."""
+        size = functools.reduce(np.maximum, (np.linalg.norm(d, axis=2) for d in (left, right)))
+        return np.linalg.norm(left - right, axis=2) / np.maximum(np.maximum(size, self.scale), 1e-300)
+
+    def show(self, i, d):
+        """An update's coordinates, of matrix i, to two digits."""
+        size = max(np.abs(d).max(), self.scale[i].max())
+        return f"({', '.join(digits(x, size) for x in d[: self.width(i)])})"
+
+    def width(self, i):
+        return max(2, np.flatnonzero(self.G[i].any(axis=0)).max(initial=0) + 1)
+
+
+def digits(x, size=0.0):
+    """Two digits, ties away from zero whatever the rounding; zero below a thousandth of a size."""
+    return "0" if abs(x) <= 1e-3 * size else np.format_float_positional(x * (1 + 1e-7), 2, fractional=False, trim="-")
+
+
+Found = Iterator[tuple[np.ndarray, Callable[[int, int], str]]]  # how much (n, steps), and the numbers that show it
+
+
+def _against(u, vectors, name_of) -> Found:
+    """How far below zero the products with some vectors (n, vectors, P) fall, as cosines."""
+    d = u["plain"]
+    products = np.einsum("nvp,nsp->nsv", vectors, d)
+    norms, lengths = np.linalg.norm(vectors, axis=2)[:, None], np.linalg.norm(d, axis=2)
+    lengths = np.where(lengths > SMALL * u.length, lengths, u.length)[:, :, None]
+    cosines = products / np.where(norms > 0, norms, 1) / np.where(lengths > 0, lengths, 1)
+
+    def show(i, s):
+        worst = int(np.argmin(cosines[i, s]))
+        return f"d = {u.show(i, d[i, s])}, ⟨{name_of(worst)}, d⟩ = {digits(products[i, s, worst])}"
+
+    yield -cosines.min(axis=2), show
+
+
+def non_conflicting(u) -> Found:
+    return _against(u, u.G, lambda i: f"g{i + 1}")
+
+
+def descent(u) -> Found:
+    return _against(u, u.G.mean(axis=1, keepdims=True), lambda _: "g0")
+
+
+def _same(u, left, right, text) -> Found:
+    yield (
+        u.apart(left, right),
+        lambda i, s: text.format(u.show(i, left[i, s]), u.show(i, right[i, s])),
+    )
+
+
+def scale_free(u) -> Found:
+    for factors in FACTORS:
+        text = ", ".join("1/64" if c == 1 / 64 else f"{c:g}" for c in longer(factors, u.K))
+        yield from _same(u, u["plain"], u["factors", factors], f"d(G) = {{}}, s = ({text}): d(diag(s) G) = {{}}")
+
+
+def homogeneous(u) -> Found:
+    for text, scale in SCALES.items():
+        yield from _same(u, u["plain"], u["scale", text] / scale, f"d(G) = {{}}, s = {text}: d(s G) / s = {{}}")
+
+
+def permutation(u) -> Found:
+    for order in ORDERS:
+        text = ", ".join(str(i + 1) for i in longer(order, u.K))
+        yield from _same(u, u["plain"], u["order", order], f"d = {{}}, in the order {text}: d = {{}}")
+
+
+def continuous(u) -> Found:
+    # Where products cancel, rounding alone decides what a steep method makes of them.
+    settled = (u.name not in STEEP) | (u.G >= 0).all(axis=(1, 2))[:, None]
+    small = (np.arange(len(u.G)) < u.integers) & (abs(u.G).max(axis=(1, 2)) < 10)
+    for key in u.moved():
+        _, size, i, j, sign = key
+        judged = settled & (small | (size < 1e-8))[:, None]
+        text = f"d = {{}}, with {sign * size:+.0e} in row {i + 1}, column {j + 1}: d = {{}}"
+        for amount, show in _same(u, u["plain"], u[key], text):
+            yield np.where(judged, amount, 0), show
+
+
+def linear(u) -> Found:
+    for first, second in SUMS:
+        both = tuple(np.add(first, second))
+        texts = [", ".join(f"{c:g}" for c in longer(c, u.K)) for c in (first, second)]
+        text = f"c1 = ({texts[0]}), c2 = ({texts[1]}): d(diag(c1) G) + d(diag(c2) G) = {{}}, d(diag(c1 + c2) G) = {{}}"
+        yield from _same(u, u.after(first) + u.after(second), u.after(both), text)
+
+
+@dataclass(frozen=True)
+class Property:
+    name: str
+    definition: str
+    violations: Callable[[Updates], Found]
+    tolerance: float  # up to which it holds
+
+
+PROPERTIES = (
+    Property(
+        NON_CONFLICTING, "⟨g_i, d⟩ ≥ 0 for every task i: to first order no task gets worse.", non_conflicting, 1e-6
+    ),
+    Property(DESCENT, "⟨g_0, d⟩ ≥ 0, with g_0 the mean gradient: nor does the mean loss.", descent, 1e-6),
+    Property(SCALE_FREE, "d(diag(s) G) = d(G) for s > 0: rescaling a task's loss changes nothing.", scale_free, 1e-4),
+    Property(HOMOGENEOUS, "d(s G) = s d(G) for a number s > 0.", homogeneous, 1e-4),
+    Property(PERMUTATION, "Renumbering the tasks, with their losses, leaves d as it is.", permutation, 1e-4),
+    Property(
+        CONTINUOUS, "A change of G that tends to zero changes d by something that tends to zero.", continuous, 1e-4
+    ),
+    Property(LINEAR, "d(diag(a c1 + b c2) G) = a d(diag(c1) G) + b d(diag(c2) G) for a, b, c1, c2 > 0.", linear, 1e-4),
+)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Whether a property holds on the whole pool, and else the simplest counterexample; None where neither is clear."""
+
+    holds: bool | None
+    text: str = ""
+
+
+@functools.cache
+def outcomes(name):
+    """The outcome for every property of a method, by name."""
+    updates = Updates(name)
+    found = {prop.name: judge(updates, prop) for prop in PROPERTIES}
+    if ROWS[name].randomized:
+        found[PERMUTATION] = Outcome(same_distribution(name) or None, "in distribution")
+    return found
+
+
+def judge(updates, prop):
+    found = list(prop.violations(updates))
+    amounts = np.stack([amount for amount, _ in found], axis=1)  # (n, variants, steps)
+    if prop.name != CONTINUOUS:
+        amounts = np.where(updates.calm()[:, None], amounts, 0)
+    worst = float(amounts.max())
+    if worst <= prop.tolerance:
+        return Outcome(True)
+    for clear in CLEAR:
+        broken = np.argwhere(amounts[: updates.integers] > clear)
+        if len(broken):
+            i, v, s = broken[0]
+            G = updates.G[i, :, : updates.width(i)].astype(int).tolist()
+            steps = amounts.shape[2]
+            when = "" if steps == 1 else f", {('first', 'second')[s]} step"
+            return Outcome(False, f"G = {G}{when}: {found[v][1](i, s)}")
+    return Outcome(None, f"up to {worst:.1e}")
+
+
+def same_distribution(name):
+    """Whether d, over seeds, is distributed alike for tasks renumbered: Kolmogorov and Smirnov's distance."""
+    G, _ = pool(3)
+    chosen = G[np.linspace(0, len(G) - 1, 12).astype(int)]
+    order = list(ORDERS[-1])
+    losses = 2.0 ** np.arange(3)
+
+    def draw(G, losses, seed):
+        return method(name, 3, key=jax.random.key(seed))(G, losses)[0][-1]
+
+    with jax.enable_x64(True):
+        drawn = jax.jit(jax.vmap(jax.vmap(draw, (None, None, 0)), (0, None, None)))
+        seeds = np.arange(DRAWS)
+        straight = np.asarray(drawn(chosen, losses, seeds))
+        turned = np.asarray(drawn(chosen[:, order], losses[order], seeds + DRAWS))
+    size = np.abs(straight).max(axis=(1, 2), keepdims=True)
+    straight, turned = (np.round(d / np.where(size > 0, size, 1), 6) for d in (straight, turned))
+
+    def distance(x, y):
+        at = np.union1d(x, y)
+        shares = [np.searchsorted(np.sort(z), at, side="right") / len(z) for z in (x, y)]
+        return np.abs(shares[0] - shares[1]).max()
+
+    # Chance exceeds 2.8 / sqrt(DRAWS / 2) less than once in a million.
+    return max(distance(x[:, j], y[:, j]) for x, y in zip(straight, turned, strict=True) for j in range(P)) < 0.125
+
+
+INTRODUCTION = """\
+# Properties
+
+Written by `python tests/property_table.py`. `tests/test_properties.py` checks that a run renders exactly this, and that
+the registry promises exactly this.
+
+d(G) is the update for the gradients g_1, ..., g_K, the rows of G, in float64, with losses 1, 2, 4, ... and a method's
+smallest arguments. K = 3, and 4 for `geometric_median`, whose median is unique for an odd number of rows on a line. Of
+methods with state the first and the second of two equal steps are judged; a property that changes G changes it in both.
+`pcgrad` and `gradvac` visit the tasks in a fixed order; only for 5 do they draw, and samples over seeds are compared.
+
+✓: holds on the whole pool: {count} small-integer matrices, with zero, equal and opposite rows and stationary ones among
+them, and the families of `tests/families.py`. ✗: leads to the simplest counterexample found.
+
+{definitions}
+
+For 1 and 2 ≥ is up to rounding, relative to the lengths of the gradients and of d. For 6 one entry is moved by 1e-10 of
+the longest row, or by 1e-6, as float64 Gramians do not show angles below 1e-8; d must not move by 1e-4 of its length,
+or of the one it has where all gradients are equal or orthogonal. For 7 a = b = 1. The inner steps of `sdmgrad` amplify
+rounding: but for 6 it is judged where its start is no equilibrium and where 1e-10 moves d by less than 1e-6.
+"""
+
+
+def render():
+    """The text of docs/properties.md."""
+    definitions = "\n".join(f"{i}. **{prop.name}**: {prop.definition}" for i, prop in enumerate(PROPERTIES, 1))
+    lines = [
+        INTRODUCTION.format(count=pool(3)[1], definitions=definitions),
+        f"| method | {' | '.join(prop.name for prop in PROPERTIES)} |",
+        f"|---|{'---|' * len(PROPERTIES)}",
+    ]
+    for name in EVERY:
+        cells = [cell(name, outcome) for outcome in outcomes(name).values()]
+        lines.append(f"| `{name}` | {' | '.join(cells)} |")
+    lines += ["", "## Counterexamples"]
+    for name in EVERY:
+        broken = [f"- {prop}: {outcome.text}" for prop, outcome in outcomes(name).items() if not outcome.holds]
+        lines += ["", f"### {name}", "", *broken] if broken else []
+    return "\n".join(lines) + "\n"
+
+
+def cell(name, outcome):
+    if outcome.holds is None:
+        return "?"
+    return f"✓ {outcome.text}".strip() if outcome.holds else f"[✗](#{name})"
+
+
+if __name__ == "__main__":
+    FILE.parent.mkdir(exist_ok=True)
+    FILE.write_text(render())
