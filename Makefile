@@ -4,7 +4,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 ARGS ?=
 
-.PHONY: demo test lint clean
+.PHONY: demo test peers bench lint clean
 
 demo: $(INSTALLED)  ## train a two-task network on MultiMNIST and compare methods
 	$(BIN)/python -m benchmarks.multimnist $(ARGS)
@@ -12,6 +12,12 @@ demo: $(INSTALLED)  ## train a two-task network on MultiMNIST and compare method
 test: lint  ## the whole suite
 	$(BIN)/python -m pytest $(ARGS)
 	$(if $(ARGS),,JAX_NUM_CPU_DEVICES=8 $(BIN)/python -m pytest tests/sharded)
+
+peers: $(VENV)/.peers  ## the methods beside TorchJD and the formulas of others
+	$(BIN)/python -m pytest tests/peers $(ARGS)
+
+bench: $(VENV)/.peers  ## solver times beside TorchJD's
+	$(BIN)/python -m benchmarks.solvers $(ARGS)
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
@@ -22,6 +28,10 @@ $(INSTALLED): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet --editable ".[test]"
+	touch $@
+
+$(VENV)/.peers: $(INSTALLED)
+	$(BIN)/python -m pip install --quiet --editable ".[peers]"
 	touch $@
 
 clean:
