@@ -124,13 +124,18 @@ def nonnegative_qp(
         residual = jnp.max(jnp.abs(jnp.minimum(y, C @ y - q)))
         return residual, good | (residual <= jnp.finfo(Q.dtype).eps)
 
-    inner, _, inner_steps = interior_point(C, q, allowed, allowed.astype(C.dtype), judge, max_steps)
-    inside = inner > jnp.maximum(C @ inner - q, 0)
-    second = pivot(inside, inner, jnp.minimum(first.steps + inner_steps, max_steps - 1), good, -max_steps)
-    better = ~good & (second.residual < first.residual)
-    y, residual = (jnp.where(better, a, b) for a, b in ((second.y, first.y), (second.residual, first.residual)))
-    steps = jnp.where(good, first.steps, second.steps)
-    return solution(d * y * size, residual, steps, residual > 4 * accuracy), y > 0
+    def restart() -> _Exchange:
+        inner, _, steps = interior_point(C, q, allowed, allowed.astype(C.dtype), judge, max_steps)
+        inside = inner > jnp.maximum(C @ inner - q, 0)
+        second = pivot(inside, inner, jnp.minimum(first.steps + steps, max_steps - 1), good, -max_steps)
+        better = second.residual < first.residual
+        return second._replace(
+            y=jnp.where(better, second.y, first.y), residual=jnp.where(better, second.residual, first.residual)
+        )
+
+    # Under vmap both are run: then `good` keeps the loops of the restart from going on for nothing.
+    found = lax.cond(good, lambda: first, restart)
+    return solution(d * found.y * size, found.residual, found.steps, found.residual > 4 * accuracy), found.y > 0
 
 
 def masked(matrix: Float[Array, "K K"], rows: Bool[Array, " K"]) -> Float[Array, "K K"]:

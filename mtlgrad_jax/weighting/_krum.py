@@ -6,6 +6,7 @@ The paper adds up squared distances; TorchJD plain ones, which selects another g
 from typing import Any
 
 import jax.numpy as jnp
+from jax import lax
 
 from mtlgrad_jax._checks import check_count
 from mtlgrad_jax.solvers import inverse_sqrt
@@ -51,9 +52,10 @@ def krum(num_byzantine: int, num_selected: int = 1, squared: bool = True) -> Wei
         distances = jnp.maximum(diagonal[:, None] + diagonal[None, :] - 2 * gramian, 0)
         distances = distances if squared else jnp.sqrt(distances)
         others = present[:, None] & present[None, :] & ~jnp.eye(len(gramian), dtype=bool)
-        nearest = jnp.sort(jnp.where(others, distances, jnp.inf), axis=1)
-        neighbours = jnp.arange(len(gramian)) < jnp.sum(present) - num_byzantine - 2
-        scores = jnp.where(present, jnp.sum(jnp.where(neighbours, nearest, 0), axis=1), jnp.inf)
+        # All but the f + 1 furthest others are neighbours; a sum less theirs would lose what an outlier swallows.
+        furthest = lax.top_k(jnp.where(others, distances, -1), min(num_byzantine + 1, len(gramian)))[1]
+        near = jnp.put_along_axis(others, furthest, False, axis=1, inplace=False)
+        scores = jnp.where(present, jnp.sum(jnp.where(near, distances, 0), axis=1), jnp.inf)
         rank = jnp.argsort(jnp.lexsort((scores, ~present)))
         return (present & (rank < num_selected)) / num_selected, state
 
