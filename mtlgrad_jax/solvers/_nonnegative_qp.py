@@ -23,7 +23,7 @@ from jaxtyping import Array, Bool, Float, Int
 from mtlgrad_jax.solvers._interior_point import interior_point
 from mtlgrad_jax.solvers._solution import SHIFT, Solution, inverse_sqrt, shift, solution
 
-MAX_STEPS = 100  # forty suffice on every Gramian family of the tests, whatever K
+MAX_STEPS = 100  # of which the tests' Gramians take less than two thirds, whatever K
 _PATIENCE = 4  # exchanges without fewer violations before they are taken for a circle
 _REPEATS = 2  # of the solve on the passive set
 
