@@ -368,7 +368,14 @@ def test_nonnegative_qp(K, P, dtype):
 def test_many_tasks():
     M = gramian_of(families.stack("non_stationary", 512, 64), "float32")
     judge_min_norm(M, checked(solvers.min_norm(M), 1e-3))
-    judge_max_min(M, 0.4, checked(solvers.max_min_direction(M, np.float32(0.4), np.ones(512, bool)), 1e-3))
+    everyone = np.ones(512, bool)
+    judge_capped(M, 0.01, checked(solvers.capped_min_norm(M, np.float32(0.01), everyone), 1e-3))
+    judge_conic(M, 0.5, checked(solvers.conic_direction(M, np.float32(0.5), everyone), 1e-3, EITHER))
+    judge_median(M, checked(solvers.geometric_median(M, everyone), 0.1))
+    judge_progress(M, 7, 0.5, checked(solvers.progress_direction(M, 7, np.full(512, 0.5, "float32")), 1e-3, EITHER))
+    signed = np.random.default_rng(0).normal(size=512).astype("float32")
+    judge_projection(M, signed, checked(solvers.project_weights(M, signed), 1e-3))
+    judge_max_min(M, 0.4, checked(solvers.max_min_direction(M, np.float32(0.4), everyone), 1e-3))
     judge_alpha_fair(M, 2.0, checked(solvers.alpha_fair(M, jnp.float32(2)), 1e-3), 1e-5)
     n, uniform = np.sqrt(np.diag(M).astype(float)), checked(solvers.project_rows(M, ones(512, "float32")), 1e-3)
     assert certificates.conflict(M, uniform, n.max() + floor(M, uniform, n.max()) / 1e-5) <= 1e-5

@@ -7,8 +7,10 @@ With v = u + x this is the non-negative program Q = M, q = -M u, whose optimalit
 
 C being M scaled to unit diagonal. Douglas-Rachford splitting steps along (C + rho I)^-1 times its residual: one inverse
 serves every right-hand side, and an iteration for all of them is a single product of K×K matrices. Some twenty find
-which tasks conflict and solve all but the ill-conditioned problems; what is left over goes, one by one, to the
-exchanges of `_nonnegative_qp`, started from there. The workspace is some ten K×K matrices.
+which tasks conflict and solve all but the ill-conditioned problems. Where many are left over because the gradients
+cancel, G^T v = 0 for some v > 0, the dual cone is their orthogonal complement, each projection zero, and v corrects
+all of them. What is left then goes, one by one, to the exchanges of `_nonnegative_qp`, started from there. The
+workspace is some ten K×K matrices.
 """
 
 from functools import partial
@@ -20,16 +22,20 @@ import jax.scipy.linalg as jsl
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
+from mtlgrad_jax.solvers._interior_point import interior_point
 from mtlgrad_jax.solvers._nonnegative_qp import MAX_STEPS, nonnegative_qp
 from mtlgrad_jax.solvers._solution import Solution, inverse_sqrt, normalized, shift, solution
 
 _SWEEP = 8  # iterations from one look at the residual to the next
-_RELAXATION = 1.6  # of at most 2
+_RELAXATION = 1.8  # of at most 2
 _RHO = 0.5
 _BALANCING = 5  # sweeps in which rho follows the residuals; after them it is lowered, to where flat problems move
-_LOWERING = 4  # sweeps from one lowering to the next
+_LOWERING = 3  # sweeps from one lowering to the next
 _LOWEST = 0.01
-_ENOUGH = 6  # times the residual aimed at is not worth the exchanges
+_MANY = 8  # columns left over, for which an interior point is worth its factorisations
+_CANCELLED = 0.01  # largest entry of Cv over the least of v, from where a least-squares correction leaves v positive
+_SOFT = 1e-3  # shift of that correction: smaller ones carry more rounding into the null space
+_ENOUGH = 5  # times the residual aimed at is not worth the exchanges
 
 
 @partial(jax.jit, static_argnames="max_steps")
@@ -75,8 +81,11 @@ def _raise(M: Float[Array, "K K"], U: Float[Array, "K R"], max_steps: int) -> So
     q = -C @ (U * jnp.where(inverse > 0, 1 / jnp.where(inverse > 0, inverse, 1), 0))
     size = jnp.max(jnp.abs(q), axis=0)
     size = jnp.where(size > 0, size, 1)
-    split = _split(C, q / size, max_steps)
-    y, residual, steps, failed = _finish(C, q / size, split, max_steps)
+    q = q / size
+    split = _split(C, q, max_steps)
+    many = jnp.sum(split.left) > _MANY
+    split = lax.cond(many, lambda: _cancel(C, q, split, max_steps), lambda: split)
+    y, residual, steps, failed = _finish(C, q, split, max_steps)
     return solution(y * size * inverse, jnp.max(residual), split.sweeps + steps, failed)
 
 
@@ -93,6 +102,10 @@ class _Splitting(NamedTuple):
     left: Bool[Array, " R"]
 
 
+def _accuracy(C: Array) -> float:
+    return (8 + len(C) / 16) * float(jnp.finfo(C.dtype).eps)
+
+
 def _residual(C: Array, q: Array, y: Array) -> tuple[Array, Array]:
     """Return the slack, and for each column the larger of the worst conflict and the duality gap."""
     slack = C @ y - q
@@ -100,9 +113,8 @@ def _residual(C: Array, q: Array, y: Array) -> tuple[Array, Array]:
 
 
 def _split(C: Array, q: Array, max_steps: int) -> _Splitting:
-    K, dtype = len(C), C.dtype
-    accuracy = (8 + K / 16) * jnp.finfo(dtype).eps
-    most = min(4 + K // 4, max_steps)  # sweeps, about the cost of two factorisations for every right-hand side
+    K, dtype, accuracy = len(C), C.dtype, _accuracy(C)
+    most = min(4 + q.shape[1] // 3, max_steps)  # sweeps; each rho costs an inverse, which few columns do not pay for
 
     def inverse_at(rho: Array) -> Array:
         factor = jnp.linalg.cholesky(C + (shift(C) + rho) * jnp.eye(K, dtype=dtype))
@@ -147,6 +159,39 @@ def _split(C: Array, q: Array, max_steps: int) -> _Splitting:
     )
     end = lax.while_loop(lambda s: jnp.any(s.left) & (s.sweeps < most), sweep, begin)
     return end._replace(left=end.residual > _ENOUGH * accuracy)
+
+
+def _cancel(C: Array, q: Array, split: _Splitting, max_steps: int) -> _Splitting:
+    """Solve the columns that are left, C y = q, where C v = 0 for a v > 0: enough of v makes up for any y < 0."""
+    allowed = jnp.diagonal(C) > 0
+
+    def judge(v: Array) -> tuple[Array, Array]:
+        """Return how far from cancelled the least of v is; it is no use where v is a direction without conflict."""
+        slack, least = C @ v, jnp.min(jnp.where(allowed, v, jnp.inf))
+        residual = jnp.max(jnp.abs(slack)) / least
+        return residual, (residual <= _CANCELLED) | jnp.all((slack > 0) | ~allowed)
+
+    center = allowed / jnp.maximum(jnp.sum(allowed), 1).astype(C.dtype)
+    one = jnp.ones((), C.dtype)
+    v, cancelled, steps = interior_point(C, jnp.zeros_like(center), allowed, center, judge, max_steps, cap=one)
+    factor = jnp.linalg.cholesky(C + _SOFT * jnp.eye(len(C), dtype=C.dtype))
+    y = split.best
+    for _ in range(2):
+        v = v - jsl.cho_solve((factor, True), C @ v)
+        y = y + jsl.cho_solve((factor, True), q - C @ y)
+    lacking = jnp.max(jnp.maximum(-y, 0) / jnp.where(v > 0, v, 1)[:, None], axis=0)
+    y = jnp.maximum(y + lacking * v[:, None], 0)
+    found = split.left & (cancelled <= _CANCELLED)
+    residual = _residual(C, q, y)[1]
+    better = found & (residual < split.residual)
+    residual = jnp.where(better, residual, split.residual)
+    return split._replace(
+        z=jnp.where(found, y, split.z),
+        best=jnp.where(better, y, split.best),
+        residual=residual,
+        sweeps=split.sweeps + steps,
+        left=residual > _ENOUGH * _accuracy(C),
+    )
 
 
 def _finish(C: Array, q: Array, split: _Splitting, max_steps: int) -> tuple[Array, Array, Array, Array]:
