@@ -46,11 +46,13 @@ def overlay(left: np.ndarray, right: np.ndarray) -> np.ndarray:
     )
 
 
-def pair(digits: Digits, rng: np.random.Generator) -> Pairs:
-    """As many random pairs as there are digits; each digit appears once in either place."""
-    left, right = rng.permutation(len(digits.images)), rng.permutation(len(digits.images))
-    images = overlay(digits.images[left], digits.images[right])
-    return Pairs(images, dict(zip(TASKS, (digits.labels[left], digits.labels[right]), strict=True)))
+def pair(digits: Digits, rng: np.random.Generator, right: Digits | None = None) -> Pairs:
+    """As many random pairs as there are digits; each is once in its place, of one set or of two."""
+    places = (digits, digits if right is None else right)
+    orders = [rng.permutation(len(place.images))[: len(digits.images)] for place in places]
+    images = overlay(*(place.images[order] for place, order in zip(places, orders, strict=True)))
+    labels = [place.labels[order] for place, order in zip(places, orders, strict=True)]
+    return Pairs(images, dict(zip(TASKS, labels, strict=True)))
 
 
 def split(labels: np.ndarray, test_share: float, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:

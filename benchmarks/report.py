@@ -78,6 +78,13 @@ def report(directory: Path, console: Console) -> None:
     console.print(f"In {directory}: {names}", markup=False)
 
 
+def insert(page: Path, name: str, text: str) -> None:
+    """Put text between a page's two marks of this name."""
+    begin, end = f"<!-- {name} -->", f"<!-- end of {name} -->"
+    before, rest = page.read_text().split(begin)
+    page.write_text(f"{before}{begin}\n\n{text}\n\n{end}{rest.split(end)[1]}")
+
+
 def finished(runs: Runs, steps: int) -> Runs:
     """Only the runs that took all their steps."""
     whole = {m: {seed: run for seed, run in seeds.items() if run["step"][-1] == steps} for m, seeds in runs.items()}

@@ -15,6 +15,9 @@ from mtlgrad_jax.oracles import task_value_and_grad as task_value_and_grad
 from mtlgrad_jax.oracles import linearize as linearize
 from mtlgrad_jax.oracles import TaskJacobian as TaskJacobian
 from mtlgrad_jax.oracles import balanced_value_and_grad as balanced_value_and_grad
+from mtlgrad_jax.oracles import sam_value_and_grad as sam_value_and_grad
+from mtlgrad_jax.oracles import sam_perturbation as sam_perturbation
+from mtlgrad_jax.oracles import perturbed_task_grad as perturbed_task_grad
 
 from mtlgrad_jax.transforms import mean as mean
 from mtlgrad_jax.transforms import sum as sum
@@ -46,6 +49,9 @@ from mtlgrad_jax.transforms import uw as uw
 from mtlgrad_jax.transforms import gradnorm as gradnorm
 from mtlgrad_jax.transforms import trimmed_mean as trimmed_mean
 from mtlgrad_jax.transforms import db_mtl as db_mtl
+from mtlgrad_jax.transforms import sam_gs as sam_gs
+from mtlgrad_jax.transforms import fs_mtl as fs_mtl
+from mtlgrad_jax.transforms import samo as samo
 from mtlgrad_jax.transforms import shared_private as shared_private
 from mtlgrad_jax.transforms import partition as partition
 from mtlgrad_jax.transforms import grouped as grouped
@@ -81,6 +87,9 @@ __all__ = [  # noqa: RUF022
     "linearize",
     "TaskJacobian",
     "balanced_value_and_grad",
+    "sam_value_and_grad",
+    "sam_perturbation",
+    "perturbed_task_grad",
     "mean",
     "sum",
     "constant",
@@ -111,6 +120,9 @@ __all__ = [  # noqa: RUF022
     "gradnorm",
     "trimmed_mean",
     "db_mtl",
+    "sam_gs",
+    "fs_mtl",
+    "samo",
     "shared_private",
     "partition",
     "grouped",

@@ -10,7 +10,16 @@ import optax
 import mtlgrad_jax as mtl
 from mtlgrad_jax import weighting
 
-Kind = Literal["weighting", "loss weighting", "cross weighting", "coordinate-wise", "buffered", "task-wise", "wrapper"]
+Kind = Literal[
+    "weighting",
+    "loss weighting",
+    "cross weighting",
+    "coordinate-wise",
+    "buffered",
+    "task-wise",
+    "perturbed",
+    "wrapper",
+]
 
 # What a row can promise; each is a property test, and each that is missing has a counterexample in docs/properties.md.
 NON_CONFLICTING = "non-conflicting"  # no task ascends to first order: <g_i, d> >= 0
@@ -377,6 +386,26 @@ METHODS = (
         needs=("losses",),
         bad=({"num_tasks": 0}, {"beta": 1.0}, {"beta": -0.1}, {"sigma": -1.0}),
     ),
+    Row(
+        mtl.sam_gs,
+        "buffered",
+        scale="the paper's, without the official code's factor K; quadratic in the gradients in its momentum branch",
+        state="K gradients, a running dissimilarity",
+        paper="Borsani et al., ECML-PKDD 2025, arXiv 2506.06130",
+        promises=frozenset({PERMUTATION}),
+        kwargs=_num_tasks,
+        checked="numpy float64 of the published formula; published values; formula from official code",
+        bad=(
+            {"num_tasks": 0},
+            {"gamma": -0.1},
+            {"b1": 1.0},
+            {"b2": 1.0},
+            {"similarity": "cosine"},
+            {"reduction": "max"},
+            {"epsilon": "none"},
+            {"aligned": "mean"},
+        ),
+    ),
 )
 """Every method, in the order of the documentation."""
 
@@ -405,6 +434,29 @@ WRAPPERS = (
         state="the method's for each group",
         paper="the groups of Wang et al. (GradVac), ICLR 2021, arXiv 2010.05874",
         kwargs=lambda num_tasks: {"method": mtl.mgda(), "labels": lambda path: str(path)},
+    ),
+    Row(
+        mtl.fs_mtl,
+        "perturbed",
+        scale="the method's, of losses and flat parts together",
+        state="two of the method's",
+        paper="Phan et al., ICCV 2025, arXiv 2211.13723",
+        kwargs=lambda num_tasks: {"method": mtl.mgda()},
+        needs=("clean_grads or grad_fn",),
+        checked="numpy float64 of the published formula; plain SAM for averages",
+        bad=({"rho_shared": -0.1}, {"rho_private": -0.1}, {"mode": "both"}),
+    ),
+    Row(
+        mtl.samo,
+        "perturbed",
+        scale="the method's",
+        state="the method's and a random key",
+        paper="Ban, Subramani & Ji, ICCV 2025, arXiv 2507.07883 (formulas from the official code)",
+        kwargs=lambda num_tasks: {"method": mtl.mgda()},
+        needs=("losses_fn and grad_fn",),
+        checked="numpy float64 of the official code's formula",
+        bad=({"rho": -0.1}, {"beta": 1.5}, {"probe": 0.0}, {"key": None}),
+        randomized=True,
     ),
     Row(
         mtl.gram_over,
@@ -477,7 +529,7 @@ def describe(row: Row) -> str:
     """Return what the row adds to its factory's documentation."""
     promises = ", ".join(sorted(row.promises)) or "none"
     needs = ", ".join(f"`{name}`" for name in row.needs) or "nothing beyond the gradients"
-    needs = "what the method needs" if row in WRAPPERS else needs
+    needs = "what the method needs" + (f", and {row.needs[0]}" if row.needs else "") if row in WRAPPERS else needs
     needs = "`cross_gramian` of two batches, else it is biased" if row.kind == "cross weighting" else needs
     lines = [
         f"Native scale: {row.scale}.",

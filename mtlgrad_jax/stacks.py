@@ -108,16 +108,10 @@ def cross_gramian(first: PyTree, second: PyTree, *, axis_name: AxisName = None) 
       axis_name: as in `gramian`.
     """
     K, L = num_tasks(first), num_tasks(second)
-    structure: Any = jax.tree.structure(second)
-    expected: Any = jax.tree.structure(first)
-    if structure != expected:
-        raise ValueError(f"`second` must have the structure of first, {expected}, got {structure}.")
-    paths, lefts = zip(*jax.tree_util.tree_leaves_with_path(first), strict=True)
-    pairs = [(jnp.asarray(a), jnp.asarray(b)) for a, b in zip(lefts, jax.tree.leaves(second), strict=True)]
-    for path, (a, b) in zip(paths, pairs, strict=True):
-        if a.shape[1:] != b.shape[1:]:
-            wanted = (L, *a.shape[1:])
-            raise ValueError(f"`second` must fit first: {leaf_name(path)} has shape {b.shape}, expected {wanted}.")
+    check_like("second", second, first)
+    pairs = [
+        (jnp.asarray(a), jnp.asarray(b)) for a, b in zip(jax.tree.leaves(first), jax.tree.leaves(second), strict=True)
+    ]
     pairs = [pair for pair in pairs if all(jnp.issubdtype(leaf.dtype, jnp.floating) for leaf in pair)]
     if not pairs:
         return jnp.zeros((K, L), accumulator_dtype())
@@ -181,6 +175,27 @@ def mix(a: Float[Array, " K"], first: PyTree, b: Float[Array, " K"], second: PyT
         return (_column(a, x) * x + _column(b, y) * y).astype(x.dtype)
 
     return jax.tree.map(leaf_mix, first, second)
+
+
+def select(tasks: Bool[Array, " K"], stack: PyTree, other: PyTree = None) -> PyTree:
+    """Return a stack whose rows come from one stack for some tasks, and from another, or are zero, for the rest."""
+    other = jax.tree.map(jnp.zeros_like, stack) if other is None else other
+    return jax.tree.map(lambda x, y: jnp.where(_column(tasks, x), x, y), stack, other)
+
+
+def check_like(name: str, stack: PyTree, like: PyTree) -> None:
+    """Raise a ValueError in the name of a stack that is not over the same parameters as another."""
+    structure: Any = jax.tree.structure(stack)
+    expected: Any = jax.tree.structure(like)
+    if structure != expected:
+        raise ValueError(f"`{name}` must have the structure of the other stack, {expected}, got {structure}.")
+    for (path, leaf), other in zip(jax.tree_util.tree_leaves_with_path(stack), jax.tree.leaves(like), strict=True):
+        got, wanted = jnp.shape(leaf), jnp.shape(other)
+        if got[1:] != wanted[1:]:
+            raise ValueError(
+                f"`{name}` must fit the other stack: {leaf_name(path)} has shape {got}, expected "
+                f"{(got[:1] + wanted[1:])}."
+            )
 
 
 def finite_tasks(task_grads: PyTree) -> Bool[Array, " K"]:

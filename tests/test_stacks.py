@@ -139,10 +139,10 @@ def test_products_of_two_stacks_are_exact_at_every_scale(scales):
 
 def test_products_of_stacks_that_do_not_fit_are_refused():
     a = {"enc": jnp.ones((3, 2)), "out": jnp.ones((3, 1))}
-    with pytest.raises(ValueError, match=r"`second` must have the structure of first"):
+    with pytest.raises(ValueError, match=r"`second` must have the structure of"):
         stacks.cross_gramian(a, {"enc": a["enc"], "head": a["out"]})
     with pytest.raises(
-        ValueError, match=r"`second` must fit first: leaf \['out'\] has shape \(2, 4\), expected \(2, 1\)"
+        ValueError, match=r"`second` must fit the other stack: leaf \['out'\] has shape \(2, 4\), expected \(2, 1\)"
     ):
         stacks.cross_gramian(a, {"enc": jnp.ones((2, 2)), "out": jnp.ones((2, 4))})
     counts = {"steps": jnp.ones((3, 2), jnp.int32)}

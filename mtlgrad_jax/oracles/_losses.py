@@ -106,3 +106,10 @@ def flatten_losses(losses: PyTree) -> Array:
     """Return the K losses as (K,)."""
     leaves = jax.tree.leaves(losses)
     return leaves[0] if len(leaves) == 1 and jnp.ndim(leaves[0]) == 1 else jnp.stack(leaves)
+
+
+def loss_of(losses: PyTree, task: Any) -> Array:
+    """Return one task's loss; of a pytree and for a task that is known at trace time, without the others in sight."""
+    leaves = jax.tree.leaves(losses)
+    known = len(leaves) > 1 and not isinstance(task, jax.Array)
+    return leaves[int(task)] if known else flatten_losses(losses)[task]

@@ -53,8 +53,7 @@ def task_value_and_grad(
         function, floating, rest = bind(losses_fn, args, kwargs, argnums, has_aux)
         structure = jax.eval_shape(lambda leaves: function(leaves)[0], floating)
         K = flatten_shape(structure)
-        unrolled = strategy == "unrolled" or (strategy == "auto" and K <= UNROLLED_TASKS)
-        if unrolled and not isinstance(structure, jax.ShapeDtypeStruct):
+        if is_unrolled(strategy, K) and not isinstance(structure, jax.ShapeDtypeStruct):
             losses, aux, rows = _entry_by_entry(function, floating, K)
         else:
             losses, vjp, aux = jax.vjp(function, floating, has_aux=True)
@@ -88,14 +87,25 @@ def like_losses(row: Array, losses: PyTree) -> PyTree:
     return treedef.unflatten([entry.astype(leaf.dtype) for entry, leaf in zip(row, leaves, strict=True)])
 
 
+def each_task(row: Callable[..., Any], stacked: PyTree, strategy: Strategy) -> Any:
+    """Return the stacked results of a function of every task's part of `stacked`, a tuple of its arguments."""
+    K = len(jax.tree.leaves(stacked)[0])
+    if is_unrolled(strategy, K):
+        rows = [row(*jax.tree.map(lambda leaf, i=i: leaf[i], stacked)) for i in range(K)]
+        return jax.tree.map(lambda *parts: jnp.stack(parts), *rows)
+    if isinstance(strategy, int):
+        return jax.lax.map(lambda own: row(*own), stacked, batch_size=None if strategy == 1 else strategy)
+    return jax.vmap(row)(*stacked)
+
+
+def is_unrolled(strategy: Strategy, num_tasks: int) -> bool:
+    """Return whether the passes of the tasks are written out one after the other."""
+    return strategy == "unrolled" or (strategy == "auto" and num_tasks <= UNROLLED_TASKS)
+
+
 def pull_rows(pull: Callable[[Array], list[Array]], losses: Array, strategy: Strategy) -> list[Array]:
     """Return the stacked gradients that a pullback gives for the K unit cotangents."""
-    units = jnp.eye(len(losses), dtype=losses.dtype)
-    if strategy == "vmap" or (strategy == "auto" and len(units) > UNROLLED_TASKS):
-        return jax.vmap(pull)(units)
-    if isinstance(strategy, int):
-        return jax.lax.map(pull, units, batch_size=None if strategy == 1 else strategy)
-    return jax.tree.map(lambda *rows: jnp.stack(rows), *[pull(unit) for unit in units])
+    return each_task(pull, (jnp.eye(len(losses), dtype=losses.dtype),), strategy)
 
 
 def _entry_by_entry(

@@ -10,11 +10,14 @@ from mtlgrad_jax.transforms._base import from_rule as from_rule
 from mtlgrad_jax.transforms._base import from_weighting as from_weighting
 from mtlgrad_jax.transforms._base import lift as lift
 from mtlgrad_jax.transforms._db_mtl import db_mtl as db_mtl
+from mtlgrad_jax.transforms._fs_mtl import fs_mtl as fs_mtl
 from mtlgrad_jax.transforms._gram_over import gram_over as gram_over
 from mtlgrad_jax.transforms._grouped import grouped as grouped
 from mtlgrad_jax.transforms._non_conflicting import non_conflicting as non_conflicting
 from mtlgrad_jax.transforms._partition import partition as partition
 from mtlgrad_jax.transforms._per_task import per_task as per_task
+from mtlgrad_jax.transforms._sam_gs import sam_gs as sam_gs
+from mtlgrad_jax.transforms._samo import samo as samo
 from mtlgrad_jax.transforms._shared_private import shared_private as shared_private
 from mtlgrad_jax.transforms._skip_nonfinite_tasks import skip_nonfinite_tasks as skip_nonfinite_tasks
 from mtlgrad_jax.transforms._smoothed import smoothed as smoothed

@@ -5,8 +5,8 @@ from typing import Any
 
 from jaxtyping import PyTree
 
+from mtlgrad_jax._trees import cut, flag_leaves
 from mtlgrad_jax.transforms._base import TaskTransformation, check_transformation, weighted_sum, weighting_of
-from mtlgrad_jax.transforms._trees import cut, flag_leaves
 
 
 def gram_over(method: TaskTransformation, where: PyTree | Callable[[Any], bool]) -> TaskTransformation:

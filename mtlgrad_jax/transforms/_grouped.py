@@ -8,8 +8,8 @@ from jaxtyping import Array, Float, PyTree
 
 from mtlgrad_jax import stacks
 from mtlgrad_jax._tasks import present_tasks
+from mtlgrad_jax._trees import Labels, cut, label_leaves, merge, repeat_state
 from mtlgrad_jax.transforms._base import TaskTransformation, check_transformation, skip_together, weighting_of
-from mtlgrad_jax.transforms._trees import Labels, cut, label_leaves, merge, repeat_state
 
 
 def grouped(method: TaskTransformation, labels: Labels) -> TaskTransformation:

@@ -6,8 +6,8 @@ from typing import Any
 import optax
 from jaxtyping import PyTree
 
+from mtlgrad_jax._trees import Labels, cut, label_leaves, merge
 from mtlgrad_jax.transforms._base import TaskTransformation, skip_together, update_without_task_axis
-from mtlgrad_jax.transforms._trees import Labels, cut, label_leaves, merge
 
 
 def partition(transforms: Mapping[Any, optax.GradientTransformation], labels: Labels) -> TaskTransformation:

@@ -10,8 +10,8 @@ from jaxtyping import Array, PyTree
 from mtlgrad_jax import stacks
 from mtlgrad_jax._checks import check_count
 from mtlgrad_jax._tasks import check_num_tasks, present_tasks
+from mtlgrad_jax._trees import repeat_state
 from mtlgrad_jax.transforms._base import reject_masked
-from mtlgrad_jax.transforms._trees import repeat_state
 
 
 class PerTaskState(NamedTuple):

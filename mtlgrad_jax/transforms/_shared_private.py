@@ -1,6 +1,5 @@
 """Shared parameters by a method, task-specific ones by their own task."""
 
-from collections.abc import Callable
 from typing import Any, Literal
 
 import optax
@@ -9,6 +8,7 @@ from jaxtyping import PyTree
 from mtlgrad_jax import stacks
 from mtlgrad_jax._checks import check_choice
 from mtlgrad_jax._tasks import accumulator_dtype, present_tasks
+from mtlgrad_jax._trees import Labels, cut, flag_leaves, merge
 from mtlgrad_jax.transforms._base import (
     TaskTransformation,
     check_transformation,
@@ -17,12 +17,11 @@ from mtlgrad_jax.transforms._base import (
     weighted_sum,
     weighting_of,
 )
-from mtlgrad_jax.transforms._trees import cut, flag_leaves, merge
 
 
 def shared_private(
     method: optax.GradientTransformation,
-    is_shared: PyTree | Callable[[Any], bool],
+    is_shared: Labels,
     private: Literal["own", "weighted"] = "own",
 ) -> TaskTransformation:
     """Let a method see the shared parameters only; heads get the gradient of the tasks that use them.
@@ -53,6 +52,14 @@ def shared_private(
         weighting = weighting_of(method, 'shared_private with private="weighted"')
         return weighted_sum(weighting, lambda tree: cut(tree, flag_leaves(is_shared, tree, "is_shared"), True))
 
+    return own_heads(method, is_shared)
+
+
+def own_heads(
+    method: optax.GradientTransformation, is_shared: Labels, also: tuple[str, ...] = ()
+) -> TaskTransformation:
+    """Let a method see the shared part only, of the stacks in the arguments `also` too; heads get their own rows."""
+
     def split(tree: PyTree) -> tuple[dict[str, Any], dict[str, Any]]:
         labels = flag_leaves(is_shared, tree, "is_shared")
         return cut(tree, labels, True), cut(tree, labels, False)
@@ -71,6 +78,7 @@ def shared_private(
     ) -> tuple[PyTree, PyTree]:
         shared, heads = split(task_grads)
         shared_params = None if params is None else split(params)[0]
+        extra |= {name: split(extra[name])[0] for name in also}
         gradient, new_state = update_without_task_axis(
             "method", method, shared, state, shared_params, losses=losses, task_mask=task_mask, **extra
         )

@@ -1,0 +1,161 @@
+"""SAMO, a lightweight sharpness-aware approach (Ban, Subramani & Ji, ICCV 2025, arXiv 2507.07883).
+
+Formulas from the official code (github OptMN-Lab/SAMO, read); the paper was not at hand. Unlike the code, which
+divides 0 by 0 there, a task whose two losses are equal has no local part, and the estimate runs the network as the
+caller's `losses_fn` does, not in evaluation mode.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jaxtyping import Array, Float, Key, PyTree
+
+from mtlgrad_jax import stacks
+from mtlgrad_jax._checks import Number, check_number
+from mtlgrad_jax._tasks import present_tasks
+from mtlgrad_jax._trees import cut, label_leaves, merge
+from mtlgrad_jax.oracles._losses import flatten_losses, loss_of
+from mtlgrad_jax.oracles._perturbed import sam_perturbation
+from mtlgrad_jax.oracles._task_value_and_grad import each_task
+from mtlgrad_jax.transforms._base import check_transformation, reject_masked, skip_together
+from mtlgrad_jax.transforms._shared_private import own_heads
+from mtlgrad_jax.weighting._random import check_key, make_key
+
+
+class SAMOState(NamedTuple):
+    """State of samo."""
+
+    key: Key[Array, ""]  # next step's probes
+    inner: PyTree  # the method's state
+
+
+def samo(
+    method: optax.GradientTransformation,
+    rho: Number = 0.003,
+    beta: Number = 0.1,
+    *,
+    probe: Number = 0.01,
+    heads: Callable[[Any], Any] | None = None,
+    adaptive: bool = False,
+    key: int | Array = 0,
+) -> optax.GradientTransformationExtraArgs:
+    r"""Make any method sharpness-aware with one gradient and 2K forward passes for all K perturbations.
+
+    .. math:: s_i = \operatorname{sign}(l_i(\theta + \delta z_i) - l_i(\theta - \delta z_i)), \qquad
+              e_i \propto (1 - \beta) \, g_0 + \beta \, \|g_0\| \, s_i \, z_i / \|z_i\|, \qquad \|e_i\| = \rho
+
+    with :math:`g_0` the gradient of the mean loss, :math:`z_i` normal, and the norms beside :math:`\beta` of each leaf
+    (the code's "layer"). The method then combines the gradients at :math:`\theta + e_i`. A zeroth-order estimate of the
+    gradient is a multiple of :math:`z_i`, so normalised it is only that sign. Heads are perturbed along their own
+    gradient, to radius rho, and get the gradient of their task at the perturbed point.
+
+        update(mean_grad, state, params, losses_fn=losses_of, grad_fn=f)
+
+    where `mean_grad` is an ordinary gradient, `losses_of(params)` gives the losses of the batch at hand, and
+    `f(params, perturbations)` is `perturbed_task_grad` on it.
+
+    Args:
+      method: any transformation of this library, or a chain that begins with one.
+      rho: radius >= 0 of the perturbations. Official code: 0.003, runs with 0.001.
+      beta: share :math:`\beta` of the local part, in [0, 1]. Official code: 0.1, runs with 0.5.
+      probe: step :math:`\delta` > 0 of the difference, in units of the parameters.
+      heads: a function of a leaf's path that names the head it belongs to, and says None for shared leaves.
+      adaptive: whether rho is measured in units of the parameters, as in `sam_perturbation`.
+      key: seed or key; the same on every process.
+
+    Returns:
+      An optax transformation from ordinary gradients to ordinary gradients.
+
+    Example:
+      >>> import jax, jax.numpy as jnp, mtlgrad_jax as mtl
+      >>> def losses_fn(p):
+      ...     return {"a": jnp.sum((p - 1.0) ** 2), "b": jnp.sum((p + 1.0) ** 2)}
+      >>> tx, params = mtl.samo(mtl.mean(), rho=0.5, beta=0.0), jnp.asarray([3.0, 4.0])
+      >>> mean_grad = jax.grad(lambda p: sum(losses_fn(p).values()) / 2)(params)
+      >>> update, _ = tx.update(
+      ...     mean_grad, tx.init(params), params, losses_fn=losses_fn, grad_fn=mtl.perturbed_task_grad(losses_fn)
+      ... )
+      >>> update.tolist()
+      [6.6, 8.8]
+    """
+    check_transformation(method)
+    check_number("rho", rho, at_least=0)
+    check_number("beta", beta, at_least=0, at_most=1)
+    check_number("probe", probe, above=0)
+    check_key(key)
+    inner = method if heads is None else own_heads(method, lambda path: heads(path) is None)
+    inner = optax.with_extra_args_support(inner)
+
+    def init(params: PyTree) -> SAMOState:
+        reject_masked(params)
+        return SAMOState(make_key(key), inner.init(params))
+
+    def update(
+        mean_grad: PyTree,
+        state: SAMOState,
+        params: PyTree | None = None,
+        *,
+        losses_fn: Callable[[PyTree], PyTree] | None = None,
+        grad_fn: Callable[[PyTree, PyTree], PyTree] | None = None,
+        losses: PyTree = None,
+        task_mask: PyTree = None,
+        **extra: Any,
+    ) -> tuple[PyTree, SAMOState]:
+        for name, given in (("params", params), ("losses_fn", losses_fn), ("grad_fn", grad_fn)):
+            if given is None:
+                raise ValueError(
+                    f"`{name}` must be given: update(mean_grad, state, params, losses_fn=losses_of, grad_fn=f)."
+                )
+        assert losses_fn is not None
+        assert grad_fn is not None
+        labels = label_leaves(heads or (lambda path: None), params, "heads")
+        K = jax.eval_shape(lambda params: flatten_losses(losses_fn(params)), params).shape[0]
+        next_key, draw = jax.random.split(state.key)
+        probes = jax.vmap(lambda key: _draw(key, params, labels))(jax.random.split(draw, K))
+
+        def sign(i: Any, z: PyTree) -> Float[Array, ""]:
+            def at(step: Number) -> Float[Array, ""]:
+                return loss_of(losses_fn(jax.tree.map(lambda p, d: p + step * d, params, z)), i)
+
+            return jnp.sign(at(probe) - at(-probe))
+
+        signs = each_task(sign, (np.arange(K), probes), "auto")
+        signs = jnp.where(present_tasks(task_mask, K, losses), signs, 0)
+        rows = jax.tree.map(lambda g, z: _row(g, z, signs, beta), mean_grad, probes)
+        groups = [(cut(rows, labels, label), cut(params, labels, label)) for label in dict.fromkeys(labels)]
+        e = merge(params, *[sam_perturbation(*group, rho, adaptive=adaptive) for group in groups])
+        task_grads = grad_fn(params, e)
+        gradient, new_inner = inner.update(task_grads, state.inner, params, losses=losses, task_mask=task_mask, **extra)
+        return skip_together(gradient, SAMOState(next_key, new_inner), state)
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _draw(key: Array, params: PyTree, labels: list[Any]) -> PyTree:
+    """Return normal numbers for shared leaves, zeros for heads and for leaves that are not floating."""
+    treedef: Any
+    leaves, treedef = jax.tree.flatten(params)
+
+    def numbers(key: Array, leaf: Array, label: Any) -> Array:
+        dtype = jnp.result_type(leaf)
+        drawn = label is None and jnp.issubdtype(dtype, jnp.floating)
+        return jax.random.normal(key, jnp.shape(leaf), dtype) if drawn else jnp.zeros_like(leaf)
+
+    keys = jax.random.split(key, len(leaves))
+    return treedef.unflatten([numbers(*each) for each in zip(keys, leaves, labels, strict=True)])
+
+
+def _row(mean_grad: Array, probes: Array, signs: Float[Array, " K"], beta: Number) -> Array:
+    """Return, for one leaf and every task, (1 - beta) g + beta |g| s z / |z|; g where there is no probe."""
+    if not jnp.issubdtype(mean_grad.dtype, jnp.floating):
+        return jnp.zeros_like(probes)
+    length, lengths = stacks.task_norms(mean_grad[None])[0], stacks.task_norms(probes)
+    probed = lengths > 0
+    local = jnp.where(probed, beta * length * signs / jnp.where(probed, lengths, 1), 0)
+    column = (-1,) + (1,) * mean_grad.ndim
+    row = jnp.where(probed, 1 - beta, 1).reshape(column) * mean_grad + local.reshape(column) * probes
+    return row.astype(mean_grad.dtype)
