@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from peerlib import update, updates, weigh, weights
+from scipy import optimize
 
 torchjd = pytest.importorskip("torchjd", reason="the traps are shown on the extra 'peers'")
 torch = pytest.importorskip("torch", reason="the traps are shown on the extra 'peers'")
@@ -19,7 +20,7 @@ from torchjd import aggregation as agg  # noqa: E402
 from torchjd.linalg import QuadprogProjector  # noqa: E402
 
 import mtlgrad_jax as mtl  # noqa: E402
-from mtlgrad_jax._step import BIASED  # noqa: E402
+from mtlgrad_jax._step import BIASED, SOLVED  # noqa: E402
 
 J = np.asarray([[-4.0, 1, 1], [6, 1, 1]])
 CONFLICTING = np.asarray([[1.0, 0.3, 0], [-0.7, 1, 0], [-0.4, -0.8, 0.9]])
@@ -40,6 +41,10 @@ def norms(G):
 
 def units(G):
     return G / norms(G)[:, None]
+
+
+def cosine(a, b):
+    return a @ b / np.linalg.norm(a) / np.linalg.norm(b)
 
 
 @pytest.fixture
@@ -107,6 +112,33 @@ def test_libmtl_cagrad_leaves_its_ball_at_small_scale():
     assert np.linalg.norm(ours - g0) == pytest.approx(c * np.linalg.norm(g0), rel=1e-9)
 
 
+FLOORS = {
+    "ngdiff": ({"signs": (1.0, 1.0, 1.0)}, lambda n: 1 / (n + 1e-8)),
+    "slw": ({}, lambda n: 1 / np.maximum(n, 1e-5)),
+    "db_mtl": ({"num_tasks": 3, "beta": 0.0}, lambda n: 1 / (n + 1e-8)),
+}
+
+
+@pytest.mark.parametrize("name", FLOORS)
+def test_floors_under_norms_leave_small_gradients_as_long_as_they_are(name):
+    """Sections 7, 8 and 3.2: what should be the sum of unit gradients turns to the plain sum."""
+    (kwargs, inverse), small = FLOORS[name], 1e-10 * PLAIN
+    assert cosine(inverse(norms(small)) @ small, units(PLAIN).sum(axis=0)) < 0.99
+    ours = update(name, small, np.ones(3), **kwargs)
+    assert cosine(ours, units(PLAIN).sum(axis=0)) == pytest.approx(1, abs=1e-12)
+
+
+def test_weiszfeld_with_a_floor_is_the_mean_at_small_scale():
+    """Section 1.10: no distance counts as less than 1e-6 in RFA, and an outlier carries its median off."""
+    G = 1e-9 * np.asarray([[1.0, 0], [-1, 0], [0, 1], [0, -1], [100, 0]])
+    x = G.mean(axis=0)
+    for _ in range(10):
+        pull = 1 / np.maximum(norms(G - x), 1e-6)
+        x = pull @ G / pull.sum()
+    np.testing.assert_allclose(x, [20e-9, 0], atol=1e-20)
+    np.testing.assert_allclose(update("geometric_median", G), [1e-9 / np.sqrt(3), 0], rtol=1e-6, atol=1e-15)
+
+
 def test_default_dtype_eps_drops_true_components_in_aligned_mtl():
     """Section 1.7: LibMTL and the official code cut eigenvalues off at the eps of float32 in any dtype."""
     G = np.asarray([[1.0, 0], [0, 1e-4]])
@@ -143,6 +175,23 @@ def test_official_two_point_rule_does_not_reach_a_vertex():
     np.testing.assert_allclose(update("mgda", G), [1, 0], atol=1e-12)
 
 
+def test_official_frank_wolfe_goes_round_for_ever():
+    """Section 1.1: it counts no iterations, and its two-point rule moves the optimum by 0.001 as rounding decides."""
+    G = np.asarray([[-2.0, 3, 1], [1, 3, 2]])
+    M, w, seen = G @ G.T, np.asarray([0.5, 0.5]), []
+    while w.tolist() not in seen:
+        seen.append(w.tolist())
+        products = (M * w).sum(axis=1)
+        t = products.argmin()
+        a, b, c = (w * products).sum(), products[t], M[t, t]
+        keep = 0.999 if b >= a else 0.001 if b >= c else (c - b) / (a + c - 2 * b)
+        w = keep * w + (1 - keep) * np.eye(2)[t]
+    assert abs(w - seen[-1]).sum() > 1e-5  # where it would stop
+    ours, state = weigh("mgda", [M])
+    np.testing.assert_allclose(ours[0], 0.5, rtol=1e-12)
+    assert int(state.info.result) == SOLVED
+
+
 def test_official_mgda_finds_no_pair_of_large_gradients():
     """Section 1.1: its search for the best pair begins at a cost of 1e8, and any worse pair leaves it without one."""
     G = 1e4 * np.asarray([[2.0, 1, 0], [1, 2, 0], [1, 1, 1]])
@@ -159,6 +208,76 @@ def test_torchjd_fairgrad_stops_short_of_its_equation(scale):
     M, v, w = G @ G.T, theirs(agg.FairGradWeighting(alpha=2.0), G), weights("fairgrad", G, alpha=2.0)
     assert abs((M @ v) * np.sqrt(v) - 1).max() > 0.9
     assert abs((M @ w) * np.sqrt(w) - 1).max() < 1e-10
+
+
+@pytest.mark.parametrize("scale", [0.1, 10.0])
+def test_mtrl_fairgrad_stops_short_of_its_equation(scale):
+    """Section 4: 20 steps of 0.1 on the squared residual, slopes clipped to norm 1, from 1/K whatever the scale."""
+    G = scale * PLAIN
+    M, v, velocity, tried = G @ G.T, np.full(3, 1 / 3), 0, []
+    for _ in range(20):
+        residual = M @ v - (v + 1e-8) ** -0.5
+        tried.append((residual @ residual, tuple(v)))
+        slope = 2 * M @ residual + residual * (v + 1e-8) ** -1.5
+        velocity = 0.5 * velocity + slope / max(np.linalg.norm(slope), 1)
+        v = np.maximum(v - 0.1 * velocity, 1e-8)
+    v, w = np.asarray(min(tried)[1]), weights("fairgrad", G, alpha=2.0)
+    assert abs((M @ v) * np.sqrt(v) - 1).max() > 0.5
+    assert abs((M @ w) * np.sqrt(w) - 1).max() < 1e-10
+
+
+def cagrad_by_slsqp(A, c):
+    """As in the official code of NYUv2 and its copies."""
+    radius, sums = c * np.sqrt(A.mean() + 1e-8) + 1e-8, {"type": "eq", "fun": lambda w: w.sum() - 1}
+
+    def dual(w):
+        return w @ A.mean(axis=1) + radius * np.sqrt(w @ A @ w + 1e-8)
+
+    return optimize.minimize(dual, np.full(3, 1 / 3), bounds=[(0, 1)] * 3, constraints=sums).x
+
+
+def cagrad_by_softmax(A, c):
+    """As in the official MTRL code: the best of 21 weights on the way of steps of 25."""
+    A = A / np.sqrt(np.diagonal(A) + 1e-4).mean() ** 2
+    radius, z, velocity, tried = c * np.sqrt(A.mean() + 1e-4), np.zeros(3), 0, []
+    for _ in range(21):
+        w = np.exp(z - z.max()) / np.exp(z - z.max()).sum()
+        norm = np.sqrt(w @ A @ w + 1e-4)
+        tried.append((w @ A.mean(axis=1) + radius * norm, tuple(w)))
+        slope = A.mean(axis=1) + radius * A @ w / norm
+        velocity = 0.5 * velocity + w * (slope - w @ slope)
+        z = z - 25 * velocity
+    return np.asarray(min(tried)[1])
+
+
+@pytest.mark.parametrize(("solve", "scales"), [(cagrad_by_slsqp, (1e-2,) * 3), (cagrad_by_softmax, (1e-2, 1, 1e2))])
+def test_official_cagrad_solvers_stop_short(solve, scales):
+    """Section 6: the changes of a small dual are below SLSQP's tolerance, and a softmax is slow to reach a corner."""
+    c, G = 0.4, PLAIN * np.asarray(scales)[:, None]
+    g0, gw = G.mean(axis=0), solve(G @ G.T, c) @ G
+    peer, ours = g0 + c * np.linalg.norm(g0) * gw / np.linalg.norm(gw), update("cagrad", G, c=c)
+    assert np.linalg.norm(ours - g0) <= c * np.linalg.norm(g0) * (1 + 1e-9)
+    assert (G @ peer).min() < 0.8 * (G @ ours).min()
+
+
+def test_official_cagrad_takes_its_side_from_rounding_where_gradients_cancel():
+    """Section 6: by weights 1e-8 off the optimal ones a task ascends, and another on the other side."""
+    G = np.asarray([[1.0, 0], [-1, 0], [0, 1]])
+    g0 = G.mean(axis=0)
+    for error in (1e-8, -1e-8):
+        gw = np.asarray([0.5 + error, 0.5 - error, 0]) @ G
+        peer = g0 + 0.4 * np.linalg.norm(g0) / (np.linalg.norm(gw) + 1e-8) * gw
+        assert (G @ peer).min() < -0.08
+    np.testing.assert_allclose(update("cagrad", G, c=0.4), g0, atol=1e-12)
+
+
+def test_official_nash_mtl_does_not_stop_at_its_solution():
+    """Section 5: its rule compares A over its norm with weights that are not scaled."""
+    M = PLAIN @ PLAIN.T
+    (alpha,), state = weigh("nash_mtl", [M])
+    assert np.linalg.norm(M / np.linalg.norm(M) @ alpha - 1 / (alpha + 1e-10)) > 1  # it stops below 1e-3
+    np.testing.assert_allclose(alpha * (M @ alpha), 1, rtol=1e-12)
+    assert float(state.info.residual) < 1e-12
 
 
 @pytest.mark.filterwarnings("ignore:You are solving a parameterized problem that is not DPP")
@@ -233,6 +352,17 @@ def test_gradvac_that_averages_before_comparing_corrects_half():
     np.testing.assert_array_less(update("gradvac", J, num_tasks=2, target=early)[1:], first[1:])
 
 
+@pytest.mark.parametrize("num_tasks", [1, 3])
+def test_conicgrad_by_the_inverse_of_an_indefinite_matrix_ascends(num_tasks):
+    """Section 3b: (c^2 |g0|^2 I - g0 g0^T)^(-1) turns the mean gradient around for every c below 1."""
+    c, G = 0.9, PLAIN[:num_tasks]
+    g0 = G.mean(axis=0)
+    assert cosine(np.linalg.solve(c**2 * g0 @ g0 * np.eye(3) - np.outer(g0, g0), g0), g0) == pytest.approx(-1)
+    ours = update("conicgrad", G, c=c)
+    assert cosine(ours, g0) >= c - 1e-12
+    assert (G @ ours).min() > 0
+
+
 ASCENT = np.asarray([[1.0, 0, 0], [0, 1, 0], [0.08, 0.08, 0.01]])
 
 
@@ -245,11 +375,11 @@ def test_imtl_g_ascends_on_every_task():
     np.testing.assert_allclose(descent, -update("imtl_g", ASCENT), rtol=1e-12)
 
 
-def imtl_g_of_libmtl(G):
+def imtl_g_of_libmtl(G, ridge=0.0):
     with np.errstate(invalid="ignore", divide="ignore"):
         U = G / norms(G)[:, None]
     D, U = G[0] - G[1:], U[0] - U[1:]
-    rest = G[0] @ U.T @ np.linalg.inv(D @ U.T)
+    rest = G[0] @ U.T @ np.linalg.inv(D @ U.T + ridge * np.eye(len(D)))
     return np.asarray([1 - rest.sum(), *rest]) @ G
 
 
@@ -261,10 +391,12 @@ def test_libmtl_imtl_g_is_nan_with_a_zero_row():
 
 
 def test_libmtl_imtl_g_raises_on_equal_gradients():
-    """Section 1.5: its matrix of differences has no inverse."""
-    G = PLAIN[[0, 0, 1]]
+    """Section 1.5: its matrix of differences has no inverse; the Nash-MTL code then adds 1e-8, which is not small."""
+    G = 1e-8 * PLAIN[[0, 0, 1]]
     with pytest.raises(np.linalg.LinAlgError):
         imtl_g_of_libmtl(G)
+    projections = units(G) @ imtl_g_of_libmtl(G, ridge=1e-8)
+    assert np.ptp(projections) > 0.2 * projections.max()
     projections = units(G) @ update("imtl_g", G)
     np.testing.assert_allclose(projections, projections[0], rtol=1e-9)
 
@@ -331,6 +463,16 @@ def test_krum_with_plain_distances_selects_another_gradient():
     np.testing.assert_allclose(weights("krum", G, num_byzantine=1, squared=False), peer)
 
 
+def test_krum_of_equal_gradients_has_no_root_of_rounding():
+    """B4, until TorchJD 0.18: the unclamped squared distance of two equal gradients may come out below zero."""
+    G = PLAIN[[0, 0, 1, 2]]
+    M = G @ G.T
+    M[0, 1] = M[1, 0] = np.nextafter(M[0, 0], np.inf)
+    with np.errstate(invalid="ignore"):
+        assert np.isnan(np.sqrt(M[0, 0] + M[1, 1] - 2 * M[0, 1]))
+    np.testing.assert_array_equal(weigh("krum", [M], num_byzantine=0, squared=False)[0][0], [1, 0, 0, 0])
+
+
 def test_aligned_mtl_takes_the_lower_median():
     """Section 1.7: of an even number of eigenvalues torch's median is the lower one, numpy's the average of two."""
     G = np.diag([1.0, 2, 3, 4])
@@ -380,6 +522,30 @@ def test_gradnorm_weights_stay_positive():
     np.testing.assert_allclose(ours.sum(axis=1), 3)
 
 
+def test_uw_settles_where_variances_are_the_losses():
+    """Section 2.1: not if the model's optimizer learns the log-variances too and decays them, as in TorchJD, LibMTL."""
+    losses, s = np.asarray([0.5, 1, 2]), np.zeros(3)
+    for _ in range(1000):
+        s -= 0.1 * ((1 - np.exp(-s) * losses) / 2 + 0.1 * s)
+    assert abs(np.exp(s) / losses - 1).max() > 0.1
+    ours, _ = weigh("uw", [np.eye(3)] * 300, [losses] * 300, num_tasks=3)
+    np.testing.assert_allclose(ours[-1], 0.5 / losses, rtol=1e-5)
+
+
+def test_psmgd_code_logs_averages_and_steps_without_them():
+    """Section 3.8: and its 0.9 is the share of the new weights, that of CR-MOGM the share of the old."""
+    old, new = np.asarray([0.6, 0.4]), np.asarray([0.4, 0.6])  # MGDA's, of J and of its rows exchanged
+    swapped = J[::-1]
+    wanted = (0.9 * old + 0.1 * new) @ swapped
+    for peer in (new, 0.1 * old + 0.9 * new):
+        assert abs(peer @ swapped - wanted).max() > 1
+    with jax.enable_x64(True):
+        method = mtl.smoothed(mtl.mgda(), num_tasks=2, decay=0.9)
+        _, state = method.update(jnp.asarray(J), method.init(jnp.zeros(3)))
+        ours, _ = method.update(jnp.asarray(swapped), state)
+    np.testing.assert_allclose(ours, wanted, rtol=1e-12)
+
+
 # --- double sampling
 
 
@@ -411,6 +577,13 @@ def test_official_sdmgrad_is_nan_on_a_negative_diagonal():
     assert int(state.info.fallbacks) == 0
 
 
+def test_official_sdmgrad_jumps_between_corners():
+    """Section 3.6: steps of 10 on a Gramian of mean norm 1. Small steps without pull end in MGDA's weights."""
+    np.testing.assert_array_equal(theirs(agg.SDMGradWeighting(lambda_=0.0, lr=10.0), J), [0, 1])
+    ours = weights("sdmgrad", J, num_tasks=2, lam=0.0, learning_rate=0.1, num_steps=300)
+    np.testing.assert_allclose(ours, [0.6, 0.4], rtol=1e-9)
+
+
 def test_modo_of_the_sum_of_two_batches_takes_steps_twice_as_long():
     """Section 3.5: the official code adds both batches, ours steps along whatever gradient is given: their mean."""
     with jax.enable_x64(True):
@@ -421,6 +594,24 @@ def test_modo_of_the_sum_of_two_batches_takes_steps_twice_as_long():
 
 
 # --- infeasible or degenerate
+
+
+ZERO_ROWS = {
+    "ngdiff": ({"signs": (1.0, 1.0, 1.0)}, lambda G: 1),
+    "dibs": ({"learning_rate": 1.0}, lambda G: 1),
+    "avgnorm": ({}, lambda G: np.linalg.norm(G.sum(axis=0))),
+    "rotograd_scale": ({"num_tasks": 3}, lambda G: norms(G).mean()),
+    "slw": ({}, lambda G: 3 / (1 / norms(G)).sum()),
+}
+
+
+@pytest.mark.parametrize("name", ZERO_ROWS)
+def test_a_zero_row_leaves_no_sum_of_unit_gradients(name):
+    """Part III, section 0: no norm to divide by. Ours gives the other rows their common length."""
+    (kwargs, length), G = ZERO_ROWS[name], PLAIN * [[1.0], [1], [0]]
+    with np.errstate(invalid="ignore"):
+        assert np.isnan(units(G).sum(axis=0)).all()
+    np.testing.assert_allclose(update(name, G, **kwargs), length(G[:2]) * units(G[:2]).sum(axis=0), rtol=1e-12)
 
 
 @pytest.mark.parametrize("name", ["mgda", "upgrad", "dualproj", "pcgrad", "cagrad", "nash_mtl", "fairgrad", "imtl_g"])
