@@ -542,6 +542,30 @@ def db_mtl(shape, beta=0.9, sigma=0.0):
 
 
 @stateful
+def sam_gs(shape, gamma=0.7, b1=0.9, b2=0.99, similarity="pairs", reduction="mean", epsilon="code", aligned="momentum"):
+    """Borsani et al. 2025: equal lengths n̄ where Ψ < γ, else Σ g_i ⊙ |m̂_i| / √ĥ; ψ_ij = 2 n_i n_j / (n_i² + n_j²)."""
+    m, t, h, steps = np.zeros(shape), np.zeros((shape[0], 1)), 0.0, 0
+
+    def step(G, L, p):
+        nonlocal h, steps
+        n, pairs = norms(G), np.triu_indices(len(G), 1)
+        squares = n[:, None] ** 2 + n**2
+        psi = np.where(squares > 0, 2 * n[:, None] * n / np.where(squares > 0, squares, 1), 1)
+        mean = 1 if len(G) == 1 else psi.mean() if similarity == "paper_mean" else psi[pairs].mean()
+        m[p] = b1 * m[p] + (1 - b1) * G
+        h = b2 * h + (1 - b2) * (1 - mean) ** 2 + 1e-8
+        t[p], steps = t[p] + 1, steps + 1
+        if (psi.min() if reduction == "min" else mean) < gamma:
+            return n.mean() * unit(G).sum(axis=0)
+        if aligned == "sum" and (G @ G.T)[pairs].sum() > 0:
+            return G.sum(axis=0)
+        root = np.sqrt(h / (1 - b2**steps)) + (1e-8 if epsilon == "paper" else 0)
+        return (G * np.abs(m[p] / (1 - b1 ** t[p]))).sum(axis=0) / root
+
+    return step
+
+
+@stateful
 def rotograd_scale(shape, burn_in=20):
     """Javaloy & Valera 2022: w_i = S/n_i, S = Σ a_i n_i, a ∝ n/n⁰, n⁰ from the first n > 0 and again from `burn_in`."""
     first, count = np.zeros(shape[0]), np.zeros(shape[0])
@@ -669,4 +693,5 @@ REFERENCES = {
     "uw": uw,
     "gradnorm": gradnorm,
     "db_mtl": db_mtl,
+    "sam_gs": sam_gs,
 }

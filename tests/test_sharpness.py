@@ -1,0 +1,481 @@
+"""The sharpness-aware methods and their oracles, against what the papers' algorithms give on losses known by hand."""
+
+import inspect
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import reference
+from harness import EVERY, FIXED, raises_naming
+
+import mtlgrad_jax as mtl
+from mtlgrad_jax._registry import ROWS
+
+K, P = 3, 5
+RNG = np.random.default_rng(0)
+CURVATURE = RNG.uniform(0.2, 3.0, size=(K, P))
+MINIMUM = RNG.normal(size=(K, P))
+HEAD = np.asarray([0.5, 2.0, 1.0])
+POINT = RNG.normal(size=P)
+RHO = 0.3
+MODES = ("individual", "direct", "second", "each")
+EXACT = ("mean", "mgda", "imtl_g", "upgrad", "cagrad")  # of any number of gradients, without state
+
+
+def losses_fn(params):
+    """sum_j a_ij (x_j - m_ij)^2 / 2 + (x_j - m_ij)^4 / 4 for each task i."""
+    moved = params - jnp.asarray(MINIMUM, params.dtype)
+    losses = jnp.sum(jnp.asarray(CURVATURE, params.dtype) * moved**2 / 2 + moved**4 / 4, axis=1)
+    return {name: losses[i] for i, name in enumerate("abc")}
+
+
+def slopes(points):
+    """Gradient of loss i at row i, by hand."""
+    moved = points - MINIMUM
+    return CURVATURE * moved + moved**3
+
+
+CLEAN = slopes(np.tile(POINT, (K, 1)))
+MOVED = POINT + RHO * reference.unit(CLEAN)
+PERTURBED = slopes(MOVED)
+FLAT = PERTURBED - CLEAN
+
+
+@pytest.fixture
+def x64():
+    with jax.enable_x64(True):
+        yield
+
+
+def aggregate(name, G):
+    return reference.REFERENCES[name](np.asarray(G)[None], np.ones((1, len(G))), np.ones((1, len(G)), bool))[0]
+
+
+def by_the_paper(name, mode):
+    """FS-MTL's four ways to combine, Agg being the reference of a method."""
+    if mode == "direct":
+        return aggregate(name, PERTURBED)
+    if mode == "each":
+        return aggregate(name, [aggregate(name, pair) for pair in zip(CLEAN, FLAT, strict=True)])
+    parts = aggregate(name, CLEAN), aggregate(name, FLAT)
+    return sum(parts) if mode == "individual" else aggregate(name, parts)
+
+
+def update_of(tx, params=POINT, **kwargs):
+    params = jnp.asarray(params)
+    return tx.update(jnp.asarray(kwargs.pop("grads", CLEAN)), tx.init(params), params, **kwargs)[0]
+
+
+# ------------------------------------------------------------------------------------------------------------ oracles
+
+
+@pytest.mark.parametrize("strategy", ["unrolled", "vmap", 1, 2])
+@pytest.mark.usefixtures("x64")
+def test_all_gradients_at_the_perturbed_points_in_one_call(strategy):
+    f = jax.jit(mtl.sam_value_and_grad(losses_fn, RHO, strategy=strategy))
+    losses, clean, perturbed = f(jnp.asarray(POINT))
+    np.testing.assert_allclose(clean, CLEAN, rtol=1e-12)
+    np.testing.assert_allclose(perturbed, PERTURBED, rtol=1e-12)
+    assert set(losses) == set("abc")
+
+
+@pytest.mark.usefixtures("x64")
+def test_adaptive_perturbations_are_in_units_of_the_parameters():
+    """ASAM: |e / p| = rho, elementwise, and e maximises <g, e> there; scaling the parameters scales e."""
+    e = np.asarray(mtl.sam_perturbation(jnp.asarray(CLEAN), jnp.asarray(POINT), RHO, adaptive=True))
+    np.testing.assert_allclose(np.linalg.norm(e / abs(POINT), axis=1), RHO)
+    np.testing.assert_allclose(np.sum(CLEAN * e, axis=1), RHO * np.linalg.norm(abs(POINT) * CLEAN, axis=1))
+    scale = np.asarray([1, 2, 1 / 4, 8, 1])
+    scaled = mtl.sam_perturbation(jnp.asarray(CLEAN / scale), jnp.asarray(POINT * scale), RHO, adaptive=True)
+    np.testing.assert_allclose(scaled, e * scale)
+
+
+BLOCKS = {"trunk": np.asarray([[3.0, 4.0], [0.0, 0.0]]), "head": np.asarray([[12.0, 0.0], [0.0, 2.0]])}
+TWO = {"trunk": np.ones(2), "head": np.ones(2)}
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "trunk", "head"),
+    [
+        ({"rho_shared": 1.3}, [[0.3, 0.4], [0, 0]], [[1.2, 0], [0, 1.3]]),  # one norm: 13 and 2
+        ({"rho_shared": 1.0, "is_shared": True}, [[0.6, 0.8], [0, 0]], [[1, 0], [0, 1]]),
+        ({"rho_shared": 1.0, "rho_private": 0.5, "is_shared": True}, [[0.6, 0.8], [0, 0]], [[0.5, 0], [0, 0.5]]),
+    ],
+)
+def test_norms_are_joint_or_of_each_block(kwargs, trunk, head):
+    flags = {"is_shared": {"trunk": True, "head": False}} if "is_shared" in kwargs else {}
+    e = mtl.sam_perturbation(jax.tree.map(jnp.asarray, BLOCKS), jax.tree.map(jnp.asarray, TWO), **{**kwargs, **flags})
+    np.testing.assert_allclose(e["trunk"], trunk, rtol=1e-6)
+    np.testing.assert_allclose(e["head"], head, rtol=1e-6)
+
+
+@pytest.mark.parametrize("exponent", [-100, -60, 60, 100])
+def test_perturbations_do_not_depend_on_the_gradients_length(exponent):
+    """Norms whose squares underflow or overflow; multiplying by powers of two is exact."""
+    grads, params = jnp.asarray(CLEAN, jnp.float32), jnp.asarray(POINT, jnp.float32)
+    for adaptive in (False, True):
+        e, scaled = (mtl.sam_perturbation(g, params, RHO, adaptive=adaptive) for g in (grads, grads * 2.0**exponent))
+        np.testing.assert_allclose(scaled, e, rtol=1e-6)
+
+
+def test_batch_statistics_are_those_of_the_clean_pass():
+    """And one dropout key serves both passes: with another, the perturbed gradients would not be at one point."""
+
+    def with_statistics(params, x, key):
+        kept = jax.random.bernoulli(key, 0.5, x.shape)
+        out = jnp.where(kept, x, 0) * params
+        return {"a": jnp.sum((out - 1) ** 2), "b": jnp.sum((out + 1) ** 2)}, {"mean": jnp.mean(out)}
+
+    x, params, key = jnp.arange(1.0, 5.0), jnp.asarray(2.0), jax.random.key(3)
+    kept = np.asarray(jax.random.bernoulli(key, 0.5, x.shape))
+    masked = np.where(kept, x, 0)
+    (_, aux), clean, perturbed = mtl.sam_value_and_grad(with_statistics, 0.5, has_aux=True)(params, x, key)
+    np.testing.assert_allclose(aux["mean"], np.mean(masked * 2.0), rtol=1e-6)
+    signs = np.sign(np.asarray(clean))
+    wanted = [np.sum(2 * (masked * (2 + 0.5 * s) - t) * masked) for s, t in zip(signs, (1, -1), strict=True)]
+    np.testing.assert_allclose(perturbed, wanted, rtol=1e-6)
+
+
+def test_a_broken_task_stays_alone():
+    """Each perturbed pass is of one task: a NaN in another's loss stays there."""
+
+    def broken(params):
+        return {"a": jnp.sum(params**2), "b": jnp.sum(params * jnp.log(-jnp.abs(params)))}
+
+    _, clean, perturbed = jax.jit(mtl.sam_value_and_grad(broken, 0.1))(jnp.ones(2))
+    for grads in (clean, perturbed):
+        assert np.isfinite(grads[0]).all()
+        assert np.isnan(grads[1]).all()
+
+
+# ------------------------------------------------------------------------------------------------------------- fs_mtl
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("name", EXACT)
+@pytest.mark.usefixtures("x64")
+def test_fs_mtl_is_the_papers_algorithm(name, mode):
+    tx = mtl.fs_mtl(ROWS[name].make(K), RHO, mode=mode, num_tasks=K)
+    wanted = by_the_paper(name, mode)
+    pure = update_of(tx, grads=PERTURBED, clean_grads=jnp.asarray(CLEAN))
+    opaque = update_of(tx, grad_fn=mtl.perturbed_task_grad(losses_fn))
+    for update in (pure, opaque):
+        np.testing.assert_allclose(update, wanted, rtol=2e-6, atol=1e-9 * np.linalg.norm(CLEAN))
+
+
+@pytest.mark.parametrize("name", ["mean", "sum"])
+@pytest.mark.usefixtures("x64")
+def test_an_average_is_plain_sam(name):
+    """T6: the loss part and the flat part of a linear method add up to its SAM gradient."""
+    update = update_of(mtl.fs_mtl(ROWS[name].make(K), RHO), grad_fn=mtl.perturbed_task_grad(losses_fn))
+    np.testing.assert_allclose(update, getattr(np, name)(PERTURBED, axis=0), rtol=1e-12)
+
+
+def steps_of(tx, grads, losses, **extra):
+    params = jnp.asarray(POINT, jnp.float32)
+
+    @jax.jit
+    def run(grads, losses):
+        def step(state, now):
+            update, state = tx.update(now[0], state, params, losses=now[1], **extra)
+            return state, update
+
+        return jax.lax.scan(step, tx.init(params), (grads, losses))[1]
+
+    return np.asarray(run(grads, losses))
+
+
+STACKS = jnp.asarray(RNG.normal(size=(3, K, P)), jnp.float32)
+LOSSES = jnp.asarray(RNG.uniform(0.5, 2.0, size=(3, K)), jnp.float32)
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_without_a_radius_every_method_is_itself(name):
+    """Its flat parts are zero, whose aggregate is zero and never NaN, for every method there is."""
+    make = lambda: ROWS[name].make(K, **FIXED.get(name, {}))  # noqa: E731
+    plain = steps_of(make(), STACKS, LOSSES)
+    sharp = steps_of(mtl.fs_mtl(make(), rho_shared=0.0), STACKS, LOSSES, grad_fn=mtl.perturbed_task_grad(losses_fn))
+    np.testing.assert_allclose(sharp, plain, rtol=1e-5, atol=1e-6 * abs(plain).max())
+
+
+@pytest.mark.parametrize("name", ["nash_mtl", "imtl_g", "avgnorm"])
+def test_rounding_is_no_flat_part(name):
+    """These methods would blow a difference of rounding errors up to the length of a gradient."""
+    params, grads = jnp.asarray(POINT, jnp.float32), STACKS[0]
+    tx = mtl.fs_mtl(ROWS[name].make(K))
+    noisy = grads * (1 + np.finfo("float32").eps)
+    assert (noisy != grads).any()
+    update, _ = tx.update(noisy, tx.init(params), params, clean_grads=grads)
+    plain, _ = ROWS[name].make(K).update(grads, ROWS[name].make(K).init(params))
+    np.testing.assert_array_equal(update, plain)
+
+
+def test_the_two_copies_draw_and_remember_apart():
+    params = jnp.asarray(POINT, jnp.float32)
+    state = mtl.fs_mtl(mtl.pcgrad()).init(params)
+    keys = [jax.random.key_data(state.copies[part].method.key) for part in ("loss", "flat")]
+    assert (keys[0] != keys[1]).any()
+    tx = mtl.fs_mtl(mtl.db_mtl(num_tasks=K, beta=0.0))
+    clean, perturbed = STACKS[0], STACKS[1]
+    _, state = tx.update(perturbed, tx.init(params), params, clean_grads=clean, losses=jnp.ones(K))
+    np.testing.assert_allclose(state.copies["loss"].method.momentum, clean, rtol=1e-6)
+    np.testing.assert_allclose(state.copies["flat"].method.momentum, perturbed - clean, rtol=1e-6)
+
+
+@pytest.mark.parametrize("joint", [False, True])
+@pytest.mark.usefixtures("x64")
+def test_heads_take_their_own_sam_gradient(joint):
+    """Two tasks with a head each: l_i = (x h_i - i)^2 with trunk x and heads h, all scalar."""
+
+    def two_heads(params):
+        return {str(i): (params["x"] * params["h"][str(i)] - i) ** 2 for i in (1, 2)}
+
+    params = {"x": jnp.asarray(1.5), "h": {"1": jnp.asarray(2.0), "2": jnp.asarray(-1.0)}}
+    is_shared = {"x": True, "h": {"1": False, "2": False}}
+    radii = {"rho_shared": 0.1} if joint else {"rho_shared": 0.1, "rho_private": 0.2}
+    tx = mtl.fs_mtl(mtl.mean(), **radii, is_shared=is_shared, joint=joint)
+    _, grads = mtl.task_value_and_grad(two_heads)(params)
+    update, _ = tx.update(grads, tx.init(params), params, grad_fn=mtl.perturbed_task_grad(two_heads))
+    trunk = []
+    for i, h in ((1, 2.0), (2, -1.0)):
+        slope = 2 * (1.5 * h - i)
+        gx, gh = slope * h, slope * 1.5
+        both = np.hypot(gx, gh)
+        ex, eh = (0.1 * gx / both, 0.1 * gh / both) if joint else (0.1 * np.sign(gx), 0.2 * np.sign(gh))
+        x, h = 1.5 + ex, h + eh
+        trunk.append(2 * (x * h - i) * h)
+        np.testing.assert_allclose(update["h"][str(i)], 2 * (x * h - i) * x, rtol=1e-12)
+    np.testing.assert_allclose(update["x"], np.mean(trunk), rtol=1e-12)
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.usefixtures("x64")
+def test_absent_tasks_may_hold_anything(mode):
+    """As if the task were not there: with the last task absent, that of the first two alone."""
+    mask = jnp.asarray([True, True, False])
+    junk = [jnp.asarray(np.where(np.arange(K)[:, None] == 2, np.nan, stack)) for stack in (PERTURBED, CLEAN)]
+    params = jnp.asarray(POINT)
+    make = lambda K: mtl.fs_mtl(mtl.mgda(), mode=mode, num_tasks=K)  # noqa: E731
+    update = update_of(make(K), grads=junk[0], clean_grads=junk[1], task_mask=mask)
+    alone, _ = make(2).update(
+        jnp.asarray(PERTURBED[:2]), make(2).init(params), params, clean_grads=jnp.asarray(CLEAN[:2])
+    )
+    np.testing.assert_allclose(update, alone, rtol=1e-9)
+    named = {"a": mask[0], "b": mask[1], "c": mask[2]}
+    opaque = update_of(
+        make(K), grads=junk[1], grad_fn=mtl.perturbed_task_grad(losses_fn), task_mask=named, losses=losses_fn(params)
+    )
+    assert np.isfinite(opaque).all()
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("which", [0, 1])
+def test_a_broken_gradient_is_a_counted_zero_update(mode, which):
+    tx = mtl.fs_mtl(mtl.mgda(), mode=mode, num_tasks=K)
+    params, stacks = jnp.asarray(POINT, jnp.float32), [STACKS[0], STACKS[1]]
+    if mode == "direct" and which == 1:
+        stacks[0] = stacks[0].at[1].set(jnp.nan)  # a clean gradient that is NaN gives such a perturbed one
+    stacks[which] = stacks[which].at[1, 2].set(jnp.nan)
+    update, state = tx.update(stacks[0], tx.init(params), params, clean_grads=stacks[1])
+    assert not update.any()
+    infos = jax.tree.leaves(state, is_leaf=lambda node: isinstance(node, mtl.Info))
+    assert all((info.skipped > 0).all() for info in infos if isinstance(info, mtl.Info))
+
+
+def test_a_broken_task_can_be_dropped():
+    tx = mtl.skip_nonfinite_tasks(mtl.fs_mtl(mtl.mgda()))
+    params, perturbed = jnp.asarray(POINT, jnp.float32), STACKS[0].at[2].set(jnp.nan)
+    update, state = tx.update(perturbed, tx.init(params), params, clean_grads=STACKS[1])
+    alone = mtl.fs_mtl(mtl.mgda())
+    wanted, _ = alone.update(STACKS[0][:2], alone.init(params), params, clean_grads=STACKS[1][:2])
+    np.testing.assert_allclose(update, wanted, rtol=1e-5)
+    assert int(state.dropped) == 1
+
+
+@pytest.mark.parametrize("name", ["fs_mtl", "samo"])
+def test_one_compiled_step_trains(name):
+    """Jitted end to end with donation, and scanned over steps; the mean loss falls."""
+    params = jnp.asarray(POINT, jnp.float32)
+    tx = optax.chain(ROWS[name].factory(mtl.upgrad()), optax.clip_by_global_norm(1.0), optax.sgd(0.05))
+    grad_fn = mtl.perturbed_task_grad(losses_fn)
+
+    def step(carry, _):
+        params, state = carry
+        if name == "fs_mtl":
+            _, grads = mtl.task_value_and_grad(losses_fn)(params)
+            updates, state = tx.update(grads, state, params, grad_fn=grad_fn)
+        else:
+            grad = jax.grad(lambda p: sum(losses_fn(p).values()) / K)(params)
+            updates, state = tx.update(grad, state, params, grad_fn=grad_fn, losses_fn=losses_fn)
+        return (optax.apply_updates(params, updates), state), sum(losses_fn(params).values())
+
+    run = jax.jit(lambda carry: jax.lax.scan(step, carry, length=60), donate_argnums=0)
+    begin = (jnp.array(params), tx.init(params))
+    (params, _), means = run(begin)
+    assert means[-1] < 0.5 * means[0]
+    seeds = jax.vmap(lambda shift: run((params + shift, tx.init(params)))[1])(jnp.asarray([0.0, 0.1]))
+    assert np.isfinite(seeds).all()
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float64])
+@pytest.mark.usefixtures("x64")
+def test_dtypes(dtype):
+    params = jnp.asarray(POINT, dtype)
+    _, clean, perturbed = mtl.sam_value_and_grad(losses_fn, 0.5)(params)
+    tx = mtl.fs_mtl(mtl.mgda())
+    update, _ = tx.update(perturbed, tx.init(params), params, clean_grads=clean)
+    assert {leaf.dtype for leaf in (clean, perturbed, update)} == {jnp.dtype(dtype)}
+    assert np.isfinite(np.asarray(update, float)).all()
+
+
+def test_radii_may_be_schedules():
+    static = [key for key in inspect.signature(mtl.fs_mtl).parameters if key != "rho_shared"]
+    tx = optax.inject_hyperparams(mtl.fs_mtl, static_args=static)(mtl.mean(), rho_shared=lambda step: 0.1 * (step + 1))
+    params = jnp.asarray(POINT, jnp.float32)
+    state, grad_fn = tx.init(params), mtl.perturbed_task_grad(losses_fn)
+    for t in range(2):
+        update, state = tx.update(jnp.asarray(CLEAN, jnp.float32), state, params, grad_fn=grad_fn)
+        wanted = slopes(POINT + 0.1 * (t + 1) * reference.unit(CLEAN)).mean(axis=0)
+        np.testing.assert_allclose(update, wanted, rtol=1e-4)
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_what_does_not_fit_is_refused():
+    params, grads, grad_fn = jnp.asarray(POINT, jnp.float32), STACKS[0], mtl.perturbed_task_grad(losses_fn)
+    tx = mtl.fs_mtl(mtl.mgda())
+    state = tx.init(params)
+    for extra in ({}, {"clean_grads": grads, "grad_fn": grad_fn}):
+        with pytest.raises(ValueError, match=raises_naming("clean_grads")):
+            tx.update(grads, state, params, **extra)
+    with pytest.raises(ValueError, match=raises_naming("clean_grads")):
+        tx.update(grads, state, params, clean_grads=grads[:, :3])
+    with pytest.raises(ValueError, match=raises_naming("clean_grads")):
+        tx.update(grads, state, params, clean_grads=grads[:2])
+    with pytest.raises(ValueError, match=raises_naming("params")):
+        tx.update(grads, state, grad_fn=grad_fn)
+    with pytest.raises(ValueError, match=raises_naming("grad_fn")):
+        tx.update(grads, state, params, grad_fn=lambda params, e: {"w": grads})
+    with pytest.raises(ValueError, match=raises_naming("num_tasks")):
+        mtl.fs_mtl(mtl.mgda(), mode="each")
+    with pytest.raises(ValueError, match=raises_naming("rho_private")):
+        mtl.fs_mtl(mtl.mgda(), rho_private=0.1, joint=True)
+    with pytest.raises(ValueError, match=raises_naming("is_shared")):
+        mtl.sam_perturbation(grads, params, 0.1, 0.2)
+    with pytest.raises(ValueError, match=raises_naming("perturbations")):
+        grad_fn(params, grads[:2])
+    with pytest.raises(ValueError, match=raises_naming("strategy")):
+        mtl.perturbed_task_grad(losses_fn, strategy="all")
+    with pytest.raises(ValueError, match=raises_naming("losses_fn")):
+        mtl.samo(mtl.mgda()).update(grads[0], mtl.samo(mtl.mgda()).init(params), params, grad_fn=grad_fn)
+    with pytest.raises(ValueError, match=raises_naming("method")):
+        mtl.fs_mtl(mtl.weighting.mgda())
+
+
+# --------------------------------------------------------------------------------------------------------------- samo
+
+
+def perturbations_of(tx, losses_fn, mean_grad, params, state=None, **extra):
+    """The perturbations that samo asks for, and its update."""
+    asked = []
+
+    def grad_fn(params, e):
+        asked.append(e)
+        return mtl.perturbed_task_grad(losses_fn)(params, e)
+
+    state = tx.init(params) if state is None else state
+    update, state = tx.update(mean_grad, state, params, losses_fn=losses_fn, grad_fn=grad_fn, **extra)
+    return asked[0], update, state
+
+
+TREE = {"u": POINT[:2], "v": POINT[2:]}
+
+
+def tree_losses(params):
+    return losses_fn(jnp.concatenate([params["u"], params["v"]]))
+
+
+def leaves_of(rows):
+    return {"u": rows[..., :2], "v": rows[..., 2:]}
+
+
+@pytest.mark.parametrize("beta", [0.0, 0.3, 1.0])
+@pytest.mark.usefixtures("x64")
+def test_samo_perturbs_by_the_mean_gradient_and_a_probe(beta):
+    """In each leaf e is (1 - beta) g0 and a part of length beta |g0| that goes uphill for its own task; |e| = rho."""
+    params, mean = jax.tree.map(jnp.asarray, TREE), leaves_of(CLEAN.mean(axis=0))
+
+    def linear(p):
+        flat = jnp.concatenate([p["u"], p["v"]])
+        return {name: jnp.vdot(jnp.asarray(g), flat) for name, g in zip("abc", CLEAN, strict=True)}
+
+    tx = mtl.samo(mtl.mean(), rho=0.2, beta=beta)
+    e, update, _ = perturbations_of(tx, linear, jax.tree.map(jnp.asarray, mean), params)
+    rows = np.concatenate([e["u"], e["v"]], axis=1)
+    np.testing.assert_allclose(np.linalg.norm(rows, axis=1), 0.2, rtol=1e-12)
+    np.testing.assert_allclose(np.concatenate([update["u"], update["v"]]), CLEAN.mean(axis=0), rtol=1e-9)
+    if beta == 0:
+        np.testing.assert_allclose(rows, np.tile(0.2 * reference.unit(CLEAN.mean(0)[None]), (K, 1)), rtol=1e-12)
+    uphill = np.zeros(K)
+    for i in range(K):
+        lengths = {leaf: np.linalg.norm(mean[leaf]) for leaf in mean}
+        # the scale s with |s e - (1 - beta) g0| = beta |g0| in every leaf
+        scales = [
+            s.real
+            for s in np.roots(
+                [
+                    sum(e[leaf][i] @ e[leaf][i] for leaf in mean),
+                    -2 * (1 - beta) * sum(e[leaf][i] @ mean[leaf] for leaf in mean),
+                    ((1 - beta) ** 2 - beta**2) * sum(length**2 for length in lengths.values()),
+                ]
+            )
+            if s.real > 0
+        ]
+        local = [{leaf: s * np.asarray(e[leaf][i]) - (1 - beta) * mean[leaf] for leaf in mean} for s in scales]
+        errors = [max(abs(np.linalg.norm(part[leaf]) - beta * lengths[leaf]) for leaf in mean) for part in local]
+        assert min(errors) <= 1e-9
+        own = local[int(np.argmin(errors))]
+        uphill[i] = sum(own[leaf] @ leaves_of(CLEAN[i])[leaf] for leaf in mean)
+    assert (uphill >= -1e-9).all() if beta < 1 else True
+    assert beta == 0 or (uphill > 0).any()
+
+
+@pytest.mark.usefixtures("x64")
+def test_samo_without_a_radius_is_its_method():
+    params, mean = jnp.asarray(POINT), jnp.asarray(CLEAN.mean(axis=0))
+    _, update, _ = perturbations_of(mtl.samo(mtl.mgda(), rho=0.0), losses_fn, mean, params)
+    np.testing.assert_allclose(update, aggregate("mgda", CLEAN), rtol=1e-6)
+
+
+@pytest.mark.usefixtures("x64")
+def test_samo_moves_each_head_along_its_own_gradient():
+    def two_heads(params):
+        return {str(i): (params["x"] * params["h"][str(i)] - i) ** 2 for i in (1, 2)}
+
+    params = {"x": jnp.asarray(1.5), "h": {"1": jnp.asarray(2.0), "2": jnp.asarray(-1.0)}}
+    mean_grad = jax.grad(lambda p: sum(two_heads(p).values()) / 2)(params)
+    tx = mtl.samo(mtl.mean(), rho=0.1, beta=0.0, heads=lambda path: path[1].key if path[0].key == "h" else None)
+    e, update, _ = perturbations_of(tx, two_heads, mean_grad, params)
+    for i, h in ((1, 2.0), (2, -1.0)):
+        moved = h + 0.1 * np.sign(2 * (1.5 * h - i) * 1.5)
+        x = 1.5 + 0.1 * np.sign(float(mean_grad["x"]))
+        np.testing.assert_allclose(e["h"][str(i)], moved - h, rtol=1e-12)
+        np.testing.assert_allclose(update["h"][str(i)], 2 * (x * moved - i) * x, rtol=1e-12)
+
+
+def test_samo_draws_anew_and_skips_what_is_broken():
+    params, mean = jnp.asarray(POINT, jnp.float32), jnp.asarray(CLEAN.mean(axis=0), jnp.float32)
+    tx = mtl.samo(mtl.mgda(), rho=0.1, beta=0.5)
+    first, _, state = perturbations_of(tx, losses_fn, mean, params)
+    second, _, _ = perturbations_of(tx, losses_fn, mean, params, state)
+    again, _, _ = perturbations_of(tx, losses_fn, mean, params)
+    assert (first != second).any()
+    np.testing.assert_array_equal(first, again)
+    _, update, kept = perturbations_of(tx, losses_fn, mean.at[0].set(jnp.nan), params, state)
+    assert not update.any()
+    np.testing.assert_array_equal(jax.random.key_data(kept.key), jax.random.key_data(state.key))
+    assert int(kept.inner.info.skipped) == 1
+    mask = {"a": jnp.asarray(True), "b": jnp.asarray(True), "c": jnp.asarray(False)}
+    absent, update, _ = perturbations_of(tx, losses_fn, mean, params, task_mask=mask, losses=losses_fn(params))
+    np.testing.assert_allclose(absent[2], 0.1 * reference.unit(CLEAN.mean(0)[None])[0], rtol=1e-4)
