@@ -46,7 +46,10 @@ from mtlgrad_jax.transforms import slw as slw
 from mtlgrad_jax.transforms import modo as modo
 from mtlgrad_jax.transforms import sdmgrad as sdmgrad
 from mtlgrad_jax.transforms import uw as uw
+from mtlgrad_jax.transforms import slaw as slaw
+from mtlgrad_jax.transforms import bmtl as bmtl
 from mtlgrad_jax.transforms import gradnorm as gradnorm
+from mtlgrad_jax.transforms import emtl as emtl
 from mtlgrad_jax.transforms import trimmed_mean as trimmed_mean
 from mtlgrad_jax.transforms import db_mtl as db_mtl
 from mtlgrad_jax.transforms import sam_gs as sam_gs
@@ -57,11 +60,13 @@ from mtlgrad_jax.transforms import partition as partition
 from mtlgrad_jax.transforms import grouped as grouped
 from mtlgrad_jax.transforms import gram_over as gram_over
 from mtlgrad_jax.transforms import per_task as per_task
+from mtlgrad_jax.transforms import dropgrad as dropgrad
 from mtlgrad_jax.transforms import non_conflicting as non_conflicting
 from mtlgrad_jax.transforms import update_every as update_every
 from mtlgrad_jax.transforms import smoothed as smoothed
 from mtlgrad_jax.transforms import skip_nonfinite_tasks as skip_nonfinite_tasks
 from mtlgrad_jax.transforms import with_metrics as with_metrics
+from mtlgrad_jax.transforms import gen_learning_rate as gen_learning_rate
 from mtlgrad_jax.transforms import TaskTransformation as TaskTransformation
 from mtlgrad_jax.transforms import from_weighting as from_weighting
 from mtlgrad_jax.transforms import from_rule as from_rule
@@ -117,7 +122,10 @@ __all__ = [  # noqa: RUF022
     "modo",
     "sdmgrad",
     "uw",
+    "slaw",
+    "bmtl",
     "gradnorm",
+    "emtl",
     "trimmed_mean",
     "db_mtl",
     "sam_gs",
@@ -128,11 +136,13 @@ __all__ = [  # noqa: RUF022
     "grouped",
     "gram_over",
     "per_task",
+    "dropgrad",
     "non_conflicting",
     "update_every",
     "smoothed",
     "skip_nonfinite_tasks",
     "with_metrics",
+    "gen_learning_rate",
     "TaskTransformation",
     "from_weighting",
     "from_rule",

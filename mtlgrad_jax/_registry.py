@@ -19,6 +19,7 @@ Kind = Literal[
     "task-wise",
     "perturbed",
     "wrapper",
+    "learning rate",
 ]
 
 # What a row can promise; each is a property test, and each that is missing has a counterexample in docs/properties.md.
@@ -354,6 +355,28 @@ METHODS = (
         bad=({"num_tasks": 0}, {"num_tasks": 2.0}, {"optimizer": "adam"}, {"init": None}),
     ),
     Row(
+        mtl.slaw,
+        "loss weighting",
+        scale="sum (weights sum to K)",
+        state="K means and deviations of losses, K counts",
+        paper="Crawshaw & Kosecka, 2021, arXiv 2109.08218 (formulas from the official code)",
+        promises=frozenset({HOMOGENEOUS, PERMUTATION, CONTINUOUS, LINEAR}),
+        kwargs=_num_tasks,
+        needs=("losses",),
+        checked="numpy float64 of the definition over all steps; formula from official code",
+        bad=({"num_tasks": 0}, {"num_tasks": 2.0}, {"beta": -0.1}, {"beta": 1.1}),
+    ),
+    Row(
+        mtl.bmtl,
+        "loss weighting",
+        scale="sum (weights sum to K)",
+        state="none",
+        paper="Liang & Zhang, IEEE BigData 2021, arXiv 2002.04792 (abstract only; formula from an implementation)",
+        promises=frozenset({HOMOGENEOUS, PERMUTATION, CONTINUOUS, LINEAR}),
+        needs=("losses",),
+        bad=({"temperature": 0.0}, {"temperature": -1.0}, {"normalize": "no"}),
+    ),
+    Row(
         mtl.gradnorm,
         "weighting",
         scale="sum (weights sum to K)",
@@ -363,6 +386,18 @@ METHODS = (
         kwargs=_num_tasks,
         needs=("losses",),
         bad=({"num_tasks": 0}, {"alpha": -1.0}, {"learning_rate": -0.1}),
+    ),
+    Row(
+        mtl.emtl,
+        "weighting",
+        scale="sum where all r are equal",
+        state="none",
+        paper="Yuan & Zhang, 2023, arXiv 2306.09373 (a reconstruction from the abstract)",
+        promises=frozenset({PERMUTATION}),
+        kwargs=lambda num_tasks: {"strength": 1.0},
+        needs=("losses",),
+        checked="numpy float64 of the reconstructed objective's derivative, not of a published formula",
+        bad=({"strength": -1.0}, {"strength": "weak"}),
     ),
     Row(
         mtl.trimmed_mean,
@@ -442,7 +477,7 @@ WRAPPERS = (
         state="two of the method's",
         paper="Phan et al., ICCV 2025, arXiv 2211.13723",
         kwargs=lambda num_tasks: {"method": mtl.mgda()},
-        needs=("clean_grads or grad_fn",),
+        needs=("clean_grads` or `grad_fn",),
         checked="numpy float64 of the published formula; plain SAM for averages",
         bad=({"rho_shared": -0.1}, {"rho_private": -0.1}, {"mode": "both"}),
     ),
@@ -453,7 +488,7 @@ WRAPPERS = (
         state="the method's and a random key",
         paper="Ban, Subramani & Ji, ICCV 2025, arXiv 2507.07883 (formulas from the official code)",
         kwargs=lambda num_tasks: {"method": mtl.mgda()},
-        needs=("losses_fn and grad_fn",),
+        needs=("losses_fn", "grad_fn"),
         checked="numpy float64 of the official code's formula",
         bad=({"rho": -0.1}, {"beta": 1.5}, {"probe": 0.0}, {"key": None}),
         randomized=True,
@@ -474,6 +509,15 @@ WRAPPERS = (
         paper="none",
         kwargs=lambda num_tasks: {"transform": optax.identity(), "num_tasks": num_tasks},
         bad=({"num_tasks": 0},),
+    ),
+    Row(
+        mtl.dropgrad,
+        "task-wise",
+        scale="the gradients', on average",
+        state="a random key",
+        paper="Tseng et al., 2020, arXiv 2004.05859 (formulas from the official code)",
+        bad=({"rate": -0.1}, {"rate": 1.0}, {"kind": "uniform"}, {"key": None}),
+        randomized=True,
     ),
     Row(
         mtl.non_conflicting,
@@ -518,8 +562,18 @@ WRAPPERS = (
         kwargs=lambda num_tasks: {"method": mtl.mgda(), "num_tasks": num_tasks},
         bad=({"num_tasks": 0},),
     ),
+    Row(
+        mtl.gen_learning_rate,
+        "learning rate",
+        scale="minus the learning rate times what comes in",
+        state="a learning rate, three counts",
+        paper="Bu & Xu, ICLR 2025, OpenReview bI3fcTsKW4 (formulas from the official code)",
+        kwargs=lambda num_tasks: {"learning_rate": 0.1},
+        needs=("params", "value_fn"),
+        bad=({"learning_rate": 0.0}, {"every": 0}, {"every": 1.5}, {"smoothing": 1.0}, {"smoothing": -0.1}),
+    ),
 )
-"""Every wrapper."""
+"""Every wrapper, and what else stands before or after a method."""
 
 ROWS = {row.name: row for row in METHODS + WRAPPERS}
 """All rows by name."""
@@ -529,7 +583,8 @@ def describe(row: Row) -> str:
     """Return what the row adds to its factory's documentation."""
     promises = ", ".join(sorted(row.promises)) or "none"
     needs = ", ".join(f"`{name}`" for name in row.needs) or "nothing beyond the gradients"
-    needs = "what the method needs" + (f", and {row.needs[0]}" if row.needs else "") if row in WRAPPERS else needs
+    if row.kind in ("wrapper", "perturbed"):
+        needs = " and ".join(["what the method needs", *(f"`{name}`" for name in row.needs)])
     needs = "`cross_gramian` of two batches, else it is biased" if row.kind == "cross weighting" else needs
     lines = [
         f"Native scale: {row.scale}.",

@@ -130,7 +130,7 @@ def was_skipped(state: PyTree, before: PyTree) -> Bool[Array, ""]:
         nodes = jax.tree.leaves(tree, is_leaf=lambda node: isinstance(node, Info))
         return [node.skipped for node in nodes if isinstance(node, Info)]
 
-    changes = [new != old for new, old in zip(counts(state), counts(before), strict=True)]
+    changes = [jnp.any(new != old) for new, old in zip(counts(state), counts(before), strict=True)]
     return jnp.stack(changes).any() if changes else jnp.asarray(False)
 
 

@@ -480,6 +480,23 @@ def slw(G, L):
     return len(G) / np.sum(1 / n) * unit(G).sum(axis=0) if len(n) else G.mean(axis=0)
 
 
+@weighted
+def bmtl(G, L, temperature=1.0, normalize=True):
+    """Liang & Zhang 2020: Σ exp(L/T) has the derivatives w = exp(L/T)/T; normalised, Σ w = K."""
+    w = np.exp(L / temperature) / temperature
+    return w * len(w) / w.sum() if normalize else w
+
+
+@weighted
+def emtl(G, L, strength):
+    """Yuan & Zhang 2023, reconstructed: w = max(∂(Σ L + λ Var r)/∂L, 0) with r = L/n over the n > 0, held constant."""
+    w, n, moves = np.ones(len(G)), norms(G), norms(G) > 0
+    if moves.any():
+        r = L[moves] / n[moves]
+        w[moves] = np.maximum(1 + 2 * strength / len(r) * (r - r.mean()) / n[moves], 0)
+    return w
+
+
 # ------------------------------------------------------------------------------------------------- methods with state
 
 
@@ -506,6 +523,33 @@ def uw(shape, init=0.0, learning_rate=0.025):
     def step(G, L, p):
         w = np.exp(-s[p]) / 2
         s[p] += adam(1 / 2 - w * L, p)
+        return w @ G
+
+    return step
+
+
+@stateful
+def slaw(shape, beta=0.99):
+    """Crawshaw & Kosecka 2021: w_i ∝ 1/s_i, Σ w = K, s_i² = Σ_t c_t (l_t - Σ c l)² over task i's steps so far.
+
+    c_t = 1/k after k steps, and from step 1/(1 - β) on the old c times β and 1 - β. On its first step a task has w = 1.
+    """
+    history, averages = [[] for _ in range(shape[0])], [np.zeros(0) for _ in range(shape[0])]
+
+    def step(G, L, p):
+        s, tasks = np.zeros(len(G)), np.flatnonzero(p)
+        for i, loss in zip(tasks, L, strict=True):
+            history[i].append(loss)
+            k = len(history[i])
+            a = 1 / k if k <= (round(1 / (1 - beta)) if beta < 1 else k) else 1 - beta
+            averages[i] = np.append((1 - a) * averages[i], a)
+        for j, i in enumerate(tasks):
+            c, losses = averages[i], np.array(history[i])
+            s[j] = np.sqrt(c @ (losses - c @ losses) ** 2)
+            s[j] = max(s[j], np.finfo(float).eps * np.sqrt(c @ losses**2))
+        w, old = np.ones(len(G)), np.array([len(history[i]) > 1 for i in tasks])
+        if old.any():
+            w[old] = old.sum() / s[old] / np.sum(1 / s[old])
         return w @ G
 
     return step
@@ -691,7 +735,10 @@ REFERENCES = {
     "sdmgrad": sdmgrad,
     "trimmed_mean": trimmed_mean,
     "uw": uw,
+    "slaw": slaw,
+    "bmtl": bmtl,
     "gradnorm": gradnorm,
+    "emtl": emtl,
     "db_mtl": db_mtl,
     "sam_gs": sam_gs,
 }

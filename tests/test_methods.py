@@ -53,7 +53,13 @@ OPTIONS = [
     ("modo", {"learning_rate": 1.0, "regularization": 0.0}),
     ("sdmgrad", {"lam": 0.0, "learning_rate": 0.5, "momentum": 0.0, "num_steps": 5}),
     ("uw", {"init": -0.5}),
+    ("slaw", {"beta": 0.5}),
+    ("slaw", {"beta": 1.0}),
+    ("bmtl", {"temperature": 0.1}),
+    ("bmtl", {"temperature": 2.0, "normalize": False}),
     ("gradnorm", {"alpha": 0.12, "learning_rate": 0.1}),
+    ("emtl", {"strength": 0.0}),
+    ("emtl", {"strength": 30.0}),
     ("trimmed_mean", {"trim": 0}),
     ("db_mtl", {"beta": 0.5, "sigma": 0.5}),
     ("sam_gs", {"gamma": 0.0, "b1": 0.5, "b2": 0.9}),
@@ -226,6 +232,80 @@ def test_the_primary_task_has_a_name():
     np.testing.assert_array_equal(named, by_index.update(grads, by_index.init(jnp.zeros(P)))[0])
     with pytest.raises(ValueError, match="`primary` must have the structure of the losses"):
         by_name.update(grads, by_name.init(jnp.zeros(P)), losses={"x": 1.0, "y": 1.0, "z": 1.0})
+
+
+def weights_over(name, losses, present=None, dtype=np.float64, **kwargs):
+    """Weights (T, K) of a method for losses (T, K): its updates for the unit vectors as gradients."""
+    grads = np.broadcast_to(np.eye(losses.shape[1], P), (*losses.shape, P))
+    updates, state = run(name, grads, losses, present, dtype=dtype, **kwargs)
+    return updates[:, : losses.shape[1]], state
+
+
+@pytest.mark.parametrize("beta", [0.99, 0.9, 0.5, 1.0])
+def test_slaw_has_the_official_deviations(beta):
+    """Means of l and l^2, over the first 1/(1 - beta) steps and then exponential, and s^2 their E[l^2] - E[l]^2."""
+    losses = np.random.default_rng(0).uniform(0.1, 3.0, size=(250, 3)) * [1.0, 10.0, 0.1]
+    weights, _ = weights_over("slaw", losses, beta=beta)
+    horizon, mean, square = round(1 / (1 - beta)) if beta < 1 else np.inf, np.zeros(3), np.zeros(3)
+    for k, (loss, w) in enumerate(zip(losses, weights, strict=True), 1):
+        if k <= horizon:
+            mean, square = (mean * (k - 1) + loss) / k, (square * (k - 1) + loss**2) / k
+        else:
+            mean, square = beta * mean + (1 - beta) * loss, beta * square + (1 - beta) * loss**2
+        inverse = 1 / np.sqrt(square - mean**2) if k > 1 else np.ones(3)
+        np.testing.assert_allclose(w, 3 * inverse / inverse.sum(), rtol=1e-7)
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1.0, 1e30])
+def test_slaw_sees_small_deviations_of_any_loss_in_float32(scale):
+    """E[l^2] - E[l]^2 would have no correct digit here, nor any value at the scales whose squares overflow."""
+    noise = np.random.default_rng(0).normal(size=(150, 3)) * [1.0, 2.0, 4.0]
+    losses = (scale * (1e4 + noise)).astype(np.float32).astype(float)
+    weights, _ = weights_over("slaw", losses, dtype=np.float32)
+    grads, present = np.broadcast_to(np.eye(3), (150, 3, 3)), np.ones((150, 3), bool)
+    np.testing.assert_allclose(weights, reference.slaw(grads, losses, present), rtol=2e-3)
+
+
+def test_slaw_where_deviations_say_nothing():
+    """A first step weighs one, whenever it comes; a constant loss takes almost all, a zero nothing."""
+    losses = np.asarray([[1.0, 2.0, 5.0], [2.0, 4.0, 5.0], [2.0, 4.0, 5.0]])
+    present = np.asarray([[1, 1, 0], [1, 1, 1], [1, 1, 1]], bool)
+    weights, _ = weights_over("slaw", losses, present)
+    np.testing.assert_allclose(weights, [[1, 1, 0], [4 / 3, 2 / 3, 1], [0, 0, 3]], atol=1e-12)
+    constant, _ = weights_over("slaw", np.asarray([[1.0, -2.0, 4.0]] * 3))
+    np.testing.assert_allclose(constant, [[1, 1, 1], *2 * [[12 / 7, 6 / 7, 3 / 7]]], rtol=1e-12)
+    zero, _ = weights_over("slaw", np.asarray([[0.0, 1.0, 4.0], [0.0, 2.0, 2.0]]))
+    np.testing.assert_allclose(zero, [[1, 1, 1], [0, 2, 1]], rtol=1e-12)
+    nothing, state = weights_over("slaw", np.zeros((2, 3)))
+    np.testing.assert_array_equal(nothing, [[1, 1, 1], [0, 0, 0]])
+    assert int(state.info.skipped) == int(state.info.fallbacks) == 0
+
+
+def test_bmtl_at_any_loss():
+    """Normalised weights know no overflow; derivatives that overflow are a counted mean."""
+    losses = np.asarray([[1e4, 1e4 + 1, -1e4]])
+    weights, _ = weights_over("bmtl", losses, dtype=np.float32)
+    np.testing.assert_allclose(weights, [3 * np.asarray([1, np.e, 0]) / (1 + np.e)], rtol=1e-6)
+    (weights,), state = weights_over("bmtl", losses, dtype=np.float32, normalize=False)
+    np.testing.assert_allclose(weights, np.full(3, 1 / 3), rtol=1e-6)
+    assert int(state.info.fallbacks) == 1
+    assert int(state.info.result) == FAILED
+    equal, _ = weights_over("bmtl", losses[:, :2], temperature=1e12)
+    np.testing.assert_allclose(equal, [[1, 1]], rtol=1e-9)
+
+
+def test_emtl_descends_the_objective_it_reconstructs():
+    """By automatic differentiation in the losses, norms held constant; the largest r has at least weight one."""
+    with jax.enable_x64(True):
+        G, losses = stack("normal", 3, P), jnp.asarray([1.0, 1.3, 0.8])
+        norms = np.linalg.norm(G, axis=1)
+        for strength in (0.1, 1.0, 100.0):
+            objective = jax.grad(lambda loss, lam=strength: loss.sum() + lam * jnp.var(loss / norms))
+            weights, _ = mtl.weighting.emtl(strength).update(
+                jnp.asarray(G @ G.T), mtl.weighting.emtl(strength).init(3), losses=losses
+            )
+            np.testing.assert_allclose(weights, np.maximum(objective(losses), 0), rtol=1e-10)
+            assert weights[np.argmax(losses / norms)] >= 1
 
 
 @pytest.mark.parametrize("name", EVERY)

@@ -444,6 +444,7 @@ def test_flat_losses_with_named_arguments_would_swap_tasks():
 
 POSITIVE = {
     "db_mtl": lambda: mtl.db_mtl(num_tasks=K, beta=0.5),
+    "emtl": lambda: mtl.emtl(strength=2.0),
     "mgda-loss": lambda: mtl.mgda(normalization="loss"),
     "mgda-loss+": lambda: mtl.mgda(normalization="loss+", apply_to="normalized"),
 }

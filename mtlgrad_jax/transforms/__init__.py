@@ -10,7 +10,9 @@ from mtlgrad_jax.transforms._base import from_rule as from_rule
 from mtlgrad_jax.transforms._base import from_weighting as from_weighting
 from mtlgrad_jax.transforms._base import lift as lift
 from mtlgrad_jax.transforms._db_mtl import db_mtl as db_mtl
+from mtlgrad_jax.transforms._dropgrad import dropgrad as dropgrad
 from mtlgrad_jax.transforms._fs_mtl import fs_mtl as fs_mtl
+from mtlgrad_jax.transforms._gen_learning_rate import gen_learning_rate as gen_learning_rate
 from mtlgrad_jax.transforms._gram_over import gram_over as gram_over
 from mtlgrad_jax.transforms._grouped import grouped as grouped
 from mtlgrad_jax.transforms._non_conflicting import non_conflicting as non_conflicting
@@ -52,4 +54,7 @@ slw = lift(weighting.slw)
 modo = lift(weighting.modo)
 sdmgrad = lift(weighting.sdmgrad)
 uw = lift(weighting.uw)
+slaw = lift(weighting.slaw)
+bmtl = lift(weighting.bmtl)
 gradnorm = lift(weighting.gradnorm)
+emtl = lift(weighting.emtl)

@@ -9,6 +9,7 @@ from mtlgrad_jax.weighting._aligned_mtl import aligned_mtl as aligned_mtl
 from mtlgrad_jax.weighting._avgnorm import avgnorm as avgnorm
 from mtlgrad_jax.weighting._base import Weighting as Weighting
 from mtlgrad_jax.weighting._base import from_kernel as from_kernel
+from mtlgrad_jax.weighting._bmtl import bmtl as bmtl
 from mtlgrad_jax.weighting._cagrad import cagrad as cagrad
 from mtlgrad_jax.weighting._capped_mgda import capped_mgda as capped_mgda
 from mtlgrad_jax.weighting._conflict_free import conflict_free as conflict_free
@@ -16,6 +17,7 @@ from mtlgrad_jax.weighting._conicgrad import conicgrad as conicgrad
 from mtlgrad_jax.weighting._constant import constant as constant
 from mtlgrad_jax.weighting._dibs import dibs as dibs
 from mtlgrad_jax.weighting._dualproj import dualproj as dualproj
+from mtlgrad_jax.weighting._emtl import emtl as emtl
 from mtlgrad_jax.weighting._fairgrad import fairgrad as fairgrad
 from mtlgrad_jax.weighting._geometric_median import geometric_median as geometric_median
 from mtlgrad_jax.weighting._gradnorm import gradnorm as gradnorm
@@ -31,6 +33,7 @@ from mtlgrad_jax.weighting._pcd import pcd as pcd
 from mtlgrad_jax.weighting._pcgrad import pcgrad as pcgrad
 from mtlgrad_jax.weighting._rotograd_scale import rotograd_scale as rotograd_scale
 from mtlgrad_jax.weighting._sdmgrad import sdmgrad as sdmgrad
+from mtlgrad_jax.weighting._slaw import slaw as slaw
 from mtlgrad_jax.weighting._slw import slw as slw
 from mtlgrad_jax.weighting._sum import sum as sum
 from mtlgrad_jax.weighting._upgrad import upgrad as upgrad
@@ -40,6 +43,7 @@ __all__ = [
     "Weighting",
     "aligned_mtl",
     "avgnorm",
+    "bmtl",
     "cagrad",
     "capped_mgda",
     "conflict_free",
@@ -47,6 +51,7 @@ __all__ = [
     "constant",
     "dibs",
     "dualproj",
+    "emtl",
     "fairgrad",
     "from_kernel",
     "geometric_median",
@@ -63,6 +68,7 @@ __all__ = [
     "pcgrad",
     "rotograd_scale",
     "sdmgrad",
+    "slaw",
     "slw",
     "sum",
     "upgrad",

@@ -148,6 +148,12 @@ def mean_of(values: Float[Array, " K"], among: Present) -> Float[Array, ""]:
     return jnp.sum(jnp.where(among, values, 0)) / jnp.maximum(jnp.sum(among), 1)
 
 
+def over_mean(values: Float[Array, " K"], among: Present) -> Float[Array, " K"]:
+    """Return values over their mean over some tasks, so that there they add up to the number of those tasks."""
+    mean = mean_of(values, among)
+    return values / jnp.where(mean != 0, mean, 1)
+
+
 def renormalized(weights: Float[Array, " K"], present: Present) -> tuple[Float[Array, " K"], Float[Array, ""]]:
     """Return weights on the simplex of the tasks present in the ratios of those kept, and what to multiply them by.
 

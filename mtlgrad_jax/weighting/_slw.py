@@ -8,7 +8,7 @@ from typing import Any
 import jax.numpy as jnp
 
 from mtlgrad_jax.solvers import inverse_sqrt
-from mtlgrad_jax.weighting._base import Gramian, Present, Weighting, Weights, from_kernel
+from mtlgrad_jax.weighting._base import Gramian, Present, Weighting, Weights, from_kernel, over_mean
 
 
 def slw() -> Weighting:
@@ -28,8 +28,6 @@ def slw() -> Weighting:
     """
 
     def kernel(gramian: Gramian, state: Any, losses: None, present: Present) -> tuple[Weights, Any]:
-        inverse = inverse_sqrt(jnp.diagonal(gramian))
-        unit = inverse / jnp.maximum(jnp.max(inverse), jnp.finfo(inverse.dtype).tiny)
-        return jnp.sum(present) * unit / jnp.maximum(jnp.sum(unit), 1), state
+        return over_mean(inverse_sqrt(jnp.diagonal(gramian)), present), state
 
     return from_kernel(kernel)
