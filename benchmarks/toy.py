@@ -153,7 +153,7 @@ def obstacle(row: Row) -> str | None:
 def compare(row: Row, settings: Sequence[str], most_steps: int) -> list[Outcome]:
     """One method in several settings."""
     chosen = [SETTINGS[name] for name in settings]
-    runs = [Case(np.float32(start), np.float32(s.scale), np.bool_(s.wells)) for s in chosen for start in s.starts]
+    runs = [Case(np.array(start, float), np.array(s.scale), np.array(s.wells)) for s in chosen for start in s.starts]
     steps = [min(setting.steps, most_steps) for setting in chosen]
     begin = time.perf_counter()
     history = train(row.make(2), Case(*map(np.stack, zip(*runs, strict=True))), max(steps) // EVERY)
@@ -175,22 +175,22 @@ def share(flags: np.ndarray) -> str:
     return f"{np.sum(flags)}/{len(flags)}"
 
 
-def places(outcome: Outcome) -> str:
-    """Where the runs end."""
-    front, others = outcome.ends[outcome.on_front], outcome.ends[~outcome.on_front]
-    parts = []
-    if len(front) and np.ptp(front, axis=0).max() < NEAR_OPTIMUM:
-        parts = [("all at " if len(front) > 1 else "") + _point(front.mean(axis=0))]
-    elif len(front):
-        parts = [f"a from {front[:, 0].min():.2f} to {front[:, 0].max():.2f}"]
-    if len(others):
-        parts += ["not on it " + ", ".join(map(_point, others))]
-    return "; ".join(parts)
+def places(outcome: Outcome) -> tuple[str, str]:
+    """Where the runs on the front and those off it end."""
 
+    def point(x: np.ndarray) -> str:
+        return f"({number(x[0])},{number(x[1])})"
 
-def _point(x: np.ndarray) -> str:
-    a, b = np.round(x, 2) + 0.0  # no minus sign before zero
-    return f"({a:.2f}, {b:.2f})"
+    def number(x: float) -> str:
+        return f"{np.round(x, 2) + 0.0:.2f}"  # no minus sign before zero
+
+    on, off = outcome.ends[outcome.on_front], outcome.ends[~outcome.on_front]
+    where = ""
+    if len(on) and np.ptp(on, axis=0).max() < NEAR_OPTIMUM:
+        where = f"at {point(on.mean(axis=0))}"
+    elif len(on):
+        where = f"a from {number(on[:, 0].min())} to {number(on[:, 0].max())}"
+    return where, ", ".join(map(point, off))
 
 
 class Grid(NamedTuple):
@@ -202,53 +202,55 @@ class Grid(NamedTuple):
     def rich(self, title: str) -> Table:
         view = Table(title=title, box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
         for heading in self.headings:
-            view.add_column(heading, overflow="fold")
+            view.add_column(heading, no_wrap=heading == "method")
         for row in self.rows:
             view.add_row(*row)
         return view
 
     def markdown(self) -> str:
-        lines = [self.headings, ["---"] * len(self.headings), *self.rows]
+        rows = [[f"`{name}`", *cells] for name, *cells in self.rows]
+        lines = [self.headings, ["---"] * len(self.headings), *rows]
         return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
 
 def overview(outcomes: list[Outcome]) -> Grid:
-    """On the front / at an optimum, in every setting."""
+    """Runs on the front and at an optimum, in every setting."""
     by_method: dict[str, list[Outcome]] = {}
     for outcome in outcomes:
         by_method.setdefault(outcome.method, []).append(outcome)
-    settings = dict.fromkeys(outcome.setting for outcome in outcomes)
+    settings = {outcome.setting: f"{outcome.setting} (of {len(outcome.ends)})" for outcome in outcomes}
     rows = [
-        [label(name), *(f"{share(o.on_front)}, {share(o.at_optimum)}" for o in group), f"{group[0].seconds:.1f}"]
+        [name, *(f"{sum(o.on_front)}, {sum(o.at_optimum)}" for o in group), f"{group[0].seconds:.1f}"]
         for name, group in by_method.items()
     ]
-    return Grid(["method", *settings, "seconds"], rows)
+    return Grid(["method", *settings.values(), "seconds"], rows)
 
 
 def details(outcomes: list[Outcome]) -> Grid:
-    """All about the methods in one setting."""
+    """All methods in one setting."""
 
     def percent(counts: np.ndarray, steps: int) -> str:
         return f"{100 * counts[-1].mean() / steps:.2g}" if counts[-1].any() else ""
 
     rows = [
         [
-            *(label(o.method), share(o.on_front), share(o.at_optimum), places(o)),
+            *(o.method, share(o.on_front), share(o.at_optimum), *places(o)),
             *(percent(counts, o.steps) for counts in (o.history.skipped, o.history.fallbacks)),
         ]
         for o in outcomes
     ]
-    return Grid(["method", "front", "optimum", "ends", "skipped (%)", "fallbacks (%)"], rows)
+    return Grid(["method", "front", "optimum", "ends on it", "ends off it", "skipped %", "fallback %"], rows)
 
 
 def comparison(outcomes: list[Outcome]) -> Grid:
     """Beside INDEPENDENT."""
     ours = {(o.method, o.setting): o for o in outcomes}
     rows = [
-        [method, setting, theirs, f"{share(o.on_front)}, {places(o)}"]
+        [method, setting, theirs, f"{share(o.on_front)}, {on}" + (f"; off it {off}" if off else "")]
         for method, found in INDEPENDENT.items()
         for setting, theirs in zip(("cagrad", "nash", "unscaled"), found, strict=True)
         if (o := ours.get((method, setting)))
+        for on, off in [places(o)]
     ]
     return Grid(["method", "setting", "independent", "here"], rows)
 
@@ -257,20 +259,22 @@ def draw(outcomes: list[Outcome], columns: int = 6) -> Figure:
     """One setting, a panel a method: paths over contours of the mean loss."""
     setting = SETTINGS[outcomes[0].setting]
     land, coarse = landscape(setting), slice(None, None, 10)
-    contours = land.a[coarse], land.b[coarse], land.mean[coarse, coarse].T
-    darkest = land.mean.min() - np.ptp(land.mean)  # for light greys
+    mean = land.mean[coarse, coarse].T
+    levels = np.linspace(mean.min(), np.quantile(mean, 0.95), 14)
+    darkest = 2 * levels[0] - levels[-1]  # for the lighter half of the greys
     rows = -(-len(outcomes) // columns)
     figure = Figure(figsize=(11, 1.9 * rows + 0.7), layout="constrained")
     panels = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
     for axis, outcome in zip(panels.flat, outcomes, strict=False):
-        axis.contourf(*contours, levels=16, cmap="Greys_r", vmin=darkest)
-        axis.contour(*contours, levels=16, colors="white", linewidths=0.3)
+        axis.contourf(land.a[coarse], land.b[coarse], mean, levels, cmap="Greys_r", vmin=darkest, extend="max")
         axis.plot(*land.front.T, color="white", linewidth=2.5)
         for path in outcome.history.path.swapaxes(0, 1):
             lines = np.stack([path[:-1], path[1:]], axis=1)
-            axis.add_collection(LineCollection(lines, array=np.arange(len(lines)), cmap="plasma", linewidth=1.3))
-        axis.scatter(*outcome.history.path[0].T, color="black", s=9, zorder=3)
+            time = np.sqrt(np.arange(len(lines)))
+            axis.add_collection(LineCollection(lines, array=time, cmap="plasma", linewidth=1.3))
+        axis.scatter(*outcome.history.path[0].T, color="black", s=10, zorder=3)
         axis.scatter(*land.optima.T, marker="*", color="#009E73", edgecolor="white", linewidths=0.4, s=60, zorder=3)
+        axis.scatter(*outcome.ends.T, color="#F0E442", edgecolor="black", linewidths=0.5, s=10, zorder=3)
         axis.set(xlim=land.a[[0, -1]], ylim=land.b[[0, -1]], xticks=(-10, 0, 10), yticks=(-10, 0, 10))
         axis.tick_params(labelsize=6, length=2)
         axis.set_title(label(outcome.method), fontsize=7)
