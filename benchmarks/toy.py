@@ -72,7 +72,7 @@ class Outcome:
     method: str
     setting: str
     history: History  # the start is its first record
-    seconds: float  # of the method in all settings together
+    seconds: float  # of CPU time, for all settings together
 
     @property
     def steps(self) -> int:
@@ -155,9 +155,9 @@ def compare(row: Row, settings: Sequence[str], most_steps: int) -> list[Outcome]
     chosen = [SETTINGS[name] for name in settings]
     runs = [Case(np.array(start, float), np.array(s.scale), np.array(s.wells)) for s in chosen for start in s.starts]
     steps = [min(setting.steps, most_steps) for setting in chosen]
-    begin = time.perf_counter()
+    begin = time.process_time()
     history = train(row.make(2), Case(*map(np.stack, zip(*runs, strict=True))), max(steps) // EVERY)
-    seconds = time.perf_counter() - begin
+    seconds = time.process_time() - begin
     ends = np.cumsum([len(setting.starts) for setting in chosen])
     return [
         Outcome(row.name, name, History(*(field[: last // EVERY + 1, end - n : end] for field in history)), seconds)
@@ -178,19 +178,19 @@ def share(flags: np.ndarray) -> str:
 def places(outcome: Outcome) -> tuple[str, str]:
     """Where the runs on the front and those off it end."""
 
-    def point(x: np.ndarray) -> str:
-        return f"({number(x[0])},{number(x[1])})"
+    def point(x: np.ndarray, digits: int) -> str:
+        return f"({number(x[0], digits)},{number(x[1], digits)})"
 
-    def number(x: float) -> str:
-        return f"{np.round(x, 2) + 0.0:.2f}"  # no minus sign before zero
+    def number(x: float, digits: int = 2) -> str:
+        return f"{np.round(x, digits) + 0.0:.{digits}f}"  # no minus sign before zero
 
     on, off = outcome.ends[outcome.on_front], outcome.ends[~outcome.on_front]
     where = ""
     if len(on) and np.ptp(on, axis=0).max() < NEAR_OPTIMUM:
-        where = f"at {point(on.mean(axis=0))}"
+        where = f"at {point(on.mean(axis=0), digits=2)}"
     elif len(on):
         where = f"a from {number(on[:, 0].min())} to {number(on[:, 0].max())}"
-    return where, ", ".join(map(point, off))
+    return where, ", ".join(point(x, digits=1) for x in off)
 
 
 class Grid(NamedTuple):
@@ -202,14 +202,15 @@ class Grid(NamedTuple):
     def rich(self, title: str) -> Table:
         view = Table(title=title, box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
         for heading in self.headings:
-            view.add_column(heading, no_wrap=heading == "method")
+            view.add_column(heading, overflow="fold", no_wrap=heading == "method")
         for row in self.rows:
             view.add_row(*row)
         return view
 
     def markdown(self) -> str:
         rows = [[f"`{name}`", *cells] for name, *cells in self.rows]
-        lines = [self.headings, ["---"] * len(self.headings), *rows]
+        headings = [heading.replace("\n", " ") for heading in self.headings]
+        lines = [headings, ["---"] * len(self.headings), *rows]
         return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
 
@@ -218,12 +219,12 @@ def overview(outcomes: list[Outcome]) -> Grid:
     by_method: dict[str, list[Outcome]] = {}
     for outcome in outcomes:
         by_method.setdefault(outcome.method, []).append(outcome)
-    settings = {outcome.setting: f"{outcome.setting} (of {len(outcome.ends)})" for outcome in outcomes}
+    settings = {outcome.setting: f"{outcome.setting}\n(of {len(outcome.ends)})" for outcome in outcomes}
     rows = [
         [name, *(f"{sum(o.on_front)}, {sum(o.at_optimum)}" for o in group), f"{group[0].seconds:.1f}"]
         for name, group in by_method.items()
     ]
-    return Grid(["method", *settings.values(), "seconds"], rows)
+    return Grid(["method", *settings.values(), "CPU seconds"], rows)
 
 
 def details(outcomes: list[Outcome]) -> Grid:
@@ -239,7 +240,10 @@ def details(outcomes: list[Outcome]) -> Grid:
         ]
         for o in outcomes
     ]
-    return Grid(["method", "front", "optimum", "ends on it", "ends off it", "skipped %", "fallback %"], rows)
+    return Grid(
+        ["method", "on the\nfront", "at an\noptimum", "ends\non it", "ends\noff it", "skipped\n%", "fallen\nback %"],
+        rows,
+    )
 
 
 def comparison(outcomes: list[Outcome]) -> Grid:
