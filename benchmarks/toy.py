@@ -240,10 +240,8 @@ def details(outcomes: list[Outcome]) -> Grid:
         ]
         for o in outcomes
     ]
-    return Grid(
-        ["method", "on the\nfront", "at an\noptimum", "ends\non it", "ends\noff it", "skipped\n%", "fallen\nback %"],
-        rows,
-    )
+    headings = ["on the\nfront", "at an\noptimum", "ends\non it", "ends\noff it", "skip\n%", "fallen\nback %"]
+    return Grid(["method", *headings], rows)
 
 
 def comparison(outcomes: list[Outcome]) -> Grid:
