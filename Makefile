@@ -4,10 +4,13 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 ARGS ?=
 
-.PHONY: demo test peers bench lint clean
+.PHONY: demo toy test peers bench lint clean
 
 demo: $(INSTALLED)  ## train a two-task network on MultiMNIST and compare methods
 	$(BIN)/python -m benchmarks.multimnist $(ARGS)
+
+toy: $(INSTALLED)  ## every method on two losses in the plane
+	$(BIN)/python -m benchmarks.toy $(ARGS)
 
 test: lint  ## the whole suite
 	$(BIN)/python -m pytest $(ARGS)

@@ -1,0 +1,118 @@
+"""The toy problems: known values, known end points, and the command."""
+
+import csv
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import mtlgrad_jax as mtl
+from benchmarks import toy
+from benchmarks.toy_problem import SETTINGS, landscape, losses_fn
+from mtlgrad_jax._registry import METHODS, ROWS
+
+
+@pytest.mark.parametrize(
+    ("point", "expected"),
+    [
+        ((0, -8.3551), (-15.091638, -15.091638)),
+        ((7, -8.4345), (-19.98943, -0.39794)),
+        ((-7, -8.4345), (-0.39794, -19.98943)),
+        ((9, 9), (7.944, 6.691)),  # the formula as printed in the papers gives -6.205 for the second
+    ],
+)
+def test_losses_at_known_points(point, expected):
+    np.testing.assert_allclose(losses_fn(jnp.asarray(point, float)), expected, rtol=0, atol=1e-3)
+    np.testing.assert_allclose(losses_fn(jnp.asarray(point, float), scale=0.1)[0], 0.1 * expected[0], atol=1e-3)
+
+
+def test_a_tie_passes_the_gradient_of_both_sides():
+    """At (0, 0) both factors are zero with slopes 1/2 and -1/2, the valleys are log(3.5) + 6 and the bowls -14.46."""
+    slope = (np.log(3.5) + 6 + 14.46) / 2
+    np.testing.assert_allclose(jax.jacobian(losses_fn)(jnp.zeros(2)), [[0, slope], [0, slope]], rtol=1e-6)
+
+
+def test_what_there_is_to_be_found():
+    first, scaled, wells = (landscape(SETTINGS[name]) for name in ("cagrad", "nash", "two_optima"))
+    np.testing.assert_allclose(first.optima, [[0, -8.3551]], atol=0.02)
+    np.testing.assert_allclose(scaled.optima, [[-5.727, -8.409]], atol=0.02)
+    np.testing.assert_allclose(wells.optima, [[-5.46, -10.84], [5.46, -10.84]], atol=0.02)
+    assert 2 * wells.mean.min() == pytest.approx(-74.13, abs=0.02)
+    for land in (first, scaled):  # scaling a loss does not move the front
+        np.testing.assert_allclose(land.front[[0, -1]], [[-7, -8.4345], [7, -8.4345]], atol=0.02)
+        np.testing.assert_allclose(land.front[len(land.front) // 2], [0, -8.3551], atol=0.02)
+    np.testing.assert_allclose(wells.front[[0, -1]], wells.optima, atol=0.02)
+
+
+# What an independent implementation found: runs on the front and, where they agree, the place.
+END_POINTS = {
+    "mean": (1, None),
+    "mgda": (3, None),
+    "pcgrad": (3, None),
+    "upgrad": (3, None),
+    "cagrad": (3, (0, -8.36)),
+    "imtl_g": (3, None),
+    "nash_mtl": (3, None),
+    "aligned_mtl": (3, (0, -8.36)),
+}
+
+
+@pytest.mark.parametrize("method", END_POINTS)
+def test_end_points(method):
+    (outcome,) = toy.compare(ROWS[method], ["cagrad"], SETTINGS["cagrad"].steps)
+    reached, place = END_POINTS[method]
+    assert np.sum(outcome.on_front) == reached
+    if place:
+        # aligned_mtl ignores what is below the rounding of a float32 Gramian: 0.08 here, nothing in float64
+        np.testing.assert_allclose(outcome.ends, [place] * 3, atol=0.1 if method == "aligned_mtl" else 0.02)
+    if method == "mean":
+        np.testing.assert_allclose(np.abs(outcome.ends[~outcome.on_front]), [[5.1, 2.2]] * 2, atol=0.2)
+
+
+def test_runs_of_a_method_that_draws_are_independent():
+    def draw(gramian, key, losses, present):
+        key, now = jax.random.split(key)
+        return jax.random.uniform(now, (2,)), key
+
+    cases = toy.Case(np.tile([-4.9, 4.0], (8, 1)), np.ones(8), np.zeros(8, bool))
+    method = mtl.from_weighting(mtl.weighting.from_kernel(draw, lambda K: jax.random.key(0), num_tasks=2))
+    assert len(np.unique(toy.train(method, cases, records=1).path[-1], axis=0)) == 8
+    assert len(np.unique(toy.train(mtl.mgda(), cases, records=1).path[-1], axis=0)) == 1
+
+
+def test_every_method_runs_or_says_why_not(unchecked):
+    reasons = {row.name: toy.obstacle(row) for row in METHODS}
+    assert {name for name, reason in reasons.items() if reason is not None} >= {"krum", "trimmed_mean"}
+    assert all(reason is None for name, reason in reasons.items() if ROWS[name].weighting and ROWS[name].fewest <= 2)
+    assert "task axis" in toy.obstacle(ROWS["per_task"])
+
+
+def test_the_whole_command(tmp_path, capsys):
+    page = tmp_path / "page.md"
+    page.write_text("before\n<!-- overview -->\nold\n<!-- /overview -->\nbetween\n")
+    arguments = ["--methods", "mean", "db_mtl", "krum", "--settings", "nash", "samgs", "--steps", "200"]
+    toy.main([*arguments, "--page", str(page)])
+    text = page.read_text()
+    assert text.startswith("before\n<!-- overview -->\n\n| method |")
+    assert "old" not in text
+    assert "<!-- /overview -->\nbetween\n<!-- comparison -->" in text
+    assert "![SAM-GS's seven starts: 200 steps](page/samgs.png)" in text
+    assert "- `krum`: it needs 3 tasks" in text
+    assert "Left out: krum: it needs 3 tasks" in capsys.readouterr().out
+    assert (tmp_path / "page" / "nash.png").read_bytes().startswith(b"\x89PNG")
+    with (tmp_path / "page" / "toy.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 2 * (5 + 7)
+    # bowls are negative: a method that takes logarithms stays, and says so
+    low = next(row for row in rows if (row["method"], row["start_a"], row["start_b"]) == ("db_mtl", "10", "-3"))
+    assert (low["end_a"], low["end_b"], low["skipped"]) == ("10", "-3", "200")
+    toy.main([*arguments, "--out", str(tmp_path / "out")])
+    assert "](nash.png)" in (tmp_path / "out" / "toy.md").read_text()
+
+
+@pytest.mark.parametrize("steps", ["0", "150", "-100"])
+def test_steps_in_hundreds(steps, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        toy.main(["--steps", steps])
+    assert "must be a multiple of 100" in capsys.readouterr().err
