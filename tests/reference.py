@@ -334,8 +334,8 @@ def nash_mtl(G, L):
 def imtl_g(G, L, sign="paper"):
     """Liu et al. 2021: Σ w_i = 1 and <d, u_i> equal for all i, on rows n_i > 0; the mean if these d have Σ w_i = 0."""
     n, U = norms(G)[norms(G) > 0], unit(G)[norms(G) > 0]
-    if np.linalg.norm(U.sum(axis=0)) <= 1e-12 * len(U):
-        return G.mean(axis=0)
+    if np.linalg.norm(U.sum(axis=0)) <= 1e-12 * len(U):  # w_i ∝ 1/n_i: all projections are zero
+        return np.zeros(G.shape[1])
     inverse = np.linalg.pinv(U, rcond=cutoff(len(U)))
     v = inverse.T @ inverse.sum(axis=1) * (n.min() / n)
     total = v.sum() if sign == "paper" else abs(v.sum())
@@ -356,11 +356,11 @@ def aligned_mtl(G, L, scale="min", weights=None):
 
 @stateless
 def conflict_free(G, L, length="projection", weights=None):
-    """Liu et al. 2025 (ConFIG): d ∝ v = U⁺p on n_i > 0, ‖d‖ = Σ <g_i, v>/‖v‖ or t Σ cos(g_i, v); v = 0: the mean."""
+    """Liu et al. 2025 (ConFIG): d ∝ v = U⁺p on n_i > 0, ‖d‖ = Σ <g_i, v>/‖v‖ or t Σ cos(g_i, v)."""
     n, U = norms(G)[norms(G) > 0], unit(G)[norms(G) > 0]
     p = np.ones(len(n)) if weights is None else weights[norms(G) > 0]
     if np.linalg.norm(p @ U) <= 1e-12 * np.linalg.norm(p):
-        return G.mean(axis=0)
+        return np.zeros(G.shape[1])
     v = np.linalg.pinv(U, rcond=cutoff(len(U))) @ p
     v = v / np.linalg.norm(v)
     means = {

@@ -165,6 +165,8 @@ GOLDEN = [
     ("sam_gs", {"num_tasks": 3}, A, [128.451099, 62.2793206, 264.687112]),
     ("sam_gs", {"num_tasks": 3, "gamma": 0.94}, A, [2.15098938, 2.90332943, 4.46373206]),
     ("sam_gs", {"num_tasks": 3, "gamma": 0.94, "similarity": "paper_mean"}, A, [192.6474617, 93.4048299, 396.9705272]),
+    ("imtl_g", {}, np.asarray([[1.0, 0], [-2, 0]]), [0, 0]),  # weights 2/3 and 1/3 by the paper's closed form
+    ("conflict_free", {}, np.asarray([[1.0, 0], [-2, 0]]), [0, 0]),
     ("trimmed_mean", {}, np.asarray([[1e11, 3], [1, -1e11], [-1e10, 1e10], [2, 2]]), [1.5, 2.5]),
 ]
 
@@ -205,8 +207,6 @@ def test_normalised_mgda_is_scale_equivariant(normalization, exponent):
 OPPOSITE, TORN = [[1.0, 0], [-2, 0]], [[0.0, 1], [1, 0], [-1, 0]]
 STAND_INS = [
     ("conicgrad", OPPOSITE, [-0.5, 0]),
-    ("imtl_g", OPPOSITE, [-0.5, 0]),
-    ("conflict_free", OPPOSITE, [-0.5, 0]),
     ("pcd", TORN, [0, 1]),
 ]
 

@@ -31,11 +31,11 @@ def direction_of_products(
 ) -> tuple[Float[Array, " K"], Float[Array, " K"]]:
     """Return b = C^+ p and C b: the direction sum_i b_i u_i whose products with the unit rows u_i are, nearly, p.
 
-    NaN where there is no such direction, p being zero on the range of C to rounding.
+    Zero where there is no such direction, p being zero on the range of C to rounding.
     """
     values, vectors, kept = significant_eigh(cosines)
     b = vectors @ jnp.where(kept, (vectors.T @ products) / jnp.where(kept, values, 1), 0)
     found = cosines @ b
     rounding = 4 * jnp.sum(jnp.diagonal(cosines) > 0) * jnp.finfo(b.dtype).eps * jnp.max(jnp.abs(products))
-    exists = (jnp.max(jnp.abs(found)) > rounding) | ~jnp.any(products != 0)
-    return jnp.where(exists, b, jnp.nan), found
+    exists = jnp.max(jnp.abs(found)) > rounding
+    return jnp.where(exists, b, 0), jnp.where(exists, found, 0)

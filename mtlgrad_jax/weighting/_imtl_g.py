@@ -21,8 +21,8 @@ def imtl_g(sign: Literal["paper", "descent"] = "paper") -> Weighting:
 
     With :math:`C` the cosines, :math:`z = C^+ 1` and :math:`v_i = z_i / \|g_i\|` this is :math:`w = v / \sum_j v_j`.
     The common projection is positive for v, but the sum of v can be negative, and then d **ascends on every task**;
-    weights grow without bound as it nears zero, where the mean is used instead, and counted. Tasks of zero gradient
-    take no part.
+    weights grow without bound as it nears zero, where the mean is used instead, and counted. Where unit gradients
+    cancel, w is proportional to their inverse norms and d is zero. Tasks of zero gradient take no part.
 
     Args:
       sign: "paper", or "descent" to divide by the absolute value of the sum, so that no task ascends.
@@ -41,7 +41,9 @@ def imtl_g(sign: Literal["paper", "descent"] = "paper") -> Weighting:
         C, inverse_norms = cosines(gramian)
         # In units of the smallest row, so that neither v nor its sum overflows.
         unit = inverse_norms / jnp.maximum(jnp.max(inverse_norms), jnp.finfo(C.dtype).tiny)
-        v = direction_of_products(C, (unit > 0).astype(C.dtype))[0] * unit
+        ones = (unit > 0).astype(C.dtype)
+        z = direction_of_products(C, ones)[0]
+        v = jnp.where(jnp.any(z != 0), z, ones) * unit
         total = jnp.sum(v)
         rounding = 4 * jnp.sum(unit > 0) * jnp.finfo(C.dtype).eps * jnp.sum(jnp.abs(v))
         total = jnp.abs(total) if sign == "descent" else total
