@@ -28,7 +28,7 @@ from rich.console import Console
 import mtlgrad_jax as mtl
 from benchmarks.data import TASKS, DataError, Digits, Pairs, load, pair
 from benchmarks.multimnist import accuracies, initial_params, is_shared, late_interrupts, losses_fn, progress_bar
-from benchmarks.report import COLORS, insert
+from benchmarks.report import COLORS, fill
 from mtlgrad_jax._registry import ROWS
 
 BASES = ("mean", "mgda", "pcgrad", "cagrad", "imtl_g", "nash_mtl", "fairgrad")
@@ -253,7 +253,7 @@ def report(args: argparse.Namespace, console: Console) -> None:
         draw_conflicts(rows, name, bases).savefig(folder / f"conflicts-{name.lower()}.png", dpi=110)
     draw_differences(rows, names, bases).savefig(folder / "differences.png", dpi=110)
     if args.page:
-        insert(args.page, "results", "\n\n".join(tables.values()))
+        fill(args.page, {"results": "\n\n".join(tables.values())})
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:

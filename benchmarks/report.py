@@ -78,11 +78,15 @@ def report(directory: Path, console: Console) -> None:
     console.print(f"In {directory}: {names}", markup=False)
 
 
-def insert(page: Path, name: str, text: str) -> None:
-    """Put text between a page's two marks of this name."""
-    begin, end = f"<!-- {name} -->", f"<!-- end of {name} -->"
-    before, rest = page.read_text().split(begin)
-    page.write_text(f"{before}{begin}\n\n{text}\n\n{end}{rest.split(end)[1]}")
+def fill(page: Path, sections: dict[str, str]) -> None:
+    """Rewrite the sections of a page, each between two comments with its name; those that it lacks come last."""
+    text = page.read_text() if page.exists() else ""
+    for name, content in sections.items():
+        begin, end = f"<!-- {name} -->\n", f"<!-- /{name} -->\n"
+        before, _, rest = text.partition(begin)
+        after = rest.partition(end)[2]
+        text = f"{before}{begin}\n{content}\n\n{end}{after}"
+    page.write_text(text)
 
 
 def finished(runs: Runs, steps: int) -> Runs:

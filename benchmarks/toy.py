@@ -28,8 +28,9 @@ from rich.progress import track
 from rich.table import Table
 
 import mtlgrad_jax as mtl
+from benchmarks.report import fill
 from benchmarks.toy_problem import SETTINGS, landscape, losses_fn
-from mtlgrad_jax._registry import METHODS, ROWS, Row
+from mtlgrad_jax._registry import METHODS, WRAPPERS, Row
 
 LEARNING_RATE = 1e-3
 EVERY = 100  # steps between two points of a recorded path
@@ -47,6 +48,40 @@ INDEPENDENT = {
     "aligned_mtl": ("3/3, all at (0, -8.36)", "5/5, all at (-5.73, -8.41)", "5/5, all at (0, -8.36)"),
     "famo": ("3/3", "5/5, a from -0.95 to 1.74", "5/5"),
 }
+
+
+class Contender(NamedTuple):
+    """A method in one form."""
+
+    name: str
+    make: Callable[[], optax.GradientTransformation]
+    fewest: int = 1
+    of_mean: bool = False  # whether it takes the mean's gradient, and asks for the tasks' itself
+
+
+# As their papers' authors run them on this problem, beside the smallest arguments of the registry.
+PUBLISHED = (
+    Contender("cagrad, c=0.5", lambda: mtl.cagrad(c=0.5)),
+    Contender(
+        "sam_gs, gamma=0.1, clipped",
+        lambda: optax.chain(mtl.sam_gs(2, gamma=0.1), optax.scale(2.0), optax.clip_by_global_norm(1.0)),
+    ),
+)
+
+
+def contender(row: Row) -> Contender:
+    """A method with its smallest arguments."""
+    arguments = {name: value for name, value in row.kwargs(2).items() if name not in ("num_tasks", "method")}
+    listed = ", ".join(f"{name}={value}" for name, value in arguments.items())
+    name = f"{row.name}({listed})" if listed else row.name
+    return Contender(name, lambda: row.make(2), row.fewest, of_mean="losses_fn" in row.needs)
+
+
+def contenders() -> dict[str, Contender]:
+    """All that are to run, under what the command line calls them."""
+    perturbed = [row for row in WRAPPERS if row.kind == "perturbed"]
+    smallest = {row.name: contender(row) for row in (*METHODS, *perturbed)}
+    return smallest | {each.name: each for each in PUBLISHED}
 
 
 class Case(NamedTuple):
@@ -95,16 +130,20 @@ def _near(points: np.ndarray, targets: np.ndarray, reach: float) -> np.ndarray:
     return np.linalg.norm(points[:, None] - targets, axis=-1).min(axis=1) < reach
 
 
-def step(tx: optax.GradientTransformation, losses_fn: Callable, x: jax.Array, state: Any) -> tuple[jax.Array, Any]:
+def step(
+    tx: optax.GradientTransformation, losses_fn: Callable, x: jax.Array, state: Any, of_mean: bool = False
+) -> tuple[jax.Array, Any]:
     """One step of one run: all that a method gets to see."""
     losses, grads = mtl.task_value_and_grad(losses_fn)(x)
-    updates, state = tx.update(grads, state, x, losses=losses)
+    grads = grads.mean(axis=0) if of_mean else grads
+    grad_fn = mtl.perturbed_task_grad(losses_fn)
+    updates, state = tx.update(grads, state, x, losses=losses, losses_fn=losses_fn, grad_fn=grad_fn)
     return optax.apply_updates(x, updates), state
 
 
-def train(method: mtl.TaskTransformation, cases: Case, records: int) -> History:
+def train(method: Contender, cases: Case, records: int) -> History:
     """All runs of one method, in one program; those of a method that draws are independent."""
-    tx = optax.chain(method, optax.adam(LEARNING_RATE))
+    tx = optax.chain(method.make(), optax.adam(LEARNING_RATE))
 
     def init(start: jax.Array, run: jax.Array) -> tuple[jax.Array, Any]:
         def own(leaf: jax.Array) -> jax.Array:
@@ -119,7 +158,8 @@ def train(method: mtl.TaskTransformation, cases: Case, records: int) -> History:
     def run(cases: Case) -> History:
         def advance(carry: tuple, _: None) -> tuple[tuple, None]:
             def one(x: jax.Array, state: Any, case: Case) -> tuple[jax.Array, Any]:
-                return step(tx, functools.partial(losses_fn, scale=case.scale, wells=case.wells), x, state)
+                losses_of = functools.partial(losses_fn, scale=case.scale, wells=case.wells)
+                return step(tx, losses_of, x, state, method.of_mean)
 
             return jax.vmap(one)(*carry, cases), None
 
@@ -137,38 +177,32 @@ def train(method: mtl.TaskTransformation, cases: Case, records: int) -> History:
     return jax.device_get(run(cases))
 
 
-def obstacle(row: Row) -> str | None:
+def obstacle(method: Contender) -> str | None:
     """Why a method cannot run here, or None."""
-    if row.fewest > 2:
-        return f"it needs {row.fewest} tasks"
+    if method.fewest > 2:
+        return f"it needs {method.fewest} tasks"
     x = jnp.zeros(2)
     try:
-        tx = row.make(2)
-        after, _ = jax.eval_shape(lambda x: step(tx, losses_fn, x, tx.init(x)), x)
+        tx = method.make()
+        after, _ = jax.eval_shape(lambda x: step(tx, losses_fn, x, tx.init(x), method.of_mean), x)
     except ValueError as error:
         return str(error)
     return None if after.shape == x.shape else "it keeps the task axis"
 
 
-def compare(row: Row, settings: Sequence[str], most_steps: int) -> list[Outcome]:
+def compare(method: Contender, settings: Sequence[str], most_steps: int) -> list[Outcome]:
     """One method in several settings."""
     chosen = [SETTINGS[name] for name in settings]
     runs = [Case(np.array(start, float), np.array(s.scale), np.array(s.wells)) for s in chosen for start in s.starts]
     steps = [min(setting.steps, most_steps) for setting in chosen]
     begin = time.process_time()
-    history = train(row.make(2), Case(*map(np.stack, zip(*runs, strict=True))), max(steps) // EVERY)
+    history = train(method, Case(*map(np.stack, zip(*runs, strict=True))), max(steps) // EVERY)
     seconds = time.process_time() - begin
     ends = np.cumsum([len(setting.starts) for setting in chosen])
     return [
-        Outcome(row.name, name, History(*(field[: last // EVERY + 1, end - n : end] for field in history)), seconds)
+        Outcome(method.name, name, History(*(field[: last // EVERY + 1, end - n : end] for field in history)), seconds)
         for name, last, end, n in zip(settings, steps, ends, np.diff(ends, prepend=0), strict=True)
     ]
-
-
-def label(method: str) -> str:
-    """The method's name with the arguments that it cannot do without, but for the number of tasks."""
-    arguments = ", ".join(f"{name}={value}" for name, value in ROWS[method].kwargs(2).items() if name != "num_tasks")
-    return f"{method}({arguments})" if arguments else method
 
 
 def share(flags: np.ndarray) -> str:
@@ -279,7 +313,7 @@ def draw(outcomes: list[Outcome], columns: int = 6) -> Figure:
         axis.scatter(*outcome.ends.T, color="#F0E442", edgecolor="black", linewidths=0.5, s=10, zorder=3)
         axis.set(xlim=land.a[[0, -1]], ylim=land.b[[0, -1]], xticks=(-10, 0, 10), yticks=(-10, 0, 10))
         axis.tick_params(labelsize=6, length=2)
-        axis.set_title(label(outcome.method), fontsize=7)
+        axis.set_title(outcome.method, fontsize=7)
     for axis in panels.flat[len(outcomes) :]:
         axis.set_axis_off()
     figure.suptitle(f"{setting.title}: {outcomes[0].steps:,} steps", fontsize=11)
@@ -299,17 +333,6 @@ def write_csv(outcomes: list[Outcome], path: Path) -> None:
                 writer.writerow([o.setting, o.method, o.steps, *(f"{v:.5g}" for v in point), *map(int, numbers)])
 
 
-def fill(page: Path, sections: dict[str, str]) -> None:
-    """Rewrite the sections of a page, each between two comments with its name; those that it lacks come last."""
-    text = page.read_text() if page.exists() else ""
-    for name, content in sections.items():
-        begin, end = f"<!-- {name} -->\n", f"<!-- /{name} -->\n"
-        before, _, rest = text.partition(begin)
-        after = rest.partition(end)[2]
-        text = f"{before}{begin}\n{content}\n\n{end}{after}"
-    page.write_text(text)
-
-
 def hundreds(text: str) -> int:
     """A number of steps on the command line."""
     if (value := int(text)) < EVERY or value % EVERY:
@@ -319,10 +342,10 @@ def hundreds(text: str) -> int:
 
 def main(argv: list[str] | None = None) -> None:
     """Run, print, write."""
-    rows = {row.name: row for row in METHODS}
+    everyone = contenders()
     most = max(setting.steps for setting in SETTINGS.values())
     parser = argparse.ArgumentParser(prog="python -m benchmarks.toy", description=__doc__.split("\n")[0])
-    parser.add_argument("--methods", nargs="+", choices=list(rows), default=list(rows), metavar="NAME")
+    parser.add_argument("--methods", nargs="+", choices=list(everyone), default=list(everyone), metavar="NAME")
     parser.add_argument("--settings", nargs="+", choices=list(SETTINGS), default=list(SETTINGS))
     parser.add_argument("--steps", type=hundreds, default=most, metavar="N", help="at most; a setting's own otherwise")
     parser.add_argument(
@@ -337,10 +360,10 @@ def main(argv: list[str] | None = None) -> None:
     console = Console()
     outcomes, left_out = [], {}
     for name in track(args.methods, console=console, transient=True):
-        if reason := obstacle(rows[name]):
+        if reason := obstacle(everyone[name]):
             left_out[name] = reason
         else:
-            outcomes += compare(rows[name], args.settings, args.steps)
+            outcomes += compare(everyone[name], args.settings, args.steps)
 
     sections = {"overview": overview(outcomes).markdown(), "comparison": comparison(outcomes).markdown()}
     for name in dict.fromkeys(outcome.setting for outcome in outcomes):

@@ -60,7 +60,7 @@ END_POINTS = {
 
 @pytest.mark.parametrize("method", END_POINTS)
 def test_end_points(method):
-    (outcome,) = toy.compare(ROWS[method], ["cagrad"], SETTINGS["cagrad"].steps)
+    (outcome,) = toy.compare(toy.contender(ROWS[method]), ["cagrad"], SETTINGS["cagrad"].steps)
     reached, place = END_POINTS[method]
     assert np.sum(outcome.on_front) == reached
     if place:
@@ -77,15 +77,18 @@ def test_runs_of_a_method_that_draws_are_independent():
 
     cases = toy.Case(np.tile([-4.9, 4.0], (8, 1)), np.ones(8), np.zeros(8, bool))
     method = mtl.from_weighting(mtl.weighting.from_kernel(draw, lambda K: jax.random.key(0), num_tasks=2))
-    assert len(np.unique(toy.train(method, cases, records=1).path[-1], axis=0)) == 8
-    assert len(np.unique(toy.train(mtl.mgda(), cases, records=1).path[-1], axis=0)) == 1
+    for make, different in ((lambda: method, 8), (mtl.mgda, 1)):
+        path = toy.train(toy.Contender("", make), cases, records=1).path
+        assert len(np.unique(path[-1], axis=0)) == different
 
 
 def test_every_method_runs_or_says_why_not(unchecked):
-    reasons = {row.name: toy.obstacle(row) for row in METHODS}
+    reasons = {name: toy.obstacle(method) for name, method in toy.contenders().items()}
+    assert set(reasons) >= {row.name for row in METHODS} | {"fs_mtl", "samo"}
     assert {name for name, reason in reasons.items() if reason is not None} >= {"krum", "trimmed_mean"}
-    assert all(reason is None for name, reason in reasons.items() if ROWS[name].weighting and ROWS[name].fewest <= 2)
-    assert "task axis" in toy.obstacle(ROWS["per_task"])
+    assert all(reasons[row.name] is None for row in METHODS if row.weighting and row.fewest <= 2)
+    assert reasons["fs_mtl"] is reasons["samo"] is None
+    assert "task axis" in toy.obstacle(toy.contender(ROWS["per_task"]))
 
 
 def test_the_whole_command(tmp_path, capsys):
