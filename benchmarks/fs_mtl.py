@@ -244,16 +244,19 @@ def report(args: argparse.Namespace, console: Console) -> None:
     if not names:
         console.print("Two whole seeds are needed for a table.")
         return
-    tables = {name: f"{accuracy_table(rows, name, bases)}\n\n{conflict_table(rows, name, bases)}" for name in names}
-    for text in tables.values():
-        console.print(text, markup=False, soft_wrap=True)
-    folder = args.page.parent / args.page.stem if args.page else args.out
+    folder = args.page.with_suffix("") if args.page else args.out
     folder.mkdir(exist_ok=True)
+    parts = []
     for name in names:
-        draw_conflicts(rows, name, bases).savefig(folder / f"conflicts-{name.lower()}.png", dpi=110)
+        file = f"conflicts-{name.lower()}.png"
+        draw_conflicts(rows, name, bases).savefig(folder / file, dpi=110)
+        image = f"![Conflicts on {name}]({folder.name}/{file})"
+        parts += [accuracy_table(rows, name, bases), conflict_table(rows, name, bases), image]
     draw_differences(rows, names, bases).savefig(folder / "differences.png", dpi=110)
+    parts.append(f"![Differences of every seed]({folder.name}/differences.png)")
+    console.print("\n\n".join(parts), markup=False, soft_wrap=True)
     if args.page:
-        fill(args.page, {"results": "\n\n".join(tables.values())})
+        fill(args.page, {"results": "\n\n".join(parts)})
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
