@@ -192,9 +192,9 @@ def check_like(name: str, stack: PyTree, like: PyTree) -> None:
     for (path, leaf), other in zip(jax.tree_util.tree_leaves_with_path(stack), jax.tree.leaves(like), strict=True):
         got, wanted = jnp.shape(leaf), jnp.shape(other)
         if got[1:] != wanted[1:]:
+            expected = (*got[:1], *wanted[1:])
             raise ValueError(
-                f"`{name}` must fit the other stack: {leaf_name(path)} has shape {got}, expected "
-                f"{(got[:1] + wanted[1:])}."
+                f"`{name}` must fit the other stack: {leaf_name(path)} has shape {got}, expected {expected}."
             )
 
 

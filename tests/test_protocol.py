@@ -394,6 +394,7 @@ def test_help_shows_the_real_thing(name):
 def test_every_public_factory_has_a_row():
     tools = {"from_rule", "from_weighting", "lift", "metrics", "unstack", "linearize"}
     tools |= {"task_value_and_grad", "balanced_value_and_grad"}
+    tools |= {"sam_value_and_grad", "sam_perturbation", "perturbed_task_grad"}
     public = {name for name, value in vars(mtl).items() if inspect.isfunction(value) and not name.startswith("_")}
     assert public - tools == set(ROWS)
     weightings = {name for name, value in vars(mtl.weighting).items() if inspect.isfunction(value)} - {"from_kernel"}

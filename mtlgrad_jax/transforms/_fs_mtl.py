@@ -132,10 +132,10 @@ def fs_mtl(
             clean_grads = task_grads
             blocks = None if joint else is_shared
             e = sam_perturbation(clean_grads, params, rho_shared, rho_private, is_shared=blocks, adaptive=adaptive)
-            task_grads = grad_fn(params, e)
-        stacks.check_like("clean_grads" if grad_fn is None else "grad_fn", clean_grads, task_grads)
-        if grad_fn is not None:
-            task_grads = stacks.select(stacks.task_norms(e) != 0, task_grads, clean_grads)
+            perturbed_grads = grad_fn(params, e)
+            stacks.check_like("grad_fn", perturbed_grads, clean_grads)
+            task_grads = stacks.select(stacks.task_norms(e) != 0, perturbed_grads, clean_grads)
+        stacks.check_like("clean_grads", clean_grads, task_grads)
         return split.update(task_grads, state, params, clean_grads=clean_grads, **extra)
 
     return TaskTransformation(split.init, update)
@@ -159,7 +159,6 @@ def _aggregation(method: optax.GradientTransformation, mode: Mode, num_tasks: in
     def update(
         perturbed_grads: PyTree, state: FSMTLState, params: PyTree | None, *, clean_grads: PyTree, **extra: Any
     ) -> tuple[PyTree, FSMTLState]:
-        flat_grads = _flat_part(perturbed_grads, clean_grads)
         new = dict(state.copies)
 
         def run(name: str, task_grads: PyTree, **extra: Any) -> PyTree:
@@ -168,7 +167,9 @@ def _aggregation(method: optax.GradientTransformation, mode: Mode, num_tasks: in
 
         if mode == "direct":
             gradient = run("sam", perturbed_grads, **extra)
-        elif mode == "each":
+            return skip_together(gradient, FSMTLState(new), state)
+        flat_grads = _flat_part(perturbed_grads, clean_grads)
+        if mode == "each":
             K = stacks.num_tasks(clean_grads)
             check_num_tasks(num_tasks, K)
             present = present_tasks(extra.get("task_mask"), K, extra.get("losses"))

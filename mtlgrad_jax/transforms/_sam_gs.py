@@ -109,24 +109,15 @@ def sam_gs(
         root = jnp.sqrt(dissimilarity / (1 - b2 ** step.astype(norms.dtype)))
         root = root + _EPSILON if epsilon == "paper" else root
 
-        def equalised() -> PyTree:
-            weights = jnp.where(norms > 0, mean_of(norms, present) / jnp.where(norms > 0, norms, 1), 0)
-            return stacks.combine(weights, task_grads)
-
-        def by_momentum() -> PyTree:
-            rows = jax.tree.map(lambda g, m: (g * jnp.abs(m)).astype(g.dtype), task_grads, momentum)
-            return stacks.combine(jnp.where(present, 1 / ((1 - b1 ** seen.astype(norms.dtype)) * root), 0), rows)
-
-        def summed() -> PyTree:
-            return stacks.combine(present.astype(norms.dtype), task_grads)
-
+        positive = norms > 0
+        equal = jnp.where(positive, mean_of(norms, present) / jnp.where(positive, norms, 1), 0)
+        scaled = jnp.where(present, 1 / ((1 - b1 ** seen.astype(norms.dtype)) * root), 0)
         branch = jnp.where(compared < gamma, 0, 1)
-        branches = [equalised, by_momentum]
         if aligned == "sum":
-            products = stacks.gramian(task_grads, present)
-            branch = jnp.where((branch == 1) & (jnp.sum(jnp.triu(products, 1)) > 0), 2, branch)
-            branches.append(summed)
-        return lax.switch(branch, branches), SAMGSState(momentum, seen, dissimilarity, step)
+            agreeing = jnp.sum(jnp.triu(stacks.gramian(task_grads, present), 1)) > 0
+            branch = jnp.where((branch == 1) & agreeing, 2, branch)
+        gradient = _combine(branch, task_grads, momentum, equal, scaled, present.astype(norms.dtype))
+        return gradient, SAMGSState(momentum, seen, dissimilarity, step)
 
     return from_rule(rule, init, num_tasks=num_tasks)
 
@@ -136,3 +127,17 @@ def _similarity(norms: Float[Array, " K"]) -> Float[Array, "K K"]:
     low, high = jnp.minimum(norms[:, None], norms), jnp.maximum(norms[:, None], norms)
     ratio = jnp.where(high > 0, low / jnp.where(high > 0, high, 1), 1)
     return 2 * ratio / (1 + ratio**2)
+
+
+@jax.jit
+def _combine(branch: Array, task_grads: PyTree, momentum: PyTree, equal: Array, scaled: Array, ones: Array) -> PyTree:
+    """Return the rows of equal length, those times their momentum, or the rows as they are, weighted and summed."""
+
+    def by_momentum() -> PyTree:
+        rows = jax.tree.map(lambda g, m: (g * jnp.abs(m)).astype(g.dtype), task_grads, momentum)
+        return stacks.combine(scaled, rows)
+
+    return lax.switch(
+        branch,
+        (lambda: stacks.combine(equal, task_grads), by_momentum, lambda: stacks.combine(ones, task_grads)),
+    )
