@@ -10,6 +10,7 @@ that a run that was killed goes on where it was.
 """
 
 import argparse
+import collections
 import itertools
 import json
 import os
@@ -110,8 +111,9 @@ def run(args: argparse.Namespace, sets: dict[str, tuple[Digits, Digits]], consol
             own = None if left is right else right
             some = rng.choice(len(left.images), min(args.train, len(left.images)), replace=False)
             train_set = pair(Digits(left.images[some], left.labels[some]), rng, own)
-            tx, step = programs.setdefault((base, sharp), None) or make(base, sharp, args)
-            programs[base, sharp] = tx, step
+            if (base, sharp) not in programs:
+                programs[base, sharp] = make(base, sharp, args)
+            tx, step = programs[base, sharp]
             params, conflicts, milliseconds = train(step, tx, seed, train_set, args, advance)
             test = pair(left_test, np.random.default_rng(0), None if left is right else right_test)
             row = {"set": name, "seed": seed, "base": base, "sharp": sharp, "milliseconds": milliseconds}
@@ -125,11 +127,10 @@ def run(args: argparse.Namespace, sets: dict[str, tuple[Digits, Digits]], consol
 
 
 def paired(rows: list[dict], name: str, bases: list[str], value: Callable[[dict], float]) -> np.ndarray:
-    """Values of one set, (bases, base or F-base, seeds that all of these have)."""
+    """Values of one set, (bases, base or F-base, seeds)."""
     table = {(row["base"], row["sharp"], row["seed"]): value(row) for row in rows if row["set"] == name}
     seeds = sorted({seed for *_, seed in table})
-    whole = [seed for seed in seeds if all((b, s, seed) in table for b in bases for s in (False, True))]
-    return np.array([[[table[base, sharp, seed] for seed in whole] for sharp in (False, True)] for base in bases])
+    return np.array([[[table[base, sharp, seed] for seed in seeds] for sharp in (False, True)] for base in bases])
 
 
 def mean_accuracy(row: dict) -> float:
@@ -237,9 +238,16 @@ def draw_differences(rows: list[dict], names: list[str], bases: list[str]) -> Fi
     return figure
 
 
+def whole_seeds(rows: list[dict], bases: list[str]) -> list[dict]:
+    """Only the seeds of a set that all of these methods have finished."""
+    count = collections.Counter((row["set"], row["seed"]) for row in rows if row["base"] in bases)
+    return [row for row in rows if row["base"] in bases and count[row["set"], row["seed"]] == 2 * len(bases)]
+
+
 def report(args: argparse.Namespace, console: Console) -> None:
     """Print the tables; with --page also put them and the figures there."""
-    rows, bases = finished(args.out), args.bases
+    bases = args.bases
+    rows = whole_seeds(finished(args.out), bases)
     names = [name for name in args.sets if paired(rows, name, bases, mean_accuracy).shape[-1] > 1]
     if not names:
         console.print("Two whole seeds are needed for a table.")
@@ -272,7 +280,10 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--plain", action="store_true", help="perturbations that are not adaptive")
     parser.add_argument("--out", type=Path, default=Path("runs/fs_mtl"), metavar="DIR", help="(%(default)s)")
     parser.add_argument("--page", type=Path, metavar="FILE", help="a Markdown file to put tables and figures into")
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    if args.train < BATCH:
+        parser.error(f"--train: at least a batch of {BATCH} is needed, got {args.train}")
+    return args
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -127,6 +127,8 @@ def project(task_grads: PyTree, direction: PyTree, *, axis_name: AxisName = None
 def task_norms(task_grads: PyTree, *, axis_name: AxisName = None) -> Float[Array, " K"]:
     """Return the Euclidean norm of every task's gradient, without overflow or underflow."""
     leaves = _floating(task_grads)
+    if not leaves:
+        return jnp.zeros((num_tasks(task_grads),), accumulator_dtype())
     largest = _largest(leaves, axis_name)
     scale = jnp.where((largest > 0) & jnp.isfinite(largest), largest, 1)
     squares = _add(
@@ -183,16 +185,16 @@ def select(tasks: Bool[Array, " K"], stack: PyTree, other: PyTree = None) -> PyT
     return jax.tree.map(lambda x, y: jnp.where(_column(tasks, x), x, y), stack, other)
 
 
-def check_like(name: str, stack: PyTree, like: PyTree) -> None:
-    """Raise a ValueError in the name of a stack that is not over the same parameters as another."""
+def check_like(name: str, stack: PyTree, like: PyTree, *, rows: bool = False) -> None:
+    """Raise a ValueError in the name of a stack that is not over the same parameters as another, or of as many rows."""
     structure: Any = jax.tree.structure(stack)
     expected: Any = jax.tree.structure(like)
     if structure != expected:
         raise ValueError(f"`{name}` must have the structure of the other stack, {expected}, got {structure}.")
     for (path, leaf), other in zip(jax.tree_util.tree_leaves_with_path(stack), jax.tree.leaves(like), strict=True):
         got, wanted = jnp.shape(leaf), jnp.shape(other)
-        if got[1:] != wanted[1:]:
-            expected = (*got[:1], *wanted[1:])
+        expected = wanted if rows else (*got[:1], *wanted[1:])
+        if got != expected:
             raise ValueError(
                 f"`{name}` must fit the other stack: {leaf_name(path)} has shape {got}, expected {expected}."
             )

@@ -59,7 +59,7 @@ def bind(
         if has_aux and not (isinstance(out, tuple) and len(out) == 2):
             raise ValueError(f"`losses_fn` must return (losses, aux) under has_aux=True, got {type(out).__name__}.")
         losses, aux = out if has_aux else (out, None)
-        _check_losses(losses, has_aux)
+        check_losses(losses, has_aux)
         return jax.tree.map(jnp.asarray, losses), aux
 
     rest = Rest(treedef, fixed)
@@ -79,7 +79,8 @@ def _check_differentiable(args: PyTree) -> None:
             )
 
 
-def _check_losses(losses: PyTree, has_aux: bool) -> None:
+def check_losses(losses: PyTree, has_aux: bool) -> None:
+    """Raise a ValueError unless these are K losses."""
     leaves = jax.tree_util.tree_leaves_with_path(losses)
     hint = "" if has_aux else " If it returns (losses, aux), pass has_aux=True."
     wanted = "`losses_fn` must return a (K,) array or a pytree of K scalars"

@@ -115,7 +115,8 @@ def perturbed_task_grad(
 
     def grad(params: PyTree, perturbations: PyTree, *args: Any, **kwargs: Any) -> PyTree:
         function, floating, rest = bind(losses_fn, (params, *args), kwargs, 0, has_aux)
-        K = stacks.num_tasks(perturbations, params)
+        stacks.check_like("perturbations", perturbations, jax.tree.map(lambda leaf: jnp.asarray(leaf)[None], params))
+        K = stacks.num_tasks(perturbations)
         moves = rest.pick(perturbations)
         found = jax.eval_shape(lambda leaves: flatten_losses(function(leaves)[0]), floating).shape[0]
         if found != K:

@@ -27,6 +27,7 @@ from mtlgrad_jax.transforms._base import (
 from mtlgrad_jax.transforms._shared_private import own_heads
 
 _ROUNDING = 8  # eps of the gradient's length, below which a flat part is the difference of rounding errors
+_ROUNDING_OF_HALVES = 2  # the same for 16 bits, where 8 eps would be 6 percent
 
 Mode = Literal["individual", "direct", "second", "each"]
 COPIES = {
@@ -62,13 +63,15 @@ def fs_mtl(
 
     with :math:`e_i` of `sam_perturbation`. The two aggregations are two copies of the method, with states of their own.
     Heads (where `is_shared` is false) get their own task's :math:`\nabla l_i(\theta + e_i)`. A task whose flat part is
-    no longer than rounding, 8 eps of its gradient, has none: with rho = 0 this is the method itself. Averaging
-    methods give plain SAM.
+    no longer than rounding, 8 eps of its gradient (2 in 16 bits), has none: with rho = 0 this is the method itself.
+    Averaging methods give plain SAM.
 
     It is called in one of two ways. With the gradients at the perturbed points, which `sam_value_and_grad` gives beside
     the clean ones, `update(perturbed_grads, state, params, clean_grads=grads)`; radii then play no role here. Or with
     an oracle, as `optax.contrib.sam` in its opaque mode: `update(grads, state, params, grad_fn=f)`, where
-    `f(params, perturbations)` is `perturbed_task_grad` on the batch at hand.
+    `f(params, perturbations)` is `perturbed_task_grad` on the batch at hand. `skip_nonfinite_tasks` sees what is given
+    to update: in the first form it drops a task that breaks at its perturbed point, in the second such a step is
+    skipped.
 
     Args:
       method: any transformation of this library, or a chain that begins with one.
@@ -82,7 +85,7 @@ def fs_mtl(
       mode: "individual" as above. The paper's ablations: "direct" aggregates the perturbed gradients; "second"
         aggregates the two aggregates again instead of adding them; "each" aggregates :math:`g_i` and
         :math:`g_i^{flat}` of each task, then the tasks. In these two the method has to take two gradients without
-        losses.
+        losses, and a flat part of zero is a gradient of zero to it, at which MGDA stands still.
       num_tasks: K, for mode "each", which keeps a state of the method for every task.
 
     Returns:
@@ -133,9 +136,9 @@ def fs_mtl(
             blocks = None if joint else is_shared
             e = sam_perturbation(clean_grads, params, rho_shared, rho_private, is_shared=blocks, adaptive=adaptive)
             perturbed_grads = grad_fn(params, e)
-            stacks.check_like("grad_fn", perturbed_grads, clean_grads)
+            stacks.check_like("grad_fn", perturbed_grads, clean_grads, rows=True)
             task_grads = stacks.select(stacks.task_norms(e) != 0, perturbed_grads, clean_grads)
-        stacks.check_like("clean_grads", clean_grads, task_grads)
+        stacks.check_like("clean_grads", clean_grads, task_grads, rows=True)
         return split.update(task_grads, state, params, clean_grads=clean_grads, **extra)
 
     return TaskTransformation(split.init, update)
@@ -195,7 +198,12 @@ def _pair(axis: int) -> Callable[[Array, Array], Array]:
 def _flat_part(perturbed_grads: PyTree, clean_grads: PyTree) -> PyTree:
     """Return the differences of two stacks, a row of zeros where it is rounding."""
     flat = jax.tree.map(jnp.subtract, perturbed_grads, clean_grads)
-    dtypes = {leaf.dtype for leaf in jax.tree.leaves(flat)}
-    eps = max(float(jnp.finfo(dtype).eps) for dtype in dtypes if jnp.issubdtype(dtype, jnp.floating))
-    rounding = stacks.task_norms(flat) <= _ROUNDING * eps * stacks.task_norms(clean_grads)
+
+    def errors(leaf: Array) -> Array:
+        if not jnp.issubdtype(leaf.dtype, jnp.floating):
+            return leaf
+        eps = float(jnp.finfo(leaf.dtype).eps)
+        return leaf * ((_ROUNDING if leaf.dtype.itemsize > 2 else _ROUNDING_OF_HALVES) * eps)
+
+    rounding = stacks.task_norms(flat) <= stacks.task_norms(jax.tree.map(errors, clean_grads))
     return stacks.select(~rounding, flat)

@@ -18,7 +18,7 @@ from mtlgrad_jax import stacks
 from mtlgrad_jax._checks import Number, check_number
 from mtlgrad_jax._tasks import present_tasks
 from mtlgrad_jax._trees import cut, label_leaves, merge
-from mtlgrad_jax.oracles._losses import flatten_losses, loss_of
+from mtlgrad_jax.oracles._losses import check_losses, flatten_losses, loss_of
 from mtlgrad_jax.oracles._perturbed import sam_perturbation
 from mtlgrad_jax.oracles._task_value_and_grad import each_task
 from mtlgrad_jax.transforms._base import check_transformation, reject_masked, skip_together
@@ -87,6 +87,8 @@ def samo(
     check_number("beta", beta, at_least=0, at_most=1)
     check_number("probe", probe, above=0)
     check_key(key)
+    if heads is not None and not callable(heads):
+        raise ValueError(f"`heads` must be a function of a leaf's path, got {type(heads).__name__}.")
     inner = method if heads is None else own_heads(method, lambda path: heads(path) is None)
     inner = optax.with_extra_args_support(inner)
 
@@ -112,7 +114,17 @@ def samo(
                 )
         assert losses_fn is not None
         assert grad_fn is not None
+        mean_grad = jax.tree.map(jnp.asarray, mean_grad)
+        given, wanted = (
+            (jax.tree.structure(tree), [jnp.shape(leaf) for leaf in jax.tree.leaves(tree)])
+            for tree in (mean_grad, params)
+        )
+        if given != wanted:
+            raise ValueError(f"`mean_grad` must be one gradient and no stack, {wanted} as params, got {given}.")
         labels = label_leaves(heads or (lambda path: None), params, "heads")
+        if None not in labels:
+            raise ValueError("`heads` must be None for some leaf, which all tasks share, got none.")
+        jax.eval_shape(lambda params: check_losses(losses_fn(params), has_aux=False), params)
         K = jax.eval_shape(lambda params: flatten_losses(losses_fn(params)), params).shape[0]
         next_key, draw = jax.random.split(state.key)
         probes = jax.vmap(lambda key: _draw(key, params, labels))(jax.random.split(draw, K))
@@ -129,6 +141,7 @@ def samo(
         groups = [(cut(rows, labels, label), cut(params, labels, label)) for label in dict.fromkeys(labels)]
         e = merge(params, *[sam_perturbation(*group, rho, adaptive=adaptive) for group in groups])
         task_grads = grad_fn(params, e)
+        stacks.check_like("grad_fn", task_grads, e, rows=True)
         gradient, new_inner = inner.update(task_grads, state.inner, params, losses=losses, task_mask=task_mask, **extra)
         return skip_together(gradient, SAMOState(next_key, new_inner), state)
 

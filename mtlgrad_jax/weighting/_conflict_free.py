@@ -20,8 +20,9 @@ def conflict_free(length: Length = "projection", weights: PyTree = None) -> Weig
 
     .. math:: u = \frac{U^+ p}{\|U^+ p\|}, \qquad d = \Big( \sum_i \langle g_i, u \rangle \Big) u
 
-    with the unit gradients as rows of :math:`U`. Where they cancel, :math:`U^+ p` is zero and so is d.
-    If they are linearly independent, all tasks descend alike. Tasks of zero gradient take no part.
+    with the unit gradients as rows of :math:`U`. Where :math:`U^\top p` is zero to rounding (for two tasks in float32:
+    within 2e-3 of opposite), so is d. If the gradients are linearly independent, all tasks descend alike. Tasks of zero
+    gradient take no part.
 
     Args:
       length: of d: the sum of the projections ("projection", official default), or the sum of the cosines times the
