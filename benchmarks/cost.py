@@ -246,6 +246,10 @@ def measure(network: Network, bases: list[str], rounds: int, console: Console) -
     return rows
 
 
+def short(ratio: float) -> str:
+    return f"{ratio:.2f}" if ratio < 9.995 else f"{ratio:.1f}"
+
+
 def pivot(rows: list[dict[str, Any]]) -> list[list[str]]:
     """The rows of one network as a table, its heading first: a line a method, a column a route."""
     found = {(row["method"], row["route"]): row for row in rows}
@@ -253,10 +257,10 @@ def pivot(rows: list[dict[str, Any]]) -> list[list[str]]:
     def cells(method: str) -> Iterator[str]:
         for route in ROUTES:
             row = found.get((method, route))
-            yield f"{row['time_over_plain']:.3g}/{row['memory_over_plain']:.3g}" if row else ""
+            yield f"{short(row['time_over_plain'])}/{short(row['memory_over_plain'])}" if row else ""
         for route in SHARP:
             row = found.get((method, route))
-            yield f"{row['time_over_stacked']:.3g}" if row else ""
+            yield short(row["time_over_stacked"]) if row else ""
 
     title = "{network}, K = {num_tasks}, plain step {milliseconds:.1f} ms, {megabytes:.1f} MB".format(**rows[0])
     heading = [title, *ROUTES, *(f"{route} over stacked" for route in SHARP)]
