@@ -5,7 +5,7 @@ DATA := .cache/data
 INSTALLED := $(VENV)/.installed
 ARGS ?=
 
-.PHONY: demo toy fs_mtl test peers bench lint clean
+.PHONY: demo toy fs_mtl test peers bench cost lint clean
 
 demo: $(INSTALLED)  ## train a two-task network on MultiMNIST and compare methods
 	$(BIN)/python -m benchmarks.multimnist $(ARGS)
@@ -25,6 +25,9 @@ peers: $(VENV)/.peers  ## the methods beside TorchJD and the formulas of others
 
 bench: $(VENV)/.peers  ## solver times beside TorchJD's
 	$(BIN)/python -m benchmarks.solvers $(ARGS)
+
+cost: $(INSTALLED)  ## time and memory of training steps beside the plain step's
+	$(BIN)/python -m benchmarks.cost $(ARGS)
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

@@ -198,9 +198,9 @@ def rows(names: list[str], sizes: list[int], kinds: list[str]) -> Iterator[tuple
             yield name, K, kind
 
 
-def machine() -> str:
+def machine(*packages: str) -> str:
     """The machine and the versions, in words."""
-    versions = ", ".join(f"{package} {metadata.version(package)}" for package in ("jax", "torch", "torchjd"))
+    versions = ", ".join(f"{package} {metadata.version(package)}" for package in packages)
     device = jax.local_devices()[0].device_kind
     return f"{device}, {os.cpu_count()} cores, {platform.machine()}; Python {platform.python_version()}, {versions}"
 
@@ -234,7 +234,7 @@ def main(argv: list[str] | None = None) -> None:
     # Solvers run inside a training step, where nothing is dispatched to another thread and waited for.
     jax.config.update("jax_cpu_enable_async_dispatch", False)
     console = Console()
-    console.print(machine())
+    console.print(machine("jax", "torch", "torchjd"))
     args.csv.parent.mkdir(parents=True, exist_ok=True)
     table = []
     with args.csv.open("w", newline="", buffering=1) as file:

@@ -239,6 +239,8 @@ def _inner(
     first: list[Array], second: list[Array], trusted: Callable[[Array], Array], axis_name: AxisName
 ) -> Float[Array, "K L"]:
     """Return the products of the rows; where they are not to be trusted, from rows scaled by powers of two."""
+    groups = [[_flat(leaf) for leaf in leaves] for leaves in ((first,) if first is second else (first, second))]
+    first, second = groups[0], groups[-1]
 
     def total(scales: tuple[Array, Array] | None = None) -> Array:
         return _psum(_add(_product(a, b, scales) for a, b in zip(first, second, strict=True)), axis_name)
@@ -246,7 +248,7 @@ def _inner(
     plain = total()
 
     def rescaled() -> Array:
-        exponents = [_exponents(leaves, axis_name) for leaves in ((first,) if first is second else (first, second))]
+        exponents = [_exponents(leaves, axis_name) for leaves in groups]
         down = [jnp.ldexp(jnp.ones(e.shape, plain.dtype), -e) for e in exponents]
         up = [jnp.ldexp(jnp.ones(e.shape, plain.dtype), e) for e in exponents]
         return total((down[0], down[-1])) * up[0][:, None] * up[-1][None, :]
@@ -269,6 +271,11 @@ def _largest(leaves: list[Array], axis_name: AxisName) -> Float[Array, " K"]:
     return largest if axis_name is None else lax.pmax(largest, axis_name)
 
 
+def _flat(leaf: Array) -> Array:
+    """Return a leaf as blocks are cut from it; reshaped for some of its products only, it would be held twice."""
+    return leaf.reshape(leaf.shape[0], -1) if _blocked(leaf) else leaf
+
+
 def _product(a: Array, b: Array, scales: tuple[Array, Array] | None = None) -> Array:
     """Return the (K, L) product of two leaves; `scales` multiply the rows of each on the way in."""
 
@@ -280,15 +287,13 @@ def _product(a: Array, b: Array, scales: tuple[Array, Array] | None = None) -> A
         dimensions = ((axes, axes), ((), ()))
         return lax.dot_general(x, y, dimensions, precision=lax.Precision.HIGHEST, out_sharding=_replicated(x))
 
-    columns = a.size // a.shape[0]
-    if columns <= _BLOCK or not _blocked():
+    if not _blocked(a):
         return dot(a, b)
-    flat_a, flat_b = a.reshape(a.shape[0], columns), b.reshape(b.shape[0], columns)
 
     def block(start: Array | int, width: int) -> Array:
-        return dot(*(lax.dynamic_slice_in_dim(x, start, width, 1) for x in (flat_a, flat_b)))
+        return dot(*(lax.dynamic_slice_in_dim(x, start, width, 1) for x in (a, b)))
 
-    whole, rest = divmod(columns, _BLOCK)
+    whole, rest = divmod(a.shape[1], _BLOCK)
     first = block(whole * _BLOCK, rest) if rest else block(0, _BLOCK)
     return lax.fori_loop(0 if rest else 1, whole, lambda i, total: total + block(i * _BLOCK, _BLOCK), first)
 
@@ -299,6 +304,6 @@ def _replicated(leaf: Array) -> NamedSharding | None:
     return NamedSharding(mesh, PartitionSpec()) if mesh.explicit_axes else None
 
 
-def _blocked() -> bool:
-    """Return whether blocks of columns pay off: they do on CPU, but gather leaves that are sharded."""
-    return jax.default_backend() == "cpu" and jax.device_count() == 1
+def _blocked(leaf: Array) -> bool:
+    """Return whether blocks of columns pay off: they do on CPU in long rows, but gather leaves that are sharded."""
+    return leaf.size > _BLOCK * leaf.shape[0] and jax.default_backend() == "cpu" and jax.device_count() == 1

@@ -173,6 +173,7 @@ def sam_value_and_grad(
 
     def value_and_grad(params: PyTree, *args: Any, **kwargs: Any) -> tuple[Any, PyTree, PyTree]:
         values, clean = clean_fn(params, *args, **kwargs)
+        clean = jax.lax.optimization_barrier(clean)  # seen through, its rows would be kept beside it to the end
         perturbations = sam_perturbation(clean, params, rho_shared, rho_private, is_shared=is_shared, adaptive=adaptive)
         return values, clean, perturbed_fn(params, perturbations, *args, **kwargs)
 
