@@ -124,17 +124,24 @@ def project(task_grads: PyTree, direction: PyTree, *, axis_name: AxisName = None
     return cross_gramian(task_grads, jax.tree.map(lambda leaf: leaf[None], direction), axis_name=axis_name)[:, 0]
 
 
+@partial(jax.jit, static_argnames="axis_name")
 def task_norms(task_grads: PyTree, *, axis_name: AxisName = None) -> Float[Array, " K"]:
     """Return the Euclidean norm of every task's gradient, without overflow or underflow."""
     leaves = _floating(task_grads)
     if not leaves:
         return jnp.zeros((num_tasks(task_grads),), accumulator_dtype())
-    largest = _largest(leaves, axis_name)
-    scale = jnp.where((largest > 0) & jnp.isfinite(largest), largest, 1)
-    squares = _add(
-        jnp.sum((leaf.astype(scale.dtype) / _column(scale, leaf)) ** 2, axis=range(1, leaf.ndim)) for leaf in leaves
-    )
-    return jnp.sqrt(_psum(squares, axis_name)) * scale
+
+    def total(scale: Array) -> Array:
+        rows = [leaf.astype(scale.dtype) / _column(scale, leaf) for leaf in leaves]
+        return _psum(_add(jnp.sum(row**2, axis=range(1, row.ndim)) for row in rows), axis_name)
+
+    def rescaled() -> Array:
+        largest = _largest(leaves, axis_name)
+        scale = jnp.where((largest > 0) & jnp.isfinite(largest), largest, 1)
+        return jnp.sqrt(total(scale)) * scale
+
+    plain = total(jnp.ones((num_tasks(task_grads),), accumulator_dtype()))
+    return lax.cond(jnp.all(_representable(plain, leaves)), lambda: jnp.sqrt(plain), rescaled)
 
 
 @jax.jit

@@ -5,6 +5,7 @@ adaptive perturbations by default in three of its four experiments, and normalis
 `mtlgrad_jax.mgda(normalization="l2", apply_to="normalized")`. The radii of the paper's appendix were not at hand.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
@@ -198,12 +199,14 @@ def _pair(axis: int) -> Callable[[Array, Array], Array]:
 def _flat_part(perturbed_grads: PyTree, clean_grads: PyTree) -> PyTree:
     """Return the differences of two stacks, a row of zeros where it is rounding."""
     flat = jax.tree.map(jnp.subtract, perturbed_grads, clean_grads)
+    return stacks.select(~(stacks.task_norms(flat) <= _rounding(clean_grads)), flat)  # NaN is no rounding
 
-    def errors(leaf: Array) -> Array:
-        if not jnp.issubdtype(leaf.dtype, jnp.floating):
-            return leaf
-        eps = float(jnp.finfo(leaf.dtype).eps)
-        return leaf * ((_ROUNDING if leaf.dtype.itemsize > 2 else _ROUNDING_OF_HALVES) * eps)
 
-    rounding = stacks.task_norms(flat) <= stacks.task_norms(jax.tree.map(errors, clean_grads))
-    return stacks.select(~rounding, flat)
+def _rounding(task_grads: PyTree) -> Array:
+    """Return how long differences of rounding errors are, in each dtype some eps of the gradients' lengths."""
+    leaves = [leaf for leaf in jax.tree.leaves(task_grads) if jnp.issubdtype(leaf.dtype, jnp.floating)]
+    lengths = [jnp.zeros((stacks.num_tasks(task_grads),))]
+    for dtype in dict.fromkeys(leaf.dtype for leaf in leaves):
+        eps = float(jnp.finfo(dtype).eps) * (_ROUNDING if dtype.itemsize > 2 else _ROUNDING_OF_HALVES)
+        lengths.append(eps * stacks.task_norms([leaf for leaf in leaves if leaf.dtype == dtype]))
+    return functools.reduce(jnp.hypot, lengths)
