@@ -35,6 +35,7 @@ CLEAR = (0.1, 0.01)  # a violation is one from 0.01 on; the first from 0.1 on is
 SMALL = 4e-3  # share of its length without cancelling below which an update has no direction
 TASKS = {"geometric_median": 4}  # elsewhere 3: the median of an odd number of rows on a line is unique
 STEEP = {"sdmgrad"}  # twenty inner steps of length 10 amplify rounding by up to 45 each
+LOUD = {"sam_gs": 1e-3}  # where lengths are equal its updates are a thousand times as long: no measure of others
 
 FACTORS = ((2, 1, 1), (1, 2, 1), (1, 1, 2), (64, 1, 1 / 64))
 SUMS = (((1, 1, 1), (2, 1, 1)), ((2, 1, 1), (1, 1, 2)), ((1, 2, 1), (2, 1, 1)))
@@ -151,7 +152,8 @@ class Updates:
         count = shape[0] * shape[1]
         self._updates = dict(zip(given, updates[:count].reshape(*shape, *updates.shape[1:]), strict=True))
         length = lengths[: len(self.G)]  # the plain ones come first
-        sizes = [np.linalg.norm(self[key], axis=2) for key in ("plain", "orthogonal", "equal")]
+        units = {"plain": 1, "orthogonal": LOUD.get(name, 1), "equal": LOUD.get(name, 1)}
+        sizes = [unit * np.linalg.norm(self[key], axis=2) for key, unit in units.items()]
         self.scale = functools.reduce(np.maximum, sizes)
         self.length = np.maximum(length, self.scale)
 
