@@ -141,7 +141,9 @@ def task_norms(task_grads: PyTree, *, axis_name: AxisName = None) -> Float[Array
         return jnp.sqrt(total(scale)) * scale
 
     plain = total(jnp.ones((num_tasks(task_grads),), accumulator_dtype()))
-    return lax.cond(jnp.all(_representable(plain, leaves)), lambda: jnp.sqrt(plain), rescaled)
+    trusted, root = _representable(plain, leaves), jnp.sqrt(plain)
+    # No row's last digit may depend on what stands in another one.
+    return lax.cond(jnp.all(trusted), lambda: root, lambda: jnp.where(trusted, root, rescaled()))
 
 
 @jax.jit
