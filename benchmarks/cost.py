@@ -7,9 +7,11 @@ state. Routes: "stacked" aggregates K gradients, heads getting their own; "fs_mt
 "one backward" is `balanced_value_and_grad`, which for a weighting that looks at losses alone is one backward pass.
 `dropgrad` stands before `mean`, `gen_learning_rate` after it, fitting at every step (by default at every eighth).
 
-All steps of a network take turns, round by round in one process, so that medians are of the same minutes. Memory is
-what the compiler plans: arguments, results that are not written over them, temporaries. Flops are its count too, in
-which the body of a loop counts once.
+All steps of a network take turns, round by round in one process, so that medians are of the same minutes. In its turn a
+step runs twice and the second run counts, as in training a step follows its own kind: right after a step with large
+stacks the plain one, in whose units all is given, takes up to a third longer. Memory is what the compiler plans:
+arguments, results that are not written over them, temporaries. Flops are its count too, in which the body of a loop
+counts once.
 
 A backward pass being two forward passes, the plain step costs 3 of these and `fs_mtl` 1 + 2K + 3K: its limit is 1.15
 times (1 + 5K) / 3 plain steps.
@@ -223,15 +225,17 @@ def measure(network: Network, bases: list[str], rounds: int, console: Console) -
     for method, route, how in track(listed, f"{network.name}: compiling", console=console, transient=True):
         programs[method, route] = compiled(network, how)
     times: dict[tuple[str, str], list[float]] = {key: [] for key in programs}
-    for _ in track(range(rounds + 1), f"{network.name}: running", console=console, transient=True):
+    for _ in track(range(rounds), f"{network.name}: running", console=console, transient=True):
         for key, (program, params, state) in programs.items():
-            start = time.perf_counter()
-            params, state = jax.block_until_ready(program(params, state, network.batch))
-            times[key].append(1e3 * (time.perf_counter() - start))
+            for _ in range(2):
+                start = time.perf_counter()
+                params, state = jax.block_until_ready(program(params, state, network.batch))
+                elapsed = time.perf_counter() - start
+            times[key].append(1e3 * elapsed)
             programs[key] = program, params, state
 
     cost = {
-        key: np.array([np.median(times[key][1:]), megabytes(program), gigaflops(program)])
+        key: np.array([np.median(times[key]), megabytes(program), gigaflops(program)])
         for key, (program, _, _) in programs.items()
     }
     rows = []
