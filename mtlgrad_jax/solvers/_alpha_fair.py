@@ -23,7 +23,8 @@ from mtlgrad_jax.solvers._solution import Solution, inverse_sqrt, shift, solutio
 _MAX_STEPS = 200
 _SMALLEST_STEP = 1e-3
 _SCALAR_STEPS = 4  # Newton steps on the scalar equations
-_PATIENCE = 12  # steps that do not halve the residual before it is taken for rounding
+_NEAR = 64  # eps, below which the residual may be rounding, which no line search lowers
+_PATIENCE = 4  # steps that do not halve the residual before it is taken for rounding
 
 
 @partial(jax.jit, static_argnames="max_steps")
@@ -78,13 +79,15 @@ def alpha_fair(
         others, excess = off @ (v + dv), left - right + off @ dv
         slope = jnp.abs(jnp.sum(v * (left - right) * excess / curvature))
 
+        near = residual < _NEAR * eps
+
         def move(length: Array) -> Array:
             return x + solve_rows(x, others - (1 - length) * excess)
 
         def too_long(length: Array) -> Array:
             v, left, right = sides(move(length))
             flat = -jnp.sum(v * (left - right) * excess / (diagonal * v + beta * right)) <= slope / 2
-            return ~(flat | (residual_of(v, left, right) < 0.9 * residual)) & (length > _SMALLEST_STEP)
+            return ~(flat | (residual_of(v, left, right) < 0.9 * residual)) & ~near & (length > _SMALLEST_STEP)
 
         length = lax.while_loop(too_long, lambda length: length / 2, jnp.ones((), dtype))
         x = move(length)
@@ -92,7 +95,7 @@ def alpha_fair(
         stalled = jnp.where(residual < best / 2, 0, stalled + 1)
         better = residual < best
         best_x, best = jnp.where(better, x, best_x), jnp.where(better, residual, best)
-        done = (best <= 2 * eps) | ((best < 64 * eps) & (stalled >= _PATIENCE))
+        done = (best <= 2 * eps) | ((best < _NEAR * eps) & (stalled >= _PATIENCE))
         return x, residual, best_x, best, stalled, steps + 1, done
 
     def going(carry: tuple) -> Array:
