@@ -70,6 +70,16 @@ def test_end_points(method):
         np.testing.assert_allclose(np.abs(outcome.ends[~outcome.on_front]), [[5.1, 2.2]] * 2, atol=0.2)
 
 
+def test_sam_gs_reaches_the_optimum_from_all_its_starts():
+    starts = np.tile(np.array(SETTINGS["samgs"].starts, float), (4, 1))
+    starts += np.random.default_rng(0).uniform(-1e-3, 1e-3, starts.shape)  # rounding decides when a valley is left
+    cases = toy.Case(starts, np.ones(28), np.zeros(28, bool))
+    path = toy.train(toy.contenders()["sam_gs, gamma=0.1, clipped"], cases, records=300).path
+    np.testing.assert_allclose(path[300], np.tile([0, -8.36], (28, 1)), atol=0.1)
+    there = (np.linalg.norm(path[200] - [0, -8.36], axis=1) < 0.1).reshape(4, 7)
+    assert there[:, [0, 1, 4, 5, 6]].all()
+
+
 def test_runs_of_a_method_that_draws_are_independent():
     def draw(gramian, key, losses, present):
         key, now = jax.random.split(key)
