@@ -21,7 +21,9 @@ def check_number(
     above: float | None = None,
     below: float | None = None,
 ) -> None:
-    """Raise a ValueError unless `value` lies in the given range; traced values pass."""
+    """Raise a ValueError unless `value` is one number, in the given range if it is not traced."""
+    if getattr(value, "ndim", 0):
+        raise ValueError(f"`{name}` must be a number, got an array of shape {value.shape}.")
     if isinstance(value, jax.core.Tracer):
         return
     if not isinstance(value, (int, float)) and not (
@@ -44,7 +46,9 @@ def check_numbers(name: str, values: Any, *, optional: bool = False, at_least: f
     if not leaves and not (optional and values is None):
         raise ValueError(f"`{name}` must hold a number for every task, got {name}={values!r}.")
     for value in leaves:
-        check_number(name, value, at_least=at_least)
+        if not isinstance(value, jax.core.Tracer):
+            for number in np.ravel(value):
+                check_number(name, number, at_least=at_least)
 
 
 def check_count(name: str, value: Any, *, at_least: int) -> None:

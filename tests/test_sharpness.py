@@ -404,6 +404,10 @@ def test_what_does_not_fit_is_refused():
         mtl.fs_mtl(mtl.mgda(), rho_private=0.1, joint=True)
     with pytest.raises(ValueError, match=raises_naming("is_shared")):
         mtl.sam_perturbation(grads, params, 0.1, 0.2)
+    with pytest.raises(ValueError, match=raises_naming("rho_shared")):
+        mtl.sam_perturbation(grads, params, jnp.full(3, 0.1))
+    with pytest.raises(ValueError, match=raises_naming("rho_shared")):
+        jax.jit(mtl.sam_perturbation)(grads, params, jnp.full(3, 0.1))
     for wrong in (grads[:2], params):
         with pytest.raises(ValueError, match=raises_naming("perturbations")):
             grad_fn(params, wrong)

@@ -756,3 +756,5 @@ def test_gen_learning_rate_refuses():
         tx.update(params, tx.init(params), value_fn=quadratic)
     with pytest.raises(ValueError, match=raises_naming("value_fn")):
         tx.update(params, tx.init(params), params, value_fn=flat)
+    with pytest.raises(ValueError, match=raises_naming("value")):
+        tx.update(params, tx.init(params), params, value_fn=quadratic, value=jnp.ones(2))

@@ -85,9 +85,10 @@ def gen_learning_rate(
         def fitted() -> GenLearningRateState:
             eta = state.learning_rate
             ahead, behind = (
-                _scalar(value_fn(optax.apply_updates(params, _scaled(factor * eta, updates)))) for factor in (-1, 1)
+                _scalar("value_fn", value_fn(optax.apply_updates(params, _scaled(factor * eta, updates))))
+                for factor in (-1, 1)
             )
-            here = _scalar(value_fn(params) if value is None else value)
+            here = _scalar("value_fn", value_fn(params)) if value is None else _scalar("value", value)
             slope, curvature = behind - ahead, (ahead - here) + (behind - here)
             accept = (slope > 0) & (curvature > 0) & jnp.isfinite(slope) & jnp.isfinite(curvature)
             factor = jnp.clip(slope / jnp.where(accept, 2 * curvature, 1), 0.5, 2)
@@ -104,9 +105,9 @@ def gen_learning_rate(
     return optax.GradientTransformationExtraArgs(init, update)
 
 
-def _scalar(value: Any) -> Float[Array, ""]:
+def _scalar(name: str, value: Any) -> Float[Array, ""]:
     if jnp.shape(value) != ():
-        raise ValueError(f"`value_fn` must return a scalar loss, got shape {jnp.shape(value)}.")
+        raise ValueError(f"`{name}` must give a scalar loss, got shape {jnp.shape(value)}.")
     return jax.lax.stop_gradient(jnp.asarray(value, accumulator_dtype()))
 
 

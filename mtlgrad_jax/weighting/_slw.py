@@ -16,7 +16,7 @@ def slw() -> Weighting:
 
     .. math:: w_i = K \frac{1 / \|g_i\|}{\sum_j 1 / \|g_j\|}
 
-    Tasks of zero gradient take no part.
+    The sum is over the tasks whose gradient is not zero; the others get no weight, and count in K.
 
     Example:
       >>> import jax.numpy as jnp, mtlgrad_jax as mtl
