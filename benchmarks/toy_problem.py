@@ -44,12 +44,14 @@ class Setting:
 CAGRAD = ((-8.5, 7.5), (-8.5, -5), (9, 9))
 NASH = ((-8.5, 7.5), (0, 0), (9, 9), (-7.5, -0.5), (9, -1))
 SAMGS = ((-8, 5), (-3, 7.5), (0, 10), (3, 7.5), (8, 5), (-10, -3), (10, -3))
+PRINTED = ((-8.5, 5), (0, 0), (10, -8), (-10, -2.5), (10, -2.5))
 WELLS = ((-3.5, 5.5), (3.5, 5.5), (-6.5, 2.5), (6.5, 2.5), (0, 10), (0, -8))
 SETTINGS = {
     "cagrad": Setting("CAGrad's three starts", CAGRAD, 100_000),
     "nash": Setting("Nash-MTL's five starts, the first loss scaled by 0.1", NASH, 50_000, scale=0.1),
     "unscaled": Setting("Nash-MTL's five starts, both losses as they are", NASH, 50_000),
     "samgs": Setting("SAM-GS's seven starts", SAMGS, 20_000),
+    "printed": Setting("Starts that CAGrad and SAM-GS print, beside those of their code", PRINTED, 100_000),
     "two_optima": Setting("SAM-GS's toy with two global optima", WELLS, 21_000, wells=True),
 }
 

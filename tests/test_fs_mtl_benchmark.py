@@ -1,7 +1,9 @@
 """The comparison of base methods with their sharpness-aware versions runs, resumes and reports."""
 
+import hashlib
 import json
 
+import jax
 import numpy as np
 import pytest
 import scipy.stats
@@ -16,17 +18,29 @@ def contents(directory):
     return {path.name: json.loads(path.read_text()) for path in directory.glob("*-*.json")}
 
 
+def digest(leaf):
+    return hashlib.sha256(np.asarray(leaf).tobytes()).hexdigest()
+
+
 def test_a_killed_run_goes_on_and_reports(tmp_path, monkeypatch, capsys):
     out, page = tmp_path / "runs", tmp_path / "page.md"
     page.write_text("before\n<!-- results -->\n<!-- /results -->\nafter\n")
     arguments = [*SMALL, "--out", str(out), "--page", str(page)]
-    train, runs = fs_mtl.train, []
+    train, runs, seen = fs_mtl.train, [], {0: [], 1: []}
 
-    def killed_in_the_fourth(*args):
-        runs.append(args)
+    def killed_in_the_fourth(step, tx, seed, *rest):
+        runs.append(seed)
         if len(runs) == 4:
             raise KeyboardInterrupt
-        return train(*args)
+        begins_with, batches = [], []
+
+        def watched(params, state, batch):
+            begins_with.extend([] if begins_with else map(digest, jax.tree.leaves(params)))
+            batches.extend(map(digest, jax.tree.leaves(batch)))
+            return step(params, state, batch)
+
+        seen[seed].append((begins_with, batches))
+        return train(watched, tx, seed, *rest)
 
     monkeypatch.setattr(fs_mtl, "train", killed_in_the_fourth)
     assert fs_mtl.main(arguments) == 130
@@ -37,8 +51,11 @@ def test_a_killed_run_goes_on_and_reports(tmp_path, monkeypatch, capsys):
     assert len(runs) == 4 + 5
     assert len(after) == 8
     assert all(after[name] == before[name] for name in before)
-    # Runs of one seed begin alike and see the same batches: without conflicts these two methods part later.
     assert {row["seed"] for row in after.values()} == {0, 1}
+    for of_a_seed in seen.values():  # what the paired differences rest on
+        assert len(of_a_seed) == 4
+        assert all(one == of_a_seed[0] for one in of_a_seed)
+    assert all(first != second for first, second in zip(seen[0][0], seen[1][0], strict=True))
     text = page.read_text()
     assert text.startswith("before\n<!-- results -->\n\n| MultiMNIST |")
     assert text.endswith("<!-- /results -->\nafter\n")

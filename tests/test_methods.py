@@ -67,6 +67,7 @@ OPTIONS = [
     ("sam_gs", {"similarity": "paper_mean", "epsilon": "paper"}),
     ("sam_gs", {"gamma": 0.9, "reduction": "min"}),
     ("sam_gs", {"gamma": 0.0, "aligned": "sum"}),
+    ("sam_gs", {"gamma": 0.95, "aligned": "sum"}),
 ]
 
 

@@ -111,6 +111,27 @@ def test_norms_are_joint_or_of_each_block(kwargs, trunk, head):
     np.testing.assert_allclose(e["head"], head, rtol=1e-6)
 
 
+@pytest.mark.parametrize("private", [None, 0.1])
+@pytest.mark.usefixtures("x64")
+def test_radii_blocks_and_adaptive_reach_the_gradients(private):
+    """The helper, and fs_mtl with an oracle, perturb block by block in units of the parameters."""
+    flags = {"trunk": True, "head": False}
+    radius = np.where(np.arange(P) < 2, RHO, RHO if private is None else private)
+    scaled = abs(POINT) * CLEAN
+    length = np.concatenate([np.linalg.norm(part, axis=1, keepdims=True) for part in np.split(scaled, [2], axis=1)], 1)
+    wanted = slopes(POINT + radius * abs(POINT) * scaled / np.repeat(length, [2, P - 2], axis=1))
+
+    def losses(params):
+        return losses_fn(jnp.concatenate([params["trunk"], params["head"]]))
+
+    params = {"trunk": jnp.asarray(POINT[:2]), "head": jnp.asarray(POINT[2:])}
+    _, clean, perturbed = mtl.sam_value_and_grad(losses, RHO, private, is_shared=flags, adaptive=True)(params)
+    np.testing.assert_allclose(np.concatenate([perturbed["trunk"], perturbed["head"]], 1), wanted, rtol=1e-12)
+    tx = mtl.fs_mtl(mtl.sum(), RHO, private, is_shared=flags, adaptive=True)
+    update, _ = tx.update(clean, tx.init(params), params, grad_fn=mtl.perturbed_task_grad(losses))
+    np.testing.assert_allclose(np.concatenate([update["trunk"], update["head"]]), wanted.sum(axis=0), rtol=1e-12)
+
+
 @pytest.mark.parametrize("exponent", [-100, -60, 60, 100])
 def test_perturbations_do_not_depend_on_the_gradients_length(exponent):
     """Norms whose squares underflow or overflow; multiplying by powers of two is exact."""
@@ -225,12 +246,13 @@ def test_parameters_that_are_not_floating_are_left_alone():
     assert not update["n"]
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("name", ["nash_mtl", "imtl_g", "avgnorm"])
-def test_rounding_is_no_flat_part(name):
+def test_rounding_is_no_flat_part(name, dtype):
     """These methods would blow a difference of rounding errors up to the length of a gradient."""
-    params, grads = jnp.asarray(POINT, jnp.float32), STACKS[0]
+    params, grads = jnp.asarray(POINT, dtype), STACKS[0].astype(dtype)
     tx = mtl.fs_mtl(ROWS[name].make(K))
-    noisy = grads * (1 + np.finfo("float32").eps)
+    noisy = (grads.astype("float32") * (1 + float(jnp.finfo(dtype).eps))).astype(dtype)
     assert (noisy != grads).any()
     update, _ = tx.update(noisy, tx.init(params), params, clean_grads=grads)
     plain, _ = ROWS[name].make(K).update(grads, ROWS[name].make(K).init(params))
