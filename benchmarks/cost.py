@@ -9,7 +9,7 @@ state. Routes: "stacked" aggregates K gradients, heads getting their own; "fs_mt
 
 All steps of a network take turns, round by round in one process, so that medians are of the same minutes. In its turn a
 step runs twice and the second run counts, as in training a step follows its own kind: right after a step with large
-stacks the plain one, in whose units all is given, takes up to a third longer. Memory is what the compiler plans:
+stacks the plain one, in whose units all is given, takes longer. Memory is what the compiler plans:
 arguments, results that are not written over them, temporaries. Flops are its count too, in which the body of a loop
 counts once.
 

@@ -78,7 +78,6 @@ def alpha_fair(
         dv = theta * jsl.cho_solve((factor, True), theta * (right - left))
         others, excess = off @ (v + dv), left - right + off @ dv
         slope = jnp.abs(jnp.sum(v * (left - right) * excess / curvature))
-
         near = residual < _NEAR * eps
 
         def move(length: Array) -> Array:
