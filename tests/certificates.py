@@ -2,7 +2,8 @@
 
 Each certificate returns a scale-free residual, 0 for an exact solution; a gap is never less than the true error.
 n_i = sqrt(M_ii) are the row norms. M is to be the Gramian in float64 whatever precision w was found in, without the
-rows and columns of absent tasks.
+rows and columns of absent tasks. Where a certificate takes a `rounding`, w need only be optimal for some M' whose
+entries are that far from M's, relative to n_i n_j: where gradients cancel, rounding M loses the optimum for M itself.
 """
 
 import numpy as np
@@ -39,20 +40,22 @@ def min_norm_gap(M, w, cap=1):
     return float(np.max([_ratio(gap, np.mean(n**2)), -w.min(), abs(w.sum() - 1), w.max() - cap]))
 
 
-def dual_cone_residual(M, u, v):
+def dual_cone_residual(M, u, v, rounding=0):
     """KKT of min vᵀMv over v >= u: v >= u, Mv >= 0, (v - u)ᵀMv = 0.
 
     Relative to max|u|, to n_i s and to s², where s = max(n) Σ|u| bounds the length of what is projected.
     """
     M, u, v, n = _cast(M, u, v)
-    s, y = n.max() * abs(u).sum(), M @ v
+    s, size = n.max() * abs(u).sum(), n @ abs(v)
+    slack = M @ v
+    off = np.maximum(abs(slack) - rounding * n * size, 0)
     primal = _ratio((u - v).max(), abs(u).max())
-    dual = _ratio(-y, n * s).max()
-    complementarity = _ratio((abs(v - u) * abs(y)).sum(), s**2)
+    dual = _ratio(np.where(slack < 0, off, 0), n * s).max()
+    complementarity = _ratio((abs(v - u) * off).sum(), s**2)
     return float(np.max([primal, dual, complementarity, 0]))
 
 
-def cagrad_gap(M, c, weights, enough=0):
+def cagrad_gap(M, c, weights, rounding=0, enough=0):
     """How far d = Gᵀweights is from the optimum of max_d min_i <g_i, d> over ‖d - g0‖ <= r = c‖g0‖, without rescaling.
 
     The larger of: the gap to the dual value F(w) = <g_w, g0> + r‖g_w‖, relative to tr(M)/K; the excess of ‖d - g0‖
@@ -60,37 +63,46 @@ def cagrad_gap(M, c, weights, enough=0):
     the w that d - g0 is a multiple of; the vertices, one of which is optimal for c = 0; the min-norm point, which is
     optimal where the optimal g_w is 0, so that d does not tell w; and, unless the gap is down to `enough` by then, what
     scipy makes of the best of them.
+
+    For the M' of `rounding`, ‖g_w‖² and ‖g0‖² are less than they seem by that much of (Σ n_i w_i)², and so is <g_i, d>
+    by that much of n_i Σ n_j t_j, t = r w/‖g_w‖.
     """
-    M, weights, _ = _cast(M, weights)
+    M, weights, n = _cast(M, weights)
     K, scale, F = len(M), np.trace(M) / len(M), _factor(M)
-    g0, r = M.mean(axis=1), c * np.linalg.norm(F.mean(axis=1))  # <g_i, g0>
-    step = weights - 1 / K
+
+    def length(w, sign=-1):
+        return np.sqrt(max(np.linalg.norm(F @ w) ** 2 + sign * rounding * (n @ w) ** 2, 0))
+
+    mean = np.full(K, 1 / K)
+    g0, r = M @ mean, c * length(mean)  # <g_i, g0>
+    step = weights - mean
 
     def dual(w):
-        return w @ g0 + r * np.linalg.norm(F @ w)
+        return w @ g0 + r * length(w)
 
     multiples = [np.maximum(step, 0), _nnls(F, F @ step)]
 
     def gap(w):
-        return _ratio(dual(w) - (M @ weights).min(), scale)
+        blur = rounding * n.max() * _ratio(r * (n @ w), length(w, 1))
+        return _ratio(dual(w) - blur - (M @ weights).min(), scale)
 
-    best = min([*np.eye(K), min_norm_point(M), *(v / v.sum() for v in multiples if v.any())], key=dual)
+    best = min([*np.eye(K), min_norm_point(M), *(v / v.sum() for v in multiples if v.any())], key=gap)
     if gap(best) > enough:
         found = scipy.optimize.minimize(
             lambda w: _ratio(dual(w), scale),
             best,
-            jac=lambda w: _ratio(g0 + r * _ratio(M @ w, np.linalg.norm(F @ w)), scale),
+            jac=lambda w: _ratio(g0 + r * _ratio(M @ w - rounding * (n @ w) * n, length(w)), scale),
             method="SLSQP",
             bounds=[(0, 1)] * K,
             constraints={"type": "eq", "fun": lambda w: w.sum() - 1, "jac": np.ones_like},
             options={"ftol": 1e-14},
         ).x.clip(0)
-        best = min(best, found / found.sum(), key=dual)
-    excess = _ratio(np.linalg.norm(F @ step) - r, np.sqrt(scale))
+        best = min(best, found / found.sum(), key=gap)
+    excess = _ratio(np.linalg.norm(F @ step) - c * np.linalg.norm(F @ mean), np.sqrt(scale))
     return float(np.max([gap(best), excess, 0]))
 
 
-def conic_gap(M, c, weights, enough=0):
+def conic_gap(M, c, weights, rounding=0, enough=0):
     """How far d = Gᵀweights is from the optimum of max_u min_i <g_i, u> over ‖u‖ <= 1, <g0, u> >= c‖g0‖‖u‖, d ∝ u.
 
     (H² - max(V, 0)²)/(tr(M)/K), V the value of d's direction and H an upper bound; at least by how much the cosine is
@@ -98,13 +110,15 @@ def conic_gap(M, c, weights, enough=0):
     the direction of g_w + m g0 for, the vertices and the min-norm point; then, unless the gap is down to `enough`, the
     min-norm points of g_i + m g0 for many m.
     """
-    M, weights, _ = _cast(M, weights)
+    M, weights, n = _cast(M, weights)
     K, scale, F = len(M), np.trace(M) / len(M), _factor(M)
     mean = np.full(K, 1 / K)
     length = np.linalg.norm(F @ mean)
     if length <= 100 * np.finfo(float).eps * np.sqrt(scale):
         return 0.0 if np.allclose(weights, mean) else np.inf
-    towards, d = F.T @ (F @ mean) / length, F @ weights
+    towards, d, size = F.T @ (F @ mean) / length, F @ weights, n @ abs(weights)
+    least = np.sqrt(max(d @ d - rounding * size**2, np.finfo(float).eps * d @ d))  # length of d
+    reached = (F.T @ d + rounding * n * size).min() / least
 
     def support(w):
         v, along = np.linalg.norm(F @ w), w @ towards
@@ -112,7 +126,7 @@ def conic_gap(M, c, weights, enough=0):
         return v if along >= c * v else max(c * along + np.sqrt(1 - c**2) * across, 0)
 
     def gap(w):
-        return _ratio(support(w) ** 2 - max((F.T @ d).min() / np.linalg.norm(d), 0) ** 2, scale)
+        return _ratio(support(w) ** 2 - max(reached, 0) ** 2, scale)
 
     tried = [weights.clip(0), (weights - weights.min()).clip(0)]
     best = min([*np.eye(K), min_norm_point(M), *(w / w.sum() for w in tried if w.any())], key=support)
@@ -120,15 +134,16 @@ def conic_gap(M, c, weights, enough=0):
         if gap(best) > enough:
             moved = F + m * np.outer(F @ mean, np.ones(K))
             best = min(best, min_norm_point(moved.T @ moved), key=support)
-    return float(np.max([gap(best), c - d @ (F @ mean) / (length * np.linalg.norm(d)), 0]))
+    return float(np.max([gap(best), c - d @ (F @ mean) / (length * least), 0]))
 
 
-def geometric_median_gap(M, w):
+def geometric_median_gap(M, w, rounding=0):
     """Bound on (f(x) - min f)/(K sqrt(tr(M)/K)), f(x) = Σ ‖g_i - x‖, x = Gᵀw; at least w's violation of the simplex.
 
     For any s_i with ‖s_i‖ <= 1: f(y) >= Σ <s_i, g_i - y>, and the best y is in the hull. s_i is the direction to g_i
     from a point z; those of the rows at z may as well cancel the others, as far as their lengths allow. z is x, what
-    Newton's method makes of it, or a row.
+    Newton's method makes of it, or a row. For the M' of `rounding`, squared distances are off by that much of squared
+    lengths.
     """
     M, w, n = _cast(M, w)
     G = _factor(M).T
@@ -154,7 +169,9 @@ def geometric_median_gap(M, w):
         points.insert(0, points[0] + np.linalg.lstsq(curvature, u.sum(axis=0))[0])
         if around(points[0])[0].sum() > value + n.sum():
             break
-    gap = value - max(bound(z) for z in points)
+    r = around(x)[0]
+    blur = (np.sqrt(r**2 + rounding * (n**2 + (n @ w) ** 2)) - r).sum()
+    gap = value - max(bound(z) for z in points) - blur
     return float(np.max([_ratio(gap, len(M) * np.sqrt(np.mean(n**2))), -w.min(), abs(w.sum() - 1)]))
 
 

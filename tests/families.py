@@ -116,6 +116,46 @@ def at_distance(distance):
     return family
 
 
+def proportional(K, P, rng):
+    """Positive multiples, up to 100 times as long, of half as many rows: what serves one serves its multiples."""
+    half = (K + 1) // 2
+    rows = rng.normal(size=(half, P))
+    copies = rows[rng.integers(half, size=K - half)] * 10 ** rng.uniform(-2, 2, size=(K - half, 1))
+    return rng.permutation(np.vstack([rows, copies]))
+
+
+def proportional_integers(K, P, rng):
+    """The same in small integers and round factors, where ties are exact."""
+    half = (K + 1) // 2
+    rows = rng.integers(-3, 4, size=(half, P)).astype(float)
+    copies = rows[rng.integers(half, size=K - half)] * rng.choice([0.1, 0.5, 2, 10, 100], size=(K - half, 1))
+    return rng.permutation(np.vstack([rows, copies]))
+
+
+def louder(K, P, rng):
+    """Near stationarity, and one row 1e5 times louder than the others."""
+    return near_stationary(K, P, rng) * np.where(np.arange(K) == rng.integers(K), 1e5, 1)[:, None]
+
+
+def nearly_opposite(K, P, rng):
+    """Normal rows, the second 1e-4 to 1e-1 of its length from a negative multiple of the first (K >= 2)."""
+    G = rng.normal(size=(K, P))
+    if K > 1:
+        G[1] = G[0] * -(10 ** rng.uniform(-1, 1))
+        G[1] += 10 ** rng.uniform(-4, -1) * np.linalg.norm(G[1]) * unit(P, rng)
+    return rng.permutation(G)
+
+
+def nearly_equal(K, P, rng):
+    """Two rows and others 1e-6 to 1e-1 from one of them."""
+    return rng.normal(size=(2, P))[rng.integers(2, size=K)] + 10 ** rng.uniform(-6, -1) * rng.normal(size=(K, P))
+
+
+def integers(K, P, rng):
+    """Integers of up to two digits: Gramians without rounding."""
+    return rng.integers(-99, 100, size=(K, P)).astype(float)
+
+
 def tiny(K, P, rng):
     """Normal at a global scale of 1e-18, whose square lies near float32's smallest normal number."""
     return 1e-18 * rng.normal(size=(K, P))
@@ -151,12 +191,32 @@ FAMILIES = {
 ILL_CONDITIONED = {
     **{f"condition_{c:.0e}": conditioned(c) for c in (1e4, 1e8, 1e12)},
     **{f"distance_{d:.0e}": at_distance(d) for d in (1e-1, 1e-2, 1e-4, 1e-6)},
+    **{f.__name__: f for f in (proportional, proportional_integers, louder, nearly_opposite, nearly_equal, integers)},
 }
 
 # Stationary at every shape with K >= 2.
 STATIONARY = frozenset({"opposite", "zero_row", "all_zero", "strongly_stationary", "weakly_stationary"})
 
 
-def stack(name, K, P):
-    """The family's G (K, P) in float64, seeded by name and shape."""
-    return {**FAMILIES, **ILL_CONDITIONED}[name](K, P, np.random.default_rng(zlib.crc32(f"{name} {K} {P}".encode())))
+EVERY = {**FAMILIES, **ILL_CONDITIONED}
+
+
+def stack(name, K, P, draw=None):
+    """The family's G (K, P) in float64, seeded by name, shape and draw."""
+    seed = zlib.crc32(f"{name} {K} {P}".encode())
+    return EVERY[name](K, P, np.random.default_rng(seed if draw is None else [seed, draw]))
+
+
+def gramian(G, dtype):
+    """The Gramian as a solver gets it: cast, and with subnormal numbers flushed to zero, as XLA does."""
+    M = (G @ G.T).astype(dtype)
+    assert np.isfinite(M).all()
+    return np.where(abs(M) < np.finfo(dtype).tiny, 0, M).astype(dtype)
+
+
+def within_contract(M):
+    """Whether M is positive semidefinite up to rounding: the flushed off-diagonals of `tiny` spoil that, K > P."""
+    n = np.sqrt(np.diag(M).astype(float))
+    n = np.where(n > 0, n, 1)
+    eps = np.finfo(M.dtype).eps
+    return np.linalg.eigvalsh(M.astype(float) / n / n[:, None])[0] > -len(M) * eps

@@ -17,7 +17,7 @@ from jaxtyping import Array, Bool, Float
 
 from mtlgrad_jax._step import INFEASIBLE
 from mtlgrad_jax.solvers._min_norm import min_norm
-from mtlgrad_jax.solvers._solution import Solution, inverse_sqrt, normalized, shift, solution
+from mtlgrad_jax.solvers._solution import Solution, inverse_sqrt, normalized, shift, smallest_row, solution
 
 _MAX_STEPS = 100
 
@@ -38,13 +38,18 @@ def conic_direction(
     mean = present / jnp.maximum(jnp.sum(present), 1).astype(M.dtype)
     products = M @ mean  # with g_0
     square = jnp.maximum(mean @ products, 0)
-    length = jnp.sqrt(square)
+    length, n = jnp.sqrt(square), jnp.sqrt(jnp.maximum(jnp.diagonal(M), 0))
+    least = jnp.sqrt(smallest_row(M, present))
 
     def point(multiplier: Array) -> tuple[Array, Solution]:
         """Return the coefficients of the min-norm point of the moved gradients."""
         moved = M + multiplier * (products[:, None] + products[None, :]) + multiplier**2 * square
         solved = min_norm(moved, present)
         return solved.value + multiplier * mean, solved
+
+    def rounding(k: Array) -> Array:
+        """Return of which size rounding in M k is, over the rows' norms."""
+        return shift(M) * (n @ k) / len(M)
 
     def excess(k: Array) -> Array:
         """Return how much nearer to g_0 than the cone asks the direction is, zero for no direction."""
@@ -78,7 +83,7 @@ def conic_direction(
         # sqrt(k M k) - m c ||g_0|| bounds the value: no direction serves all.
         size = jnp.sqrt(jnp.maximum(found @ M @ found, 0))
         bound = size * (size - multiplier * c * length)
-        none = bound <= shift(M) * (jnp.sqrt(jnp.diagonal(M)) @ found) / len(M)
+        none = bound <= rounding(found) * least
         done = close | none | (high - low <= accuracy * high)
         return low, low_point, high, high_point, steps + 1, done, solved
 
@@ -91,9 +96,7 @@ def conic_direction(
     high_point, steps, done, solved = end[3:]
     k = jnp.where(trivial, nearest, high_point)
     size = jnp.sqrt(jnp.maximum(k @ M @ k, 0))
-    # Of the order of rounding in M k: nothing is served.
-    serves = jnp.min(jnp.where(present, M @ k, jnp.inf)) > shift(M) * (jnp.sqrt(jnp.diagonal(M)) @ k) / len(M)
-    serves &= size > 0
+    serves = (size > 0) & jnp.all(~present | (M @ k > rounding(k) * n))
     direction = k * length / jnp.where(size > 0, size, 1)
     answer = solution(jnp.where(serves, direction, mean), solved.residual, steps, ~done | (solved.result > 0))
     return answer._replace(result=jnp.where(serves | (length == 0) | ~done, answer.result, INFEASIBLE))

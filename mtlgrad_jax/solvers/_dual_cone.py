@@ -24,7 +24,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from mtlgrad_jax.solvers._interior_point import interior_point
 from mtlgrad_jax.solvers._nonnegative_qp import MAX_STEPS, nonnegative_qp
-from mtlgrad_jax.solvers._solution import Solution, inverse_sqrt, normalized, shift, solution
+from mtlgrad_jax.solvers._solution import Solution, inverse_sqrt, shift, solution
 
 _SWEEP = 8  # iterations from one look at the residual to the next
 _RELAXATION = 1.8  # of at most 2
@@ -49,12 +49,8 @@ def project_rows(
       preference: non-negative weights of the rows before projection.
       max_steps: most sweeps of the splitting, and most factorisations for a right-hand side that it leaves over.
     """
-    if len(gramian) <= 2:
-        return solution(
-            jax.vmap(partial(_of_two, normalized(gramian)))(jnp.diag(preference)).sum(axis=0), jnp.zeros(()), 0, False
-        )
     solved = _raise(gramian, jnp.diag(preference), max_steps)
-    return solved._replace(value=preference + solved.value.sum(axis=1))
+    return solved._replace(value=solved.value.sum(axis=1))
 
 
 @partial(jax.jit, static_argnames="max_steps")
@@ -68,17 +64,17 @@ def project_weights(
       weights: of the sum before projection, of any sign.
       max_steps: as in `project_rows`.
     """
-    if len(gramian) <= 2:
-        return solution(_of_two(normalized(gramian), weights), jnp.zeros(()), 0, False)
     solved = _raise(gramian, weights[:, None], max_steps)
-    return solved._replace(value=weights + solved.value[:, 0])
+    return solved._replace(value=solved.value[:, 0])
 
 
 def _raise(M: Float[Array, "K K"], U: Float[Array, "K R"], max_steps: int) -> Solution:
-    """Return what the projections of every column of U add to it, (K, R); the other fields are the worst of all."""
+    """Return the weights of the projections of every column of U, (K, R); the other fields are the worst of all."""
     inverse = inverse_sqrt(jnp.diagonal(M))[:, None]
     C = M * inverse * inverse.T
     q = -C @ (U * jnp.where(inverse > 0, 1 / jnp.where(inverse > 0, inverse, 1), 0))
+    if len(M) <= 2:
+        return solution(jax.vmap(partial(_of_two, C, inverse[:, 0]), 1, 1)(U, q), jnp.zeros(()), 0, False)
     size = jnp.max(jnp.abs(q), axis=0)
     size = jnp.where(size > 0, size, 1)
     q = q / size
@@ -86,7 +82,7 @@ def _raise(M: Float[Array, "K K"], U: Float[Array, "K R"], max_steps: int) -> So
     many = jnp.sum(split.left) > _MANY
     split = lax.cond(many, lambda: _cancel(C, q, split, max_steps), lambda: split)
     y, residual, steps, failed = _finish(C, q, split, max_steps)
-    return solution(y * size * inverse, jnp.max(residual), split.sweeps + steps, failed)
+    return solution(U + y * size * inverse, jnp.max(residual), split.sweeps + steps, failed)
 
 
 class _Splitting(NamedTuple):
@@ -212,11 +208,11 @@ def _finish(C: Array, q: Array, split: _Splitting, max_steps: int) -> tuple[Arra
     return y, residual, steps, failed
 
 
-def _of_two(M: Float[Array, "K K"], u: Float[Array, " K"]) -> Float[Array, " K"]:
-    """Project the sum of at most two rows: one of them makes up for the conflict, or the projection is zero."""
-    diagonal = jnp.diagonal(M)
-    raised = u + jnp.where(diagonal > 0, jnp.maximum(-(M @ u), 0) / jnp.where(diagonal > 0, diagonal, 1), 0)
-    one = jnp.where(jnp.eye(len(M), dtype=bool), raised[:, None], u)  # a candidate a row: i raised alone
-    worst = jnp.min(one @ M * inverse_sqrt(diagonal), axis=1)
+def _of_two(
+    C: Float[Array, "K K"], inverse: Float[Array, " K"], u: Float[Array, " K"], q: Float[Array, " K"]
+) -> Float[Array, " K"]:
+    """Project u^T G: one of at most two rows makes up for the conflict, or the projection is zero."""
+    alone = jnp.diag(jnp.maximum(q, 0))  # a candidate a row
+    worst = jnp.min(alone @ C - q, axis=1)
     none = jnp.where(jnp.all(u <= 0), 0, -jnp.inf)
-    return jnp.where(none > jnp.max(worst), jnp.zeros_like(u), one[jnp.argmax(worst)])
+    return jnp.where(none > jnp.max(worst), 0, u + alone[jnp.argmax(worst)] * inverse)

@@ -17,6 +17,7 @@ from jaxtyping import Array, Bool, Float
 from mtlgrad_jax.solvers._solution import Solution, inverse_sqrt, shift, solution
 
 _MAX_STEPS = 200
+_EQUAL = 4  # eps, below which the squared distance of two rows is rounding
 
 
 @partial(jax.jit, static_argnames="max_steps")
@@ -42,13 +43,14 @@ def geometric_median(
     M = gramian * scale[:, None] * scale[None, :]
     n, pairs = jnp.diagonal(M), present[:, None] & present[None, :]
     squares = n[:, None] + n[None, :] - 2 * M
-    squares = jnp.where(pairs & (squares > shift(M) * (n[:, None] + n[None, :])), squares, 0)
+    squares = jnp.where(pairs & (squares > _EQUAL * eps * (n[:, None] + n[None, :])), squares, 0)
     row = jnp.argmin(jnp.where(present, jnp.sqrt(squares).sum(axis=0), jnp.inf))
     copies = jnp.sum(pairs[row] & (squares[row] == 0))
     N = jnp.where(pairs, M - M[row][:, None] - M[row][None, :] + M[row, row], 0)  # of the rows seen from the best one
     inverse = inverse_sqrt(squares[row])
     force = jnp.sqrt(jnp.maximum(inverse @ N @ inverse, 0))
-    at_row = copies >= force * (1 - shift(M))
+    hidden = _EQUAL * eps * (inverse @ (jnp.sqrt(n) + jnp.sqrt(n[row]))) ** 2  # of force^2, by rounding of M
+    at_row = copies**2 >= force**2 - hidden
     kept = jnp.minimum(copies / jnp.where(force > 0, force, 1), 1)
     beyond = (1 - kept) * inverse / jnp.where(at_row, 1, inverse.sum())
     below = jnp.where(jnp.arange(len(M)) == row, kept, beyond)
@@ -97,9 +99,13 @@ def geometric_median(
         return jax.tree.map(lambda a, b: jnp.where(better, a, b), new, point), steps + 1, ~better
 
     start = (judge(below), jnp.asarray(0), at_row)
-    (_, r, slope), steps, done = lax.while_loop(lambda carry: ~carry[-1] & (carry[-2] < max_steps), body, start)
+    (w, r, _), steps, done = lax.while_loop(lambda carry: ~carry[-1] & (carry[-2] < max_steps), body, start)
+    # At the median the unit vectors to the rows elsewhere add up to no more than the number of rows at it.
+    far = present & (r**2 > _EQUAL * eps * (n + n[row]))
+    units = jnp.where(far, 1 / jnp.where(far, r, 1), 0)
+    pull = units - w * jnp.sum(units)
+    excess = jnp.sqrt(jnp.maximum(pull @ N @ pull, 0)) - jnp.sum(present & ~far)
+    residual = jnp.where(at_row, 0, jnp.maximum(excess, 0)) / count
     median = jnp.where(at_row, jnp.where(jnp.arange(len(M)) == row, 1, 0) * present, weiszfeld(r))
-    residual = jnp.where(at_row, 0, slope) / jnp.maximum(jnp.sum(present), 1)
-    return solution(
-        median * jnp.where(typical > 0, scale / jnp.where(typical > 0, typical, 1), 1), residual, steps, ~done
-    )
+    share = jnp.where(typical > 0, scale / jnp.where(typical > 0, typical, 1), 1)
+    return solution(median * share, residual, steps, ~done & (residual > jnp.sqrt(eps)))

@@ -3,13 +3,16 @@ r"""The direction near a reference that serves the worst-off task best (CAGrad).
     max_d min_i <g_i, d>   subject to   ||d - g_0|| <= C,      g_0 the mean gradient
 
 Call the value tau. The nearest d that reaches a given tau is d = g_0 + sum_i t_i g_i, where t >= 0 solves
-min t^T M t / 2 + (b - tau 1)^T t with b = M 1 / K. What is left is one number: the tau at which ||G^T t|| = C. Solved
-for tau = 0 first, the program tells on which side of 0 that is. Below, it is bounded as it stands; above, a multiple
-s 11^T added to M makes it so whether tau can be reached or not, and tau becomes rho - s 1^T t. Either way t is
-piecewise linear in rho and ||G^T t|| grows with rho. On one piece the root is that of a quadratic: a Newton method on
-rho, kept inside a bracket, ends after a few pieces. Where the gradients are Pareto stationary, ||G^T t|| may stop
-growing short of C, or t grow until rounding hides it: tau = 0 is then the optimum, as it is where a row is zero, and d
-is the point nearest g_0 that reaches it.
+min t^T M t / 2 + (b - tau 1)^T t with b = M 1 / K. What is left is one number: the tau at which ||G^T t|| = C. As
+tau = rho - s 1^T t with a multiple s 11^T added to M, the program is bounded for every rho, and t is well conditioned
+where gradients are nearly opposite. Either way t is piecewise linear and ||G^T t|| grows with rho. On one piece the
+root is that of a quadratic: a Newton method on rho, kept inside a bracket, ends after a few pieces.
+
+Nearly opposite gradients need a large t for a short d - g_0, and t^T M t then cancels. So C is measured by
+t^T M t + blur (sum_i t_i ||g_i||)^2 with the blur that rounding of M may cause: the true d stays in the ball. Where the
+gradients are Pareto stationary that is all that grows, and tau = 0 is the optimum: the answer is the d nearest g_0 that
+reaches it. The answer is the best of the points found, and it is judged by the duality gap: every w on the simplex
+bounds tau by b^T w + C ||G^T w||, and the optimum's own t is a multiple of the best w.
 """
 
 from functools import partial
@@ -19,13 +22,15 @@ import jax
 import jax.numpy as jnp
 import jax.scipy.linalg as jsl
 from jax import lax
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from mtlgrad_jax.solvers._nonnegative_qp import MAX_STEPS, masked, nonnegative_qp
 from mtlgrad_jax.solvers._solution import Solution, inverse_sqrt, normalized, shift, smallest_row, solution
 
 _MAX_PIECES = 40
 _GROWTH = 16  # how much further rho may reach in one step
+_BLUR = 2  # eps of (sum_i t_i ||g_i||)^2, by which rounding may change ||G^T t||^2
+_ENOUGH = 128  # eps of the duality gap
 
 
 @partial(jax.jit, static_argnames="max_steps")
@@ -44,19 +49,62 @@ def max_min_direction(
       present: rows that take part, in the mean too.
       max_steps: most factorisations in each of the quadratic programs.
     """
-    K = gramian.shape[0]
     M, count = normalized(gramian), jnp.maximum(jnp.sum(present), 1)
+    n = jnp.sqrt(jnp.maximum(jnp.diagonal(M), 0))
     b = jnp.sum(M, axis=1) / count
-    C = radius * jnp.sqrt(jnp.maximum(jnp.sum(jnp.where(present, b, 0)) / count, 0))
-    if K == 1:
-        return solution(C * inverse_sqrt(jnp.diagonal(M)) * present, jnp.zeros(()), 0, False)
-    if K == 2:
-        return solution(_pair(M, b, C, present), jnp.zeros(()), 0, False)
-    return _search(M, b, C, present, max_steps)
+    blur = _BLUR * jnp.finfo(M.dtype).eps
+    C = radius * jnp.sqrt(jnp.maximum(jnp.sum(b) / count - blur * (jnp.sum(n) / count) ** 2, 0))
+    program = _Program(M, M + blur * n[:, None] * n[None, :], b, n, C, present)
+    if len(M) == 1:
+        return program.answer(C * inverse_sqrt(n**2), jnp.zeros_like(b), jnp.asarray(0))
+    if len(M) == 2:
+        return program.answer(_pair(program), _nearest_of_two(program), jnp.asarray(0))
+    return _search(program, max_steps)
 
 
-def _norm(M: Array, t: Array) -> Array:
-    return jnp.sqrt(jnp.maximum(t @ M @ t, 0))
+class _Program(NamedTuple):
+    """The problem, its Gramian over the largest squared norm."""
+
+    M: Float[Array, "K K"]
+    N: Float[Array, "K K"]  # M and the blur
+    b: Float[Array, " K"]  # <g_i, g_0>
+    n: Float[Array, " K"]  # ||g_i||
+    C: Float[Array, ""]
+    present: Bool[Array, " K"]
+
+    def norm(self, t: Array) -> Array:
+        """Return ||G^T t||, or more than that by as much as rounding may hide."""
+        return jnp.sqrt(jnp.maximum(t @ self.N @ t, 0))
+
+    def value(self, t: Array, rounding: float = 0) -> Array:
+        """Return tau, the inner product of the worst-off task, at least; `rounding` is relative."""
+        products = self.b + self.M @ t - rounding * (jnp.abs(self.M) @ t)
+        return jnp.min(jnp.where(self.present, products, jnp.inf))
+
+    def inside(self, t: Array) -> Array:
+        """Return a multiple of t in the ball; half of the blur is left to rounding here."""
+        half = _BLUR / 2 * jnp.finfo(t.dtype).eps
+        norm = jnp.sqrt(jnp.maximum(t @ self.N @ t - half * (self.n @ t) ** 2, 0))
+        return t * jnp.where(norm > self.C, self.C / jnp.where(norm > 0, norm, 1), 1)
+
+    def better(self, t: Array, other: Array, rounding: float = 0) -> Array:
+        """Return the point in the ball that serves the worst-off task better, the other one if that may be rounding."""
+        t, other = self.inside(t), self.inside(other)
+        return jnp.where(self.value(t, rounding) > self.value(other), t, other)
+
+    def answer(self, t: Array, nearest: Array, steps: Int[Array, ""]) -> Solution:
+        """Return t, or where it serves the worst-off task no better the nearest point, with the duality gap."""
+        eps = float(jnp.finfo(self.M.dtype).eps)
+        best = self.better(t, nearest, 4 * eps)
+        total = jnp.sum(t)
+        w = t / jnp.where(total > 0, total, 1)
+        hidden = 2 * _BLUR * eps * (self.n @ w) ** 2
+        bound = jnp.where(total > 0, self.b @ w, jnp.inf) + self.C * jnp.sqrt(jnp.maximum(w @ self.M @ w - hidden, 0))
+        bound = jnp.minimum(bound, jnp.min(jnp.where(self.present, self.b + self.C * self.n, jnp.inf)))
+        size = jnp.max(jnp.abs(self.M) @ t) + jnp.sum(self.n**2) / jnp.maximum(jnp.sum(self.present), 1)
+        gap = jnp.maximum(bound - self.value(best), 0) / jnp.where(size > 0, size, 1)
+        gap = jnp.where(jnp.any(self.present), gap, 0)
+        return solution(best, gap, steps, gap > _ENOUGH * eps)
 
 
 class _Search(NamedTuple):
@@ -64,94 +112,91 @@ class _Search(NamedTuple):
 
     low: Array  # ||G^T t|| <= C here
     high: Array  # and > C here
+    ends: tuple[Array, Array]  # ||G^T t|| at low and high
+    inner: Array  # t at low
     rho: Array  # where to look next
-    solved: Solution  # t of the last look
-    reached: Array  # ||G^T t|| at low
+    t: Array  # of the last look
+    ahead: Array  # t of length C, if it lies on the same piece
+    steps: Array
     pieces: Array  # looks taken
-    saturated: Array  # ||G^T t|| has stopped growing short of C, or rounding hides it
     done: Array
 
 
-def _search(M: Array, b: Array, C: Array, present: Array, max_steps: int) -> Solution:
+def _search(program: _Program, max_steps: int) -> Solution:
+    M, N, b, n, C, present = program
     eps, inverse = jnp.finfo(M.dtype).eps, inverse_sqrt(jnp.diagonal(M))
     rows = present & (inverse > 0)
-    n = jnp.where(rows, 1 / jnp.where(rows, inverse, 1), 0)
     worst = jnp.argmin(jnp.where(rows, b, jnp.inf))
     lowest = jnp.where(jnp.any(rows), b[worst], 0)
-
-    # tau = 0: beyond it the program needs its bound, short of it the bound would only blur it.
-    nearest, passive = nonnegative_qp(M, -b, rows, max_steps)
-    beyond = _norm(M, nearest.value) < C
-    offset = jnp.where(beyond, smallest_row(M, rows), 0)
+    offset = smallest_row(M, rows)
     Q = M + offset
 
-    def following(rho: Array, t: Array, reach: Array, passive: Array) -> Array:
-        """Return the rho at which ||G^T (t + h q)|| = C, a quadratic in h, on the piece that t lies on."""
+    def following(t: Array, reach: Array, passive: Array) -> tuple[Array, Array]:
+        """Return h and t + h q with ||G^T (t + h q)|| = C, a quadratic in h, on the piece that t lies on."""
         q = _masked_solve(Q, passive, jnp.ones_like(b))
-        a2, a1, a0 = jnp.maximum(q @ M @ q, 0), t @ M @ q, (reach - C) * (reach + C)
+        a2, a1, a0 = jnp.maximum(q @ N @ q, 0), t @ N @ q, (reach - C) * (reach + C)
         root = jnp.sqrt(jnp.maximum(a1 * a1 - a2 * a0, 0))
         h = jnp.where(a1 > 0, -a0 / jnp.where(a1 > 0, a1 + root, 1), (root - a1) / jnp.where(a2 > 0, a2, 1))
-        return jnp.where(jnp.any(passive), rho + h, rho)
+        return h, jnp.maximum(t + h * q, 0)
 
-    def choose(rho: Array, low: Array, high: Array, newton: Array) -> Array:
-        bounded = jnp.isfinite(high)
-        ceiling = jnp.where(bounded, (low + high) / 2, rho + _GROWTH * (rho - lowest))
+    def choose(s: _Search, newton: Array) -> Array:
+        """Return where to look next: Newton's point inside the bracket, else the secant's or the middle."""
+        bounded = jnp.isfinite(s.high)
+        secant = s.low + (s.high - s.low) * (C - s.ends[0]) / jnp.where(bounded, s.ends[1] - s.ends[0], 1)
+        middle = jnp.where(s.low > 0, jnp.sqrt(s.low) * jnp.sqrt(s.high), (s.low + s.high) / 2)
+        other = jnp.where((s.pieces % 2 == 1) & (secant > s.low) & (secant < s.high), secant, middle)
+        other = jnp.where(bounded, other, s.rho + _GROWTH * (s.rho - lowest))
         # Short of C with no bound above, a step within rounding is no progress.
-        inside = (newton > low + jnp.where(bounded, 0, 16 * eps * jnp.abs(low))) & (newton < high)
-        return jnp.where(inside, jnp.where(bounded, newton, jnp.minimum(newton, ceiling)), ceiling)
+        inside = (newton > s.low + jnp.where(bounded, 0, 16 * eps * jnp.abs(s.low))) & (newton < s.high)
+        return jnp.where(inside, jnp.where(bounded, newton, jnp.minimum(newton, other)), other)
 
-    def look(search: _Search) -> _Search:
-        low, high, rho = search.low, search.high, search.rho
-        solved, passive = nonnegative_qp(Q, rho - b, rows, max_steps, passive=search.solved.value > 0)
+    def look(s: _Search) -> _Search:
+        solved, passive = nonnegative_qp(Q, s.rho - b, rows, max_steps, passive=s.t > 0)
         t = solved.value
-        reach, blur = _norm(M, t), 4 * eps * (n @ t) ** 2  # of reach^2, by rounding
-        lost = blur > C**2
-        over = jnp.where(lost, ~beyond, reach > C)
-        flat = (reach - search.reached <= 64 * eps * C) & (rho - lowest >= 2 * (low - lowest)) & (low > lowest)
-        saturated = beyond & ((~over & flat) | lost)
-        low, high = jnp.where(over, low, rho), jnp.where(over, rho, high)
-        after = choose(rho, low, high, following(rho, t, reach, passive))
+        reach = program.norm(t)
+        over = reach > C
+        h, ahead = following(t, reach, passive)
+        low, high = jnp.where(over, s.low, s.rho), jnp.where(over, s.rho, s.high)
         closed = jnp.isfinite(high) & (high - low <= 2 * eps * jnp.maximum(jnp.abs(high), jnp.abs(low)))
-        hit = ~lost & (jnp.abs(reach - C) * C <= 16 * eps * C**2 + jnp.where(blur < C**2 / 64, blur, 0))
-        return _Search(
+        hit = jnp.abs(reach - C) * (reach + C) <= 32 * eps * C**2 + eps * (n @ t) ** 2
+        found = _Search(
             low=low,
             high=high,
-            rho=after,
-            solved=solved._replace(steps=search.solved.steps + solved.steps),
-            reached=jnp.where(over, search.reached, reach),
-            pieces=search.pieces + 1,
-            saturated=saturated,
-            done=hit | closed | saturated,
+            ends=(jnp.where(over, s.ends[0], reach), jnp.where(over, reach, s.ends[1])),
+            inner=jnp.where(over, s.inner, t),
+            rho=s.rho,
+            t=t,
+            ahead=ahead,
+            steps=s.steps + solved.steps + 1,
+            pieces=s.pieces + 1,
+            done=hit | closed,
         )
+        return found._replace(rho=choose(found, s.rho + h))
 
-    t = nearest.value
-    reach = _norm(M, t)
-    rho = offset * jnp.sum(t)
-    low = jnp.where(beyond, jnp.maximum(rho, lowest), lowest)
+    nearest, passive = nonnegative_qp(M, -b, rows, max_steps)
+    t, reach = nearest.value, program.norm(nearest.value)
+    beyond, rho = reach < C, offset * jnp.sum(t)
     start = lowest + (M[worst, worst] + offset) * C * inverse[worst]
-    newton = jnp.where(jnp.any(t > 0), following(rho, t, reach, passive), start)
-    first = jnp.where(beyond, jnp.where(newton > low, newton, start), jnp.where(newton > low, newton, low / 2))
-    trivial = (C <= 0) | ~jnp.any(rows) | (beyond & jnp.any(present & ~rows))
-    search = _Search(
+    newton = jnp.where(jnp.any(t > 0), rho + following(t, reach, passive)[0], start)
+    low, high = jnp.where(beyond, rho, lowest), jnp.where(beyond, jnp.inf, rho)
+    inside = (newton > low) & (newton < high)
+    begin = _Search(
         low=low,
-        high=jnp.where(beyond, jnp.inf, jnp.zeros((), M.dtype)),
-        rho=first,
-        solved=nearest,
-        reached=jnp.where(beyond, reach, 0),
+        high=high,
+        ends=(jnp.where(beyond, reach, 0), jnp.where(beyond, jnp.inf, reach)),
+        inner=jnp.where(beyond, t, 0),
+        rho=jnp.where(inside, newton, jnp.where(beyond, jnp.maximum(start, rho), (low + high) / 2)),
+        t=t,
+        ahead=t,
+        steps=nearest.steps + 1,
         pieces=jnp.asarray(0),
-        saturated=jnp.asarray(False),
-        done=trivial,
+        done=(C <= 0) | ~jnp.any(rows),
     )
-    search = lax.while_loop(lambda s: ~s.done & (s.pieces < _MAX_PIECES), look, search)
-    found = search.solved.value
-    # Back from an excess of rounding's size towards a point that is no worse for the worst-off task than it must be.
-    inner = jnp.where(beyond, nearest.value, 0)
-    short_of, over_by = C - _norm(M, inner), jnp.maximum(_norm(M, found) - C, 0)
-    back = over_by / jnp.where(over_by > 0, short_of + over_by, 1)
-    t = jnp.where(search.saturated, nearest.value, found + back * (inner - found))
-    residual = jnp.where(search.saturated, nearest.residual, search.solved.residual)
-    short = (search.solved.result > 0) | (nearest.result > 0) | ~search.done
-    return solution(t, residual, search.solved.steps, short)
+    end = lax.while_loop(lambda s: ~s.done & (s.pieces < _MAX_PIECES), look, begin)
+    excess = program.norm(end.t) - C
+    back = jnp.where(excess > 0, excess / jnp.where(excess > 0, excess + C - program.norm(end.inner), 1), 0)
+    found = program.better(end.ahead, end.t + back * (end.inner - end.t))
+    return program.answer(found, jnp.where(beyond, t, 0), end.steps)
 
 
 def _masked_solve(Q: Array, rows: Array, rhs: Array) -> Array:
@@ -161,16 +206,20 @@ def _masked_solve(Q: Array, rows: Array, rhs: Array) -> Array:
     return d * jsl.cho_solve((factor, True), d * rhs)
 
 
-def _pair(M: Array, b: Array, C: Array, present: Array) -> Array:
-    """Two rows: minimise a w + C ||w g_1 + (1 - w) g_2|| over w in [0, 1] by completing the square."""
-    distance = jnp.maximum(M[0, 0] + M[1, 1] - 2 * M[0, 1], 0)
-    safe = jnp.where(distance > 0, distance, 1)
-    height = jnp.sqrt(jnp.maximum(M[0, 0] * M[1, 1] - M[0, 1] ** 2, 0)) / safe
-    steepness = jnp.where(C > 0, (b[0] - b[1]) / jnp.where(C > 0, C * jnp.sqrt(safe), 1), 0)
-    offset = -height * steepness / jnp.sqrt(jnp.maximum(1 - steepness**2, jnp.finfo(M.dtype).tiny))
-    w = jnp.where(distance > 0, jnp.clip((M[1, 1] - M[0, 1]) / safe + offset, 0, 1), 0.5)
-    w = jnp.where(jnp.abs(steepness) >= 1, (steepness < 0).astype(M.dtype), w)
-    w = jnp.where(present[0] & present[1], w, present[0].astype(M.dtype))
-    t = jnp.stack([w, 1 - w])
-    reach = _norm(M, t)
-    return t * jnp.where(reach > 0, C / jnp.where(reach > 0, reach, 1), 0)
+def _pair(program: _Program) -> Array:
+    """Two rows: d is a multiple of the perpendicular from 0 to their line, or g_0 moved along one of them."""
+    (M, _, _, n, C, present), half = program, jnp.full(2, 0.5, program.M.dtype)
+    square = M[0, 0] + M[1, 1] - 2 * M[0, 1]  # of their distance
+    across = jnp.stack([M[1, 1] - M[0, 1], M[0, 0] - M[0, 1]])
+    foot = jnp.where(square > 0, across / jnp.where(square > 0, square, 1), half)
+    length, along = program.norm(foot), (foot[0] - foot[1]) ** 2 * square / 4  # g_0 lies on the line, too
+    multiple = 1 + jnp.sqrt(jnp.maximum(C**2 - along, 0)) / jnp.where(length > 0, length, 1)
+    both = jnp.maximum(multiple * foot - half, 0) * present
+    alone = jnp.diag(C * inverse_sqrt(n**2) * present)
+    return program.better(both, program.better(*alone))
+
+
+def _nearest_of_two(program: _Program) -> Array:
+    """Two rows: what makes up for the conflict of g_0 with one of them, or with both if they are opposite."""
+    n, b = program.n, program.b
+    return jnp.where(n > 0, jnp.maximum(-b, 0) / jnp.where(n > 0, n, 1) / jnp.where(n > 0, n, 1), 0)

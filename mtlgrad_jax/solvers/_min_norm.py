@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from mtlgrad_jax.solvers._nonnegative_qp import MAX_STEPS, nonnegative_qp
-from mtlgrad_jax.solvers._solution import Solution, normalized, smallest_row, solution
+from mtlgrad_jax.solvers._solution import Solution, centred, smallest_row, solution
 
 
 @partial(jax.jit, static_argnames="max_steps")
@@ -31,7 +31,7 @@ def min_norm(
     """
     K = gramian.shape[0]
     present = jnp.ones((K,), bool) if present is None else present
-    M = normalized(jnp.where(present[:, None] & present[None, :], gramian, 0))
+    M = centred(jnp.where(present[:, None] & present[None, :], gramian, 0), present)
     if K == 1:
         return solution(present.astype(M.dtype), jnp.zeros(()), 0, False)
     if K == 2:

@@ -50,3 +50,10 @@ def smallest_row(gramian: Float[Array, "K K"], among: Bool[Array, " K"]) -> Floa
     diagonal = jnp.diagonal(gramian)
     smallest = jnp.min(jnp.where(among & (diagonal > 0), diagonal, jnp.inf))
     return jnp.where(jnp.isfinite(smallest), smallest, 1)
+
+
+def centred(gramian: Float[Array, "K K"], among: Bool[Array, " K"]) -> Float[Array, "K K"]:
+    """Return the Gramian times a power of two: rows too far apart for `normalized` all stay."""
+    smallest, largest = smallest_row(gramian, among), jnp.max(jnp.diagonal(gramian))
+    exponents = jnp.frexp(jnp.stack([smallest, jnp.where(largest > 0, largest, 1)]))[1]
+    return jnp.ldexp(gramian, -jnp.sum(exponents) // 2)

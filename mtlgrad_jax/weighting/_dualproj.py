@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import PyTree
 
 from mtlgrad_jax._checks import Number, check_number, check_numbers
-from mtlgrad_jax.solvers import normalized, project_weights
+from mtlgrad_jax.solvers import project_weights
 from mtlgrad_jax.weighting._base import Gramian, Present, Weighting, Weights, from_kernel, of_tasks, uniform
 
 
@@ -37,7 +37,7 @@ def dualproj(preference: PyTree = None, regularization: Number = 0.0) -> Weighti
 
     def kernel(gramian: Gramian, state: Any, losses: None, present: Present) -> tuple[Weights, Any]:
         p = of_tasks("preference", preference, present, uniform(present))
-        M = normalized(gramian)
-        return project_weights(M + jnp.diag(regularization * jnp.trace(M) * present), p), state
+        ridge = jnp.sum(regularization * jnp.diagonal(gramian)) * present
+        return project_weights(gramian + jnp.diag(ridge), p), state
 
     return from_kernel(kernel, per_task={"preference": preference})

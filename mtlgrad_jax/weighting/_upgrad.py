@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import PyTree
 
 from mtlgrad_jax._checks import Number, check_number, check_numbers
-from mtlgrad_jax.solvers import normalized, project_rows
+from mtlgrad_jax.solvers import project_rows
 from mtlgrad_jax.weighting._base import Gramian, Present, Weighting, Weights, from_kernel, of_tasks, uniform
 
 
@@ -38,7 +38,7 @@ def upgrad(preference: PyTree = None, regularization: Number = 0.0) -> Weighting
 
     def kernel(gramian: Gramian, state: Any, losses: None, present: Present) -> tuple[Weights, Any]:
         p = of_tasks("preference", preference, present, uniform(present))
-        M = normalized(gramian)
-        return project_rows(M + jnp.diag(regularization * jnp.trace(M) * present), p), state
+        ridge = jnp.sum(regularization * jnp.diagonal(gramian)) * present
+        return project_rows(gramian + jnp.diag(ridge), p), state
 
     return from_kernel(kernel, per_task={"preference": preference})
