@@ -28,8 +28,8 @@ RESULTS = {
     NONFINITE: "A present task had a loss or gradient that is not finite, a gradient whose square overflows, or a loss "
     "<= 0 where the method takes its logarithm or divides by it: the update is zero and the state unchanged. Wrap the "
     "method in `skip_nonfinite_tasks` to drop tasks that are not finite alone.",
-    FAILED: "The method's weights are not finite, or not defined for these gradients: the mean of the tasks present is "
-    "used.",
+    FAILED: "The method's weights or its new state are not finite, or not defined for these gradients: the mean of the "
+    "tasks present is used and the state unchanged.",
     BIASED: "No `cross_gramian` was given: the Gramian of one batch took its place, which biases the method.",
     INFEASIBLE: "No direction does what the method asks of it: the gradient that its documentation names was used.",
 }
@@ -159,27 +159,27 @@ class Guard(NamedTuple):
         losses = None if self.losses is None else jnp.where(finite, self.losses, 1)
         return Guard(losses, self.present & finite, finite)
 
-    def advance(
-        self,
-        state: MethodState,
-        method_state: PyTree,
-        *,
-        num_tasks: int | None,
-        enough: Bool[Array, ""],
-        **outcome: Any,
-    ) -> MethodState:
-        """Return the next state: absent tasks keep their entries, and without enough tasks all stays as it was."""
-        advance = enough & (self.num_present > 0)
+    def merge(self, new: PyTree, old: PyTree, num_tasks: int | None) -> tuple[PyTree, Bool[Array, ""]]:
+        """Return the method's new state, absent tasks keeping their entries, and whether what was finite still is."""
 
         def select(new: Array, old: Array) -> Array:
+            new = new if jnp.issubdtype(old.dtype, jax.dtypes.prng_key) else new.astype(old.dtype)
             per_task = num_tasks is not None and old.ndim > 0 and old.shape[0] == num_tasks
-            keep = advance & self.present.reshape(-1, *(1,) * (old.ndim - 1)) if per_task else advance
-            return jnp.where(
-                keep, new if jnp.issubdtype(old.dtype, jax.dtypes.prng_key) else new.astype(old.dtype), old
-            )
+            return jnp.where(self.present.reshape(-1, *(1,) * (old.ndim - 1)), new, old) if per_task else new
 
-        info = next_info(state.info, count=self.num_present, finite=self.finite, **outcome)
-        return MethodState(jax.tree.map(select, method_state, state.method), info)
+        def intact(new: Array, old: Array) -> Bool[Array, ""]:
+            return jnp.all(jnp.isfinite(new) | ~jnp.isfinite(old))
+
+        merged = jax.tree.map(select, new, old)
+        pairs = zip(jax.tree.leaves(merged), jax.tree.leaves(old), strict=True)
+        checks = [intact(*pair) for pair in pairs if jnp.issubdtype(pair[1].dtype, jnp.inexact)]
+        return merged, jnp.stack([jnp.asarray(True), *checks]).all()
+
+    def advance(self, state: MethodState, merged: PyTree, *, enough: Bool[Array, ""], **outcome: Any) -> MethodState:
+        """Return the next state; without enough tasks, or after a failure, what the method keeps stays as it was."""
+        advance = enough & (self.num_present > 0)
+        method = jax.tree.map(lambda new, old: jnp.where(advance, new, old), merged, state.method)
+        return MethodState(method, next_info(state.info, count=self.num_present, finite=self.finite, **outcome))
 
 
 def guard_step(method: str, needs: frozenset[str], num_tasks: int, losses: PyTree, task_mask: PyTree) -> Guard:

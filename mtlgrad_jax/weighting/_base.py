@@ -10,6 +10,7 @@ from jaxtyping import Array, Bool, Float, PyTree, Shaped
 
 from mtlgrad_jax._step import BIASED, SOLVED, MethodState, first_info, guard_step
 from mtlgrad_jax._tasks import accumulator_dtype, agree_num_tasks, check_num_tasks, task_names, task_vector
+from mtlgrad_jax._trees import unaliased
 from mtlgrad_jax.solvers._solution import Solution
 
 # What a formula is given (None for what it does not need), and what it returns.
@@ -78,7 +79,7 @@ def from_kernel(
 
     def init_fn(num_tasks: int | None = None) -> MethodState:
         K = agree_num_tasks(known_tasks, num_tasks)
-        return MethodState(init(K) if init is not None else optax.EmptyState(), first_info())
+        return unaliased(MethodState(init(K) if init is not None else optax.EmptyState(), first_info()))
 
     def update_fn(
         gramian: LazyGramian | None,
@@ -116,13 +117,12 @@ def from_kernel(
             solved = Solution(solved, jnp.zeros(()), jnp.zeros((), int), jnp.asarray(code))
         if jnp.shape(solved.value) != (K,):
             raise ValueError(f"`kernel` must return weights of shape ({K},), got shape {jnp.shape(solved.value)}.")
-        sane = jnp.isfinite(jnp.where(guard.present, solved.value, 0)).all()
+        method_state, intact = guard.merge(method_state, state.method, known_tasks)
+        sane = intact & fit(solved.value, matrix if "gramian" in needs else None, guard.present)
         enough = sane & (guard.num_present >= fewest)
         weights = jnp.where(guard.present, jnp.where(enough, solved.value, uniform(guard.present)), 0)
         outcome = {"residual": solved.residual, "steps": solved.steps, "result": solved.result, "solved": sane}
-        return weights, guard.advance(
-            state, method_state, num_tasks=known_tasks, enough=enough, fewest=fewest, **outcome
-        )
+        return weights, guard.advance(state, method_state, enough=enough, fewest=fewest, **outcome)
 
     return Weighting(init_fn, update_fn, needs)
 
@@ -143,6 +143,24 @@ def of_tasks(name: str, values: PyTree, present: Present, default: Float[Array, 
     return jnp.where(present, values, 0).astype(accumulator_dtype())
 
 
+def fit(weights: Float[Array, " K"], gramian: Gramian | None, among: Present) -> Bool[Array, ""]:
+    """Return whether a weighted sum of the gradients of some tasks cannot overflow, whatever their angles."""
+    lengths = 1 if gramian is None else jnp.sqrt(jnp.diagonal(gramian))
+    longest = jnp.sum(jnp.where(among, jnp.abs(weights) * lengths, 0))
+    return jnp.isfinite(2 * longest)  # twice: rounding
+
+
+def ratios(values: Float[Array, " K"], by: Float[Array, " K"], among: Present) -> Float[Array, " K"]:
+    """Return values / by, all times one power of two that makes the largest among some tasks about 1.
+
+    So their relations are exact and finite, however far apart their scales.
+    """
+    (numerators, up), (denominators, down) = jnp.frexp(values), jnp.frexp(by)
+    exponents = up - down
+    largest = jnp.max(exponents, where=among & (values != 0), initial=4 * jnp.finfo(values.dtype).minexp)
+    return jnp.ldexp(numerators / denominators, jnp.minimum(exponents - largest, 0))
+
+
 def mean_of(values: Float[Array, " K"], among: Present) -> Float[Array, ""]:
     """Return the mean over some tasks, 0 over none."""
     return jnp.sum(jnp.where(among, values, 0)) / jnp.maximum(jnp.sum(among), 1)
@@ -157,12 +175,13 @@ def over_mean(values: Float[Array, " K"], among: Present) -> Float[Array, " K"]:
 def renormalized(weights: Float[Array, " K"], present: Present) -> tuple[Float[Array, " K"], Float[Array, ""]]:
     """Return weights on the simplex of the tasks present in the ratios of those kept, and what to multiply them by.
 
-    That is what the weights kept add up to, so that absent tasks keep their shares; 1 where none is left.
+    That is what the absent tasks leave of one, so that rounding does not add up. Where they leave nothing it is eps
+    squared, which no sum of one shows: those present begin with equal weights, and learn.
     """
     kept = jnp.where(present, weights, 0)
     total = jnp.sum(kept)
-    safe = jnp.where(total > 0, total, 1)
-    return jnp.where(total > 0, kept / safe, uniform(present)), safe
+    share = jnp.maximum(1 - jnp.sum(weights - kept), jnp.finfo(weights.dtype).eps ** 2)
+    return jnp.where(total > 0, kept / jnp.where(total > 0, total, 1), uniform(present)), share
 
 
 def _name(kernel: Kernel) -> str:

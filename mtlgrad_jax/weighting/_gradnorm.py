@@ -13,7 +13,17 @@ from jaxtyping import Array, Bool, Float, PyTree
 
 from mtlgrad_jax._checks import Number, check_count, check_number
 from mtlgrad_jax._tasks import accumulator_dtype
-from mtlgrad_jax.weighting._base import Gramian, Losses, Present, Weighting, Weights, from_kernel, mean_of, over_mean
+from mtlgrad_jax.weighting._base import (
+    Gramian,
+    Losses,
+    Present,
+    Weighting,
+    Weights,
+    from_kernel,
+    mean_of,
+    over_mean,
+    ratios,
+)
 
 
 class GradNormState(NamedTuple):
@@ -60,7 +70,7 @@ def gradnorm(num_tasks: int, alpha: Number = 1.5, learning_rate: Number = 0.025)
         gramian: Gramian, state: GradNormState, losses: Losses, present: Present
     ) -> tuple[Weights, GradNormState]:
         first_loss = jnp.where(state.seen, state.first_loss, losses)
-        rate = over_mean(losses / jnp.where(first_loss != 0, first_loss, 1), present)
+        rate = over_mean(ratios(losses, jnp.where(first_loss != 0, first_loss, 1), present), present)
         norms = jnp.sqrt(jnp.diagonal(gramian))
         target = mean_of(state.weights * norms, present) * jnp.maximum(rate, 0) ** alpha
         slope = jnp.sign(state.weights * norms - target) * norms
