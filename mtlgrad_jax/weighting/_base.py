@@ -172,16 +172,20 @@ def over_mean(values: Float[Array, " K"], among: Present) -> Float[Array, " K"]:
     return values / jnp.where(mean != 0, mean, 1)
 
 
-def renormalized(weights: Float[Array, " K"], present: Present) -> tuple[Float[Array, " K"], Float[Array, ""]]:
-    """Return weights on the simplex of the tasks present in the ratios of those kept, and what to multiply them by.
+def share(weights: Float[Array, " K"], present: Present, whole: int = 1) -> Float[Array, ""]:
+    """Return what absent tasks leave of a whole to those present, which thus keep their sum and no rounding adds up.
 
-    That is what the absent tasks leave of one, so that rounding does not add up. Where they leave nothing it is eps
-    squared, which no sum of one shows: those present begin with equal weights, and learn.
+    Where that is nothing it is eps squared of it, which no sum shows, so that those present can have ratios to learn.
     """
+    absent = jnp.sum(jnp.where(present, 0, weights))
+    return jnp.maximum(whole - absent, whole * jnp.finfo(weights.dtype).eps ** 2)
+
+
+def on_simplex(weights: Float[Array, " K"], present: Present) -> Float[Array, " K"]:
+    """Return weights of sum one on the tasks present, in the ratios of those kept, or equal where those are zero."""
     kept = jnp.where(present, weights, 0)
     total = jnp.sum(kept)
-    share = jnp.maximum(1 - jnp.sum(weights - kept), jnp.finfo(weights.dtype).eps ** 2)
-    return jnp.where(total > 0, kept / jnp.where(total > 0, total, 1), uniform(present)), share
+    return jnp.where(total > 0, kept / jnp.where(total > 0, total, 1), uniform(present))
 
 
 def _name(kernel: Kernel) -> str:

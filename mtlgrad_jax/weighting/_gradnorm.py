@@ -21,8 +21,10 @@ from mtlgrad_jax.weighting._base import (
     Weights,
     from_kernel,
     mean_of,
+    on_simplex,
     over_mean,
     ratios,
+    share,
 )
 
 
@@ -75,8 +77,9 @@ def gradnorm(num_tasks: int, alpha: Number = 1.5, learning_rate: Number = 0.025)
         target = mean_of(state.weights * norms, present) * jnp.maximum(rate, 0) ** alpha
         slope = jnp.sign(state.weights * norms - target) * norms
         steps, optimizer_state = jax.vmap(inner.update)(slope, state.optimizer, state.weights)
-        weights = over_mean(jnp.maximum(state.weights + steps, 0), present) * mean_of(state.weights, present)
-        weights = jnp.where(jnp.any(present & (weights > 0)), weights, state.weights)
+        grown = jnp.maximum(state.weights + steps, 0)
+        weights = on_simplex(grown, present) * share(state.weights, present, num_tasks)
+        weights = jnp.where(jnp.any(present & (grown > 0)), weights, state.weights)
         return state.weights, GradNormState(weights, first_loss, state.seen | present, optimizer_state)
 
     return from_kernel(kernel, start, needs=("gramian", "losses"), num_tasks=num_tasks)
