@@ -159,27 +159,41 @@ class Guard(NamedTuple):
         losses = None if self.losses is None else jnp.where(finite, self.losses, 1)
         return Guard(losses, self.present & finite, finite)
 
-    def merge(self, new: PyTree, old: PyTree, num_tasks: int | None) -> tuple[PyTree, Bool[Array, ""]]:
-        """Return the method's new state, absent tasks keeping their entries, and whether what was finite still is."""
+    def _counted(self, leaf: Array, num_tasks: int | None) -> Bool[Array, "..."]:
+        """Return which rows of a leaf this step is about: those of present tasks, or all."""
+        per_task = num_tasks is not None and leaf.ndim > 0 and leaf.shape[0] == num_tasks
+        return self.present.reshape(-1, *(1,) * (leaf.ndim - 1)) if per_task else jnp.asarray(True)
+
+    def intact(self, state: MethodState, method_state: PyTree, num_tasks: int | None) -> Bool[Array, ""]:
+        """Return whether all that a method keeps, and that was finite, would still be."""
+
+        def check(new: Array, old: Array) -> Bool[Array, ""]:
+            if not jnp.issubdtype(old.dtype, jnp.inexact):
+                return jnp.asarray(True)
+            finite = jnp.isfinite(new.astype(old.dtype)) | ~jnp.isfinite(old)
+            return jnp.all(finite | ~self._counted(old, num_tasks))
+
+        checks = jax.tree.leaves(jax.tree.map(check, method_state, state.method))
+        return jnp.stack([jnp.asarray(True), *checks]).all()
+
+    def advance(
+        self,
+        state: MethodState,
+        method_state: PyTree,
+        *,
+        num_tasks: int | None,
+        enough: Bool[Array, ""],
+        **outcome: Any,
+    ) -> MethodState:
+        """Return the next state: absent tasks keep their entries, and without enough tasks all stays as it was."""
+        advance = enough & (self.num_present > 0)
 
         def select(new: Array, old: Array) -> Array:
             new = new if jnp.issubdtype(old.dtype, jax.dtypes.prng_key) else new.astype(old.dtype)
-            per_task = num_tasks is not None and old.ndim > 0 and old.shape[0] == num_tasks
-            return jnp.where(self.present.reshape(-1, *(1,) * (old.ndim - 1)), new, old) if per_task else new
+            return jnp.where(advance & self._counted(old, num_tasks), new, old)
 
-        def intact(new: Array, old: Array) -> Bool[Array, ""]:
-            return jnp.all(jnp.isfinite(new) | ~jnp.isfinite(old))
-
-        merged = jax.tree.map(select, new, old)
-        pairs = zip(jax.tree.leaves(merged), jax.tree.leaves(old), strict=True)
-        checks = [intact(*pair) for pair in pairs if jnp.issubdtype(pair[1].dtype, jnp.inexact)]
-        return merged, jnp.stack([jnp.asarray(True), *checks]).all()
-
-    def advance(self, state: MethodState, merged: PyTree, *, enough: Bool[Array, ""], **outcome: Any) -> MethodState:
-        """Return the next state; without enough tasks, or after a failure, what the method keeps stays as it was."""
-        advance = enough & (self.num_present > 0)
-        method = jax.tree.map(lambda new, old: jnp.where(advance, new, old), merged, state.method)
-        return MethodState(method, next_info(state.info, count=self.num_present, finite=self.finite, **outcome))
+        info = next_info(state.info, count=self.num_present, finite=self.finite, **outcome)
+        return MethodState(jax.tree.map(select, method_state, state.method), info)
 
 
 def guard_step(method: str, needs: frozenset[str], num_tasks: int, losses: PyTree, task_mask: PyTree) -> Guard:

@@ -181,7 +181,7 @@ def from_rule(
         guard = guard_step(method_name, needs, K, losses, task_mask)
         guard = guard.also(jnp.all(stacks.finite_tasks(task_grads) | ~guard.present))
         gradient, method_state = rule(task_grads, state.method, guard.losses, guard.present)
-        method_state, intact = guard.merge(method_state, state.method, num_tasks)
+        intact = guard.intact(state, method_state, num_tasks)
         enough = intact & (guard.num_present >= fewest)
         mean = stacks.combine(guard.present / jnp.maximum(guard.num_present, 1).astype(accumulator_dtype()), task_grads)
         gradient = jax.tree.map(
@@ -189,7 +189,7 @@ def from_rule(
             gradient,
             mean,
         )
-        new_state = guard.advance(state, method_state, enough=enough, fewest=fewest, solved=intact)
+        new_state = guard.advance(state, method_state, num_tasks=num_tasks, enough=enough, fewest=fewest, solved=intact)
         return skip_unless(stacks.all_finite(gradient) | ~guard.finite, gradient, new_state, state)
 
     return TaskTransformation(init_fn, update_fn)

@@ -117,12 +117,14 @@ def from_kernel(
             solved = Solution(solved, jnp.zeros(()), jnp.zeros((), int), jnp.asarray(code))
         if jnp.shape(solved.value) != (K,):
             raise ValueError(f"`kernel` must return weights of shape ({K},), got shape {jnp.shape(solved.value)}.")
-        method_state, intact = guard.merge(method_state, state.method, known_tasks)
-        sane = intact & fit(solved.value, matrix if "gramian" in needs else None, guard.present)
+        sane = fit(solved.value, matrix if "gramian" in needs else None, guard.present)
+        sane &= guard.intact(state, method_state, known_tasks)
         enough = sane & (guard.num_present >= fewest)
         weights = jnp.where(guard.present, jnp.where(enough, solved.value, uniform(guard.present)), 0)
         outcome = {"residual": solved.residual, "steps": solved.steps, "result": solved.result, "solved": sane}
-        return weights, guard.advance(state, method_state, enough=enough, fewest=fewest, **outcome)
+        return weights, guard.advance(
+            state, method_state, num_tasks=known_tasks, enough=enough, fewest=fewest, **outcome
+        )
 
     return Weighting(init_fn, update_fn, needs)
 
