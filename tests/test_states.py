@@ -136,6 +136,15 @@ def test_gradnorm_at_losses_far_apart():
     assert np.isfinite(state.method.weights).all()
 
 
+def test_rotograd_scale_at_norms_far_apart():
+    """A gradient 1e33 times its first one has all of the weight in the common length."""
+    tx = mtl.rotograd_scale(num_tasks=2)
+    rows = jnp.asarray([[[1e-18], [1.0]], [[1e15], [1.0]]]) * jnp.eye(2, P)
+    _, (updates, _, codes) = scan(tx, tx.init(zeros()), rows, jnp.ones((2, 2)))
+    assert (codes == SOLVED).all()
+    np.testing.assert_allclose(updates[1, :2], [1e15, 1e15], rtol=1e-6)
+
+
 LOUD = jnp.asarray([[[1e-15, -1e-16], [-1e14, 1e15]], [[1e10, 0], [0, 1]], *[[[1, 0.5], [-0.5, 1]]] * 4])
 WRAP = {
     "smoothed": lambda m: mtl.smoothed(m, num_tasks=2),
