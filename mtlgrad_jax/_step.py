@@ -28,8 +28,8 @@ RESULTS = {
     NONFINITE: "A present task had a loss or gradient that is not finite, a gradient whose square overflows, or a loss "
     "<= 0 where the method takes its logarithm or divides by it, or the update overflows: the update is zero and the "
     "state unchanged. Wrap the method in `skip_nonfinite_tasks` to drop tasks that are not finite alone.",
-    FAILED: "The method's weights, their sum of the gradients or its next state would not be finite, or are not defined "
-    "for these gradients: the mean of the tasks present is used and the state unchanged.",
+    FAILED: "The method's weights, their sum of the gradients or its next state would not be finite, or are not "
+    "defined for these gradients: the mean of the tasks present is used and the state unchanged.",
     BIASED: "No `cross_gramian` was given: the Gramian of one batch took its place, which biases the method.",
     INFEASIBLE: "No direction does what the method asks of it: the gradient that its documentation names was used.",
 }
