@@ -26,10 +26,10 @@ RESULTS = {
     TOO_FEW_TASKS: "Fewer tasks were present than the method needs: the mean of those present was used.",
     NO_TASKS: "No task was present: the update is zero.",
     NONFINITE: "A present task had a loss or gradient that is not finite, a gradient whose square overflows, or a loss "
-    "<= 0 where the method takes its logarithm or divides by it: the update is zero and the state unchanged. Wrap the "
-    "method in `skip_nonfinite_tasks` to drop tasks that are not finite alone.",
-    FAILED: "The method's weights are not finite, or not defined for these gradients: the mean of the tasks present is "
-    "used.",
+    "<= 0 where the method takes its logarithm or divides by it, or the update overflows: the update is zero and the "
+    "state unchanged. Wrap the method in `skip_nonfinite_tasks` to drop tasks that are not finite alone.",
+    FAILED: "The method's weights, their sum of the gradients or its next state would not be finite, or are not "
+    "defined for these gradients: the mean of the tasks present is used and the state unchanged.",
     BIASED: "No `cross_gramian` was given: the Gramian of one batch took its place, which biases the method.",
     INFEASIBLE: "No direction does what the method asks of it: the gradient that its documentation names was used.",
 }
@@ -159,6 +159,23 @@ class Guard(NamedTuple):
         losses = None if self.losses is None else jnp.where(finite, self.losses, 1)
         return Guard(losses, self.present & finite, finite)
 
+    def _counted(self, leaf: Array, num_tasks: int | None) -> Bool[Array, "..."]:
+        """Return which rows of a leaf this step is about: those of present tasks, or all."""
+        per_task = num_tasks is not None and leaf.ndim > 0 and leaf.shape[0] == num_tasks
+        return self.present.reshape(-1, *(1,) * (leaf.ndim - 1)) if per_task else jnp.asarray(True)
+
+    def intact(self, state: MethodState, method_state: PyTree, num_tasks: int | None) -> Bool[Array, ""]:
+        """Return whether all that a method keeps, and that was finite, would still be."""
+
+        def check(new: Array, old: Array) -> Bool[Array, ""]:
+            if not jnp.issubdtype(old.dtype, jnp.inexact):
+                return jnp.asarray(True)
+            finite = jnp.isfinite(new.astype(old.dtype)) | ~jnp.isfinite(old)
+            return jnp.all(finite | ~self._counted(old, num_tasks))
+
+        checks = jax.tree.leaves(jax.tree.map(check, method_state, state.method))
+        return jnp.stack([jnp.asarray(True), *checks]).all()
+
     def advance(
         self,
         state: MethodState,
@@ -172,11 +189,8 @@ class Guard(NamedTuple):
         advance = enough & (self.num_present > 0)
 
         def select(new: Array, old: Array) -> Array:
-            per_task = num_tasks is not None and old.ndim > 0 and old.shape[0] == num_tasks
-            keep = advance & self.present.reshape(-1, *(1,) * (old.ndim - 1)) if per_task else advance
-            return jnp.where(
-                keep, new if jnp.issubdtype(old.dtype, jax.dtypes.prng_key) else new.astype(old.dtype), old
-            )
+            new = new if jnp.issubdtype(old.dtype, jax.dtypes.prng_key) else new.astype(old.dtype)
+            return jnp.where(advance & self._counted(old, num_tasks), new, old)
 
         info = next_info(state.info, count=self.num_present, finite=self.finite, **outcome)
         return MethodState(jax.tree.map(select, method_state, state.method), info)

@@ -45,6 +45,18 @@ def merge(tree: PyTree, *groups: dict[str, Any]) -> PyTree:
     return jax.tree_util.tree_map_with_path(lambda path, _: leaves[jax.tree_util.keystr(path)], tree)
 
 
+def unaliased(tree: PyTree, other: PyTree = None) -> PyTree:
+    """Return a tree that can be donated: no array in it is there twice, or in the other tree."""
+    seen = {id(leaf) for leaf in jax.tree.leaves(other)}
+
+    def own(leaf: Any) -> Any:
+        leaf = jnp.copy(leaf) if isinstance(leaf, jax.Array) and id(leaf) in seen else leaf
+        seen.add(id(leaf))
+        return leaf
+
+    return jax.tree.map(own, tree)
+
+
 def repeat_state(state: PyTree, count: int) -> PyTree:
     """Return a state for each of several copies of a method: leaves with one more leading axis, keys split."""
 

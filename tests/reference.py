@@ -660,9 +660,12 @@ def pcd(shape, primary=0, progress=0.02, decay=0.999):
 
 
 def rest(w, p):
-    """The weights of the present tasks on their simplex, in the ratios kept, and their sum; if 0, equal ones and 1."""
+    """The weights of the present tasks on their simplex, in the ratios kept, and their sum; equal ones if that is 0.
+
+    In place of 0 the sum is a number that no other sum shows, so that ratios are kept.
+    """
     total = w[p].sum()
-    return (w[p] / total, total) if total else (np.full(p.sum(), 1 / p.sum()), 1)
+    return (w[p] / total, total) if total else (np.full(p.sum(), 1 / p.sum()), 1e-100)
 
 
 @stateful

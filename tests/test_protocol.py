@@ -111,7 +111,8 @@ def test_vmap_over_seeds(name, compiled):
     )
     for t in range(STEPS):
         alone, _ = step(tree(grads[t]), tx.init(zeros()), losses[t], present)
-        np.testing.assert_allclose(flat(together)[t], flat(alone), rtol=1e-3, atol=1e-4)
+        rounding = 1e-4 if t < 2 else 2e-3  # fairgrad weighs opposite gradients by 2e3
+        np.testing.assert_allclose(flat(together)[t], flat(alone), rtol=1e-3, atol=rounding)
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -484,7 +485,7 @@ def test_a_method_whose_weights_fail_falls_back_to_the_mean_and_counts():
     update, state = tx.update(arguments()[0], tx.init(zeros()))
     np.testing.assert_allclose(flat(update), G[0].mean(axis=0), rtol=1e-5)
     assert int(state.info.fallbacks) == 1
-    assert "not finite" in mtl.RESULTS[int(state.info.result)]
+    assert "not be finite" in mtl.RESULTS[int(state.info.result)]
 
 
 @pytest.mark.usefixtures("unchecked")

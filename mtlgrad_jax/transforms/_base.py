@@ -13,6 +13,7 @@ from mtlgrad_jax import stacks
 from mtlgrad_jax._checks import leaf_name
 from mtlgrad_jax._step import MethodState, first_info, guard_step, mark_skipped, was_skipped
 from mtlgrad_jax._tasks import accumulator_dtype, check_num_tasks, present_tasks, task_vector
+from mtlgrad_jax._trees import unaliased
 from mtlgrad_jax.weighting._base import Weighting, check_needs
 
 P = ParamSpec("P")
@@ -40,7 +41,7 @@ class TaskTransformation(optax.GradientTransformationExtraArgs):
 
         def init_fn(params: PyTree) -> PyTree:
             reject_masked(params)
-            return init(params)
+            return unaliased(init(params), params)
 
         def update_fn(
             task_grads: PyTree, state: PyTree, params: PyTree | None = None, **extra: Any
@@ -116,10 +117,11 @@ def weighted_sum(weighting: Weighting, seen: Callable[[PyTree], PyTree] | None =
 def settle(weighting: Weighting, gradient: PyTree, new_state: PyTree, old_state: PyTree) -> tuple[PyTree, PyTree]:
     """Return gradient and state, or zero and the old state where the gradient is not finite.
 
-    A weighting that looks at every Gramian has noticed itself, but for float16, in which a weighted sum can overflow.
+    A weighting that looks at every Gramian has noticed itself, but for gradients of a dtype of smaller range.
     """
     leaves = jax.tree.leaves(gradient)
-    narrow = any(leaf.dtype == jnp.float16 for leaf in leaves)
+    range_seen = jnp.finfo(accumulator_dtype()).maxexp
+    narrow = any(jnp.issubdtype(x.dtype, jnp.floating) and jnp.finfo(x.dtype).maxexp < range_seen for x in leaves)
     if "gramian" in weighting.needs and not narrow:
         return gradient, new_state
     return skip_unless(stacks.all_finite(gradient), gradient, new_state, old_state)
@@ -179,14 +181,15 @@ def from_rule(
         guard = guard_step(method_name, needs, K, losses, task_mask)
         guard = guard.also(jnp.all(stacks.finite_tasks(task_grads) | ~guard.present))
         gradient, method_state = rule(task_grads, state.method, guard.losses, guard.present)
-        enough = guard.num_present >= fewest
+        intact = guard.intact(state, method_state, num_tasks)
+        enough = intact & (guard.num_present >= fewest)
         mean = stacks.combine(guard.present / jnp.maximum(guard.num_present, 1).astype(accumulator_dtype()), task_grads)
         gradient = jax.tree.map(
             lambda leaf, fallback: jnp.where(enough & (guard.num_present > 0), leaf, fallback).astype(fallback.dtype),
             gradient,
             mean,
         )
-        new_state = guard.advance(state, method_state, num_tasks=num_tasks, enough=enough, fewest=fewest)
+        new_state = guard.advance(state, method_state, num_tasks=num_tasks, enough=enough, fewest=fewest, solved=intact)
         return skip_unless(stacks.all_finite(gradient) | ~guard.finite, gradient, new_state, state)
 
     return TaskTransformation(init_fn, update_fn)

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import optax
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from mtlgrad_jax import stacks
@@ -55,7 +56,7 @@ def db_mtl(num_tasks: int, beta: Number = 0.9, sigma: Number = 0.0) -> TaskTrans
     def rule(
         task_grads: PyTree, state: DBMTLState, losses: Float[Array, " K"], present: Bool[Array, " K"]
     ) -> tuple[PyTree, DBMTLState]:
-        step = state.step + 1
+        step = optax.safe_increment(state.step)
         decay = beta / step.astype(losses.dtype) ** sigma
         momentum = stacks.mix(decay, state.momentum, (1 - decay) / losses, task_grads)
         norms = jnp.where(present, stacks.task_norms(jax.lax.stop_gradient(momentum)), 0)

@@ -10,7 +10,7 @@ from mtlgrad_jax._step import mark_skipped, mark_solved
 from mtlgrad_jax._tasks import accumulator_dtype, present_tasks
 from mtlgrad_jax.solvers import project_weights
 from mtlgrad_jax.transforms._base import on_weightings
-from mtlgrad_jax.weighting._base import Weighting
+from mtlgrad_jax.weighting._base import Weighting, fit
 
 
 @on_weightings
@@ -48,6 +48,7 @@ def non_conflicting(method: Weighting) -> Weighting:
         finite = jnp.isfinite(M).all()
         solved = project_weights(jnp.where(finite, M, 0), weights.astype(M.dtype))
         new_state = mark_solved(new_state, solved.residual, solved.steps, solved.result)
+        finite &= fit(weights, M, present) & fit(solved.value, M, present)
         new_state = jax.tree.map(lambda new, old: jnp.where(finite, new, old), new_state, mark_skipped(state))
         return jnp.where(present & finite, solved.value, 0), new_state
 

@@ -9,6 +9,7 @@ from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import optax
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
@@ -104,7 +105,7 @@ def sam_gs(
 
         rates = jnp.full((num_tasks,), b1, norms.dtype)
         momentum = stacks.mix(rates, state.momentum, 1 - rates, task_grads)
-        seen, step = state.seen + 1, state.step + 1
+        seen, step = optax.safe_increment(state.seen), optax.safe_increment(state.step)
         dissimilarity = b2 * state.dissimilarity + (1 - b2) * (1 - alike) ** 2 + _EPSILON
         root = jnp.sqrt(dissimilarity / (1 - b2 ** step.astype(norms.dtype)))
         root = root + _EPSILON if epsilon == "paper" else root

@@ -58,7 +58,8 @@ def skip_nonfinite_tasks(method: optax.GradientTransformation) -> TaskTransforma
         gradient, inner = update_without_task_axis(
             "method", method, task_grads, state.inner, params, losses=losses, task_mask=kept, **extra
         )
-        dropped = state.dropped + jnp.sum(present & ~finite, dtype=jnp.int32)
-        return gradient, SkipNonfiniteTasksState(dropped, inner)
+        dropped = jnp.sum(present & ~finite, dtype=jnp.int32)
+        room = jnp.iinfo(jnp.int32).max - state.dropped
+        return gradient, SkipNonfiniteTasksState(state.dropped + jnp.minimum(dropped, room), inner)
 
     return TaskTransformation(init, update)

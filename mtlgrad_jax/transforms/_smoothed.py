@@ -9,9 +9,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, PyTree
 
 from mtlgrad_jax._checks import Number, check_count, check_number
+from mtlgrad_jax._step import was_skipped
 from mtlgrad_jax._tasks import accumulator_dtype, agree_num_tasks, check_num_tasks, present_tasks
 from mtlgrad_jax.transforms._base import on_weightings
-from mtlgrad_jax.weighting._base import Weighting
+from mtlgrad_jax.weighting._base import Weighting, fit
 
 
 class SmoothedState(NamedTuple):
@@ -28,8 +29,9 @@ def smoothed(method: Weighting, num_tasks: int, decay: Number = 0.9) -> Weightin
 
     .. math:: \bar w \leftarrow \lambda \bar w + (1 - \lambda) w
 
-    An average starts at the first weights. Absent tasks keep theirs, and so do all in a step that the method skips;
-    the averages of the tasks present are not rescaled.
+    An average starts at the first weights. Averages of a method that looks at the gradients start anew where the sum of
+    these, so weighted, could overflow. Absent tasks keep theirs, and so do all in a step that the method skips; the
+    averages of the tasks present are not rescaled.
 
     Args:
       method: a Weighting or a transformation made of one; the same kind comes back.
@@ -58,11 +60,13 @@ def smoothed(method: Weighting, num_tasks: int, decay: Number = 0.9) -> Weightin
     def update(
         gramian: Any, state: SmoothedState, *, losses: PyTree = None, task_mask: PyTree = None, **extra: Any
     ) -> tuple[Array, SmoothedState]:
-        present = present_tasks(task_mask, known_tasks, losses)
+        looks = "gramian" in method.needs
+        gramian = gramian() if looks and callable(gramian) else gramian
         weights, inner = method.update(gramian, state.inner, losses=losses, task_mask=task_mask, **extra)
         check_num_tasks(known_tasks, len(weights))
-        present &= jnp.any(weights != 0)
+        present = present_tasks(task_mask, known_tasks, losses) & ~was_skipped(inner, state.inner)
         average = jnp.where(state.seen, decay * state.weights + (1 - decay) * weights, weights)
+        average = jnp.where(fit(average, gramian if looks else None, present), average, weights)
         average = jnp.where(present, average, state.weights)
         return jnp.where(present, average, 0), SmoothedState(average, state.seen | present, inner)
 

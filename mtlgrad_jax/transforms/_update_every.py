@@ -6,11 +6,12 @@ Both as in their official code; what momentum PSMGD's paper puts on the weights 
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
+import optax
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from mtlgrad_jax._checks import check_count
-from mtlgrad_jax._step import mark_idle
+from mtlgrad_jax._step import mark_idle, was_skipped
 from mtlgrad_jax._tasks import accumulator_dtype, agree_num_tasks, check_num_tasks, present_tasks
 from mtlgrad_jax.transforms._base import on_weightings
 from mtlgrad_jax.weighting._base import Weighting
@@ -66,13 +67,13 @@ def update_every(method: Weighting, num_tasks: int, k: int) -> Weighting:
             weights, inner = method.update(gramian, state.inner, losses=losses, task_mask=task_mask, **extra)
             check_num_tasks(known_tasks, len(weights))
             weights = weights.astype(state.weights.dtype)
-            solved = jnp.any(weights != 0)
+            solved = ~was_skipped(inner, state.inner)
             kept = jnp.where(solved, weights, state.weights)
             step = jnp.where(solved, 1 % k, 0).astype(jnp.int32)
             return weights, UpdateEveryState(kept, jnp.where(solved, present, state.present), step, inner)
 
         def reuse() -> tuple[Array, UpdateEveryState]:
-            step = jnp.where(jnp.any(present), (state.step + 1) % k, state.step)
+            step = jnp.where(jnp.any(present), optax.safe_increment(state.step) % k, state.step)
             return jnp.where(present, state.weights, 0), state._replace(step=step, inner=mark_idle(state.inner))
 
         due = (state.step == 0) | jnp.any(present != state.present)

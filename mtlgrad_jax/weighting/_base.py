@@ -10,6 +10,7 @@ from jaxtyping import Array, Bool, Float, PyTree, Shaped
 
 from mtlgrad_jax._step import BIASED, SOLVED, MethodState, first_info, guard_step
 from mtlgrad_jax._tasks import accumulator_dtype, agree_num_tasks, check_num_tasks, task_names, task_vector
+from mtlgrad_jax._trees import unaliased
 from mtlgrad_jax.solvers._solution import Solution
 
 # What a formula is given (None for what it does not need), and what it returns.
@@ -78,7 +79,7 @@ def from_kernel(
 
     def init_fn(num_tasks: int | None = None) -> MethodState:
         K = agree_num_tasks(known_tasks, num_tasks)
-        return MethodState(init(K) if init is not None else optax.EmptyState(), first_info())
+        return unaliased(MethodState(init(K) if init is not None else optax.EmptyState(), first_info()))
 
     def update_fn(
         gramian: LazyGramian | None,
@@ -116,7 +117,8 @@ def from_kernel(
             solved = Solution(solved, jnp.zeros(()), jnp.zeros((), int), jnp.asarray(code))
         if jnp.shape(solved.value) != (K,):
             raise ValueError(f"`kernel` must return weights of shape ({K},), got shape {jnp.shape(solved.value)}.")
-        sane = jnp.isfinite(jnp.where(guard.present, solved.value, 0)).all()
+        sane = fit(solved.value, matrix if "gramian" in needs else None, guard.present)
+        sane &= guard.intact(state, method_state, known_tasks)
         enough = sane & (guard.num_present >= fewest)
         weights = jnp.where(guard.present, jnp.where(enough, solved.value, uniform(guard.present)), 0)
         outcome = {"residual": solved.residual, "steps": solved.steps, "result": solved.result, "solved": sane}
@@ -143,6 +145,24 @@ def of_tasks(name: str, values: PyTree, present: Present, default: Float[Array, 
     return jnp.where(present, values, 0).astype(accumulator_dtype())
 
 
+def fit(weights: Float[Array, " K"], gramian: Gramian | None, among: Present) -> Bool[Array, ""]:
+    """Return whether a weighted sum of the gradients of some tasks cannot overflow, whatever their angles."""
+    lengths = 1 if gramian is None else jnp.sqrt(jnp.diagonal(gramian))
+    longest = jnp.sum(jnp.where(among, jnp.abs(weights) * lengths, 0))
+    return jnp.isfinite(2 * longest)  # twice: rounding
+
+
+def ratios(values: Float[Array, " K"], by: Float[Array, " K"], among: Present) -> Float[Array, " K"]:
+    """Return values / by, all times one power of two that makes the largest among some tasks about 1.
+
+    So their relations are exact and finite, however far apart their scales.
+    """
+    (numerators, up), (denominators, down) = jnp.frexp(values), jnp.frexp(by)
+    exponents = up - down
+    largest = jnp.max(exponents, where=among & (values != 0), initial=4 * jnp.finfo(values.dtype).minexp)
+    return jnp.ldexp(numerators / denominators, jnp.minimum(exponents - largest, 0))
+
+
 def mean_of(values: Float[Array, " K"], among: Present) -> Float[Array, ""]:
     """Return the mean over some tasks, 0 over none."""
     return jnp.sum(jnp.where(among, values, 0)) / jnp.maximum(jnp.sum(among), 1)
@@ -154,15 +174,20 @@ def over_mean(values: Float[Array, " K"], among: Present) -> Float[Array, " K"]:
     return values / jnp.where(mean != 0, mean, 1)
 
 
-def renormalized(weights: Float[Array, " K"], present: Present) -> tuple[Float[Array, " K"], Float[Array, ""]]:
-    """Return weights on the simplex of the tasks present in the ratios of those kept, and what to multiply them by.
+def share(weights: Float[Array, " K"], present: Present, whole: int = 1) -> Float[Array, ""]:
+    """Return what absent tasks leave of a whole to those present, which thus keep their sum and no rounding adds up.
 
-    That is what the weights kept add up to, so that absent tasks keep their shares; 1 where none is left.
+    Where that is nothing it is eps squared of it, which no sum shows, so that those present can have ratios to learn.
     """
+    absent = jnp.sum(jnp.where(present, 0, weights))
+    return jnp.maximum(whole - absent, whole * jnp.finfo(weights.dtype).eps ** 2)
+
+
+def on_simplex(weights: Float[Array, " K"], present: Present) -> Float[Array, " K"]:
+    """Return weights of sum one on the tasks present, in the ratios of those kept, or equal where those are zero."""
     kept = jnp.where(present, weights, 0)
     total = jnp.sum(kept)
-    safe = jnp.where(total > 0, total, 1)
-    return jnp.where(total > 0, kept / safe, uniform(present)), safe
+    return jnp.where(total > 0, kept / jnp.where(total > 0, total, 1), uniform(present))
 
 
 def _name(kernel: Kernel) -> str:

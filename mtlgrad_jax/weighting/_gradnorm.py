@@ -13,7 +13,19 @@ from jaxtyping import Array, Bool, Float, PyTree
 
 from mtlgrad_jax._checks import Number, check_count, check_number
 from mtlgrad_jax._tasks import accumulator_dtype
-from mtlgrad_jax.weighting._base import Gramian, Losses, Present, Weighting, Weights, from_kernel, mean_of, over_mean
+from mtlgrad_jax.weighting._base import (
+    Gramian,
+    Losses,
+    Present,
+    Weighting,
+    Weights,
+    from_kernel,
+    mean_of,
+    on_simplex,
+    over_mean,
+    ratios,
+    share,
+)
 
 
 class GradNormState(NamedTuple):
@@ -60,13 +72,14 @@ def gradnorm(num_tasks: int, alpha: Number = 1.5, learning_rate: Number = 0.025)
         gramian: Gramian, state: GradNormState, losses: Losses, present: Present
     ) -> tuple[Weights, GradNormState]:
         first_loss = jnp.where(state.seen, state.first_loss, losses)
-        rate = over_mean(losses / jnp.where(first_loss != 0, first_loss, 1), present)
+        rate = over_mean(ratios(losses, jnp.where(first_loss != 0, first_loss, 1), present), present)
         norms = jnp.sqrt(jnp.diagonal(gramian))
         target = mean_of(state.weights * norms, present) * jnp.maximum(rate, 0) ** alpha
         slope = jnp.sign(state.weights * norms - target) * norms
         steps, optimizer_state = jax.vmap(inner.update)(slope, state.optimizer, state.weights)
-        weights = over_mean(jnp.maximum(state.weights + steps, 0), present) * mean_of(state.weights, present)
-        weights = jnp.where(jnp.any(present & (weights > 0)), weights, state.weights)
+        grown = jnp.maximum(state.weights + steps, 0)
+        weights = on_simplex(grown, present) * share(state.weights, present, num_tasks)
+        weights = jnp.where(jnp.any(present & (grown > 0)), weights, state.weights)
         return state.weights, GradNormState(weights, first_loss, state.seen | present, optimizer_state)
 
     return from_kernel(kernel, start, needs=("gramian", "losses"), num_tasks=num_tasks)

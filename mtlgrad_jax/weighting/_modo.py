@@ -12,7 +12,7 @@ from jaxtyping import Array, Float
 from mtlgrad_jax._checks import Number, check_count, check_number
 from mtlgrad_jax._tasks import accumulator_dtype
 from mtlgrad_jax.solvers import project_simplex
-from mtlgrad_jax.weighting._base import Present, Weighting, Weights, from_kernel, renormalized
+from mtlgrad_jax.weighting._base import Present, Weighting, Weights, from_kernel, on_simplex, share
 
 
 class MoDoState(NamedTuple):
@@ -28,7 +28,8 @@ def modo(num_tasks: int, learning_rate: Number = 0.1, regularization: Number = 0
               g_j^{(2)} \rangle
 
     A is the update's argument `cross_gramian`; without it the Gramian takes its place, biased. The step uses the new
-    weights. Weights of absent tasks rest; those present share what they had together.
+    weights. Weights of absent tasks rest; those present share what is left of their sum, one, and go on learning where
+    that is nothing.
 
     Args:
       num_tasks: K.
@@ -54,8 +55,8 @@ def modo(num_tasks: int, learning_rate: Number = 0.1, regularization: Number = 0
     def kernel(
         cross: Float[Array, "K K"], state: MoDoState, losses: None, present: Present
     ) -> tuple[Weights, MoDoState]:
-        start, total = renormalized(state.weights, present)
+        start = on_simplex(state.weights, present)
         weights = project_simplex(start - learning_rate * (cross @ start + regularization * start), present)
-        return weights, MoDoState(weights * total)
+        return weights, MoDoState(weights * share(state.weights, present))
 
     return from_kernel(kernel, init, needs=("cross_gramian",), num_tasks=num_tasks)

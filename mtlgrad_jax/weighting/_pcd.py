@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import optax
 from jaxtyping import Array, Float, Int, PyTree
 
 from mtlgrad_jax._checks import Number, check_count, check_number
@@ -71,7 +72,7 @@ def pcd(num_tasks: int, primary: int | PyTree = 0, progress: PyTree = 0.02, deca
 
     def kernel(gramian: Gramian, state: PCDState, losses: None, present: Present) -> tuple[Weights, PCDState]:
         shares = jnp.where(present, progress, 0) if for_all else of_tasks("progress", progress, present, 0.0)
-        step = state.step + 1
+        step = optax.safe_increment(state.step)
         now = jnp.sqrt(jnp.diagonal(gramian))
         largest = jnp.maximum(state.norm, now)
         safe = jnp.where(largest > 0, largest, 1)

@@ -6,12 +6,13 @@ The rotation half changes the model; it is no gradient transformation.
 from typing import NamedTuple
 
 import jax.numpy as jnp
+import optax
 from jaxtyping import Array, Float, Int
 
 from mtlgrad_jax._checks import check_count
 from mtlgrad_jax._tasks import accumulator_dtype
 from mtlgrad_jax.solvers import inverse_sqrt
-from mtlgrad_jax.weighting._base import Gramian, Present, Weighting, Weights, from_kernel
+from mtlgrad_jax.weighting._base import Gramian, Present, Weighting, Weights, from_kernel, ratios
 
 
 class RotogradScaleState(NamedTuple):
@@ -53,9 +54,9 @@ def rotograd_scale(num_tasks: int, burn_in: int = 20) -> Weighting:
         norms, inverse = jnp.sqrt(jnp.diagonal(gramian)), inverse_sqrt(jnp.diagonal(gramian))
         renewed = (state.first_norm == 0) | (state.step == burn_in)
         first = jnp.where(renewed, norms, state.first_norm)
-        ratios = norms / jnp.where(first > 0, first, 1)
-        total = jnp.sum(ratios)
-        scale = ratios @ norms / jnp.where(total > 0, total, 1)
-        return scale * inverse, RotogradScaleState(first, state.step + 1)
+        shares = ratios(norms, jnp.where(first > 0, first, 1), present)
+        total = jnp.sum(shares)
+        scale = shares / jnp.where(total > 0, total, 1) @ norms
+        return scale * inverse, RotogradScaleState(first, optax.safe_increment(state.step))
 
     return from_kernel(kernel, init, num_tasks=num_tasks)

@@ -22,7 +22,8 @@ from mtlgrad_jax.weighting._base import (
     from_kernel,
     mean_of,
     of_tasks,
-    renormalized,
+    on_simplex,
+    share,
     uniform,
 )
 
@@ -47,8 +48,9 @@ def sdmgrad(
               d = \frac{1}{1 + \lambda} \sum_i (w_i + \lambda p_i) g_i
 
     by a few steps of projected gradient descent with momentum on :math:`A_{ij} = \langle g_i^{(1)}, g_j^{(2)} \rangle`,
-    scaled to a mean norm of 1, from the last weights. A is the update's argument
-    `cross_gramian`; without it the Gramian takes its place, biased. Weights of absent tasks rest.
+    scaled to a mean norm of 1, from the last weights. A is the update's argument `cross_gramian`; without it the
+    Gramian takes its place, biased. Weights of absent tasks rest; those present share what is left of their sum, one,
+    and go on learning where that is nothing.
 
     Args:
       num_tasks: K.
@@ -84,9 +86,9 @@ def sdmgrad(
         scale = mean_of(jnp.sqrt(jnp.maximum(jnp.diagonal(cross), 0)), present)
         scale = jnp.where(scale > 0, scale, jnp.sqrt(jnp.max(jnp.abs(cross))))
         scale = jnp.where(scale > 0, scale, 1)
-        start, total = renormalized(state.weights, present)
+        start = on_simplex(state.weights, present)
         weights = _descend(cross / scale / scale, start, target, rate, inertia, present, num_steps)
-        return (weights + target) / (1 + pull), SDMGradState(weights * total)
+        return (weights + target) / (1 + pull), SDMGradState(weights * share(state.weights, present))
 
     return from_kernel(kernel, init, needs=("cross_gramian",), num_tasks=num_tasks, per_task={"preference": preference})
 

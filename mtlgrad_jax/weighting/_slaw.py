@@ -8,6 +8,7 @@ is updated as such, not as a difference of squares, which rounding makes negativ
 from typing import NamedTuple
 
 import jax.numpy as jnp
+import optax
 from jaxtyping import Array, Float, Int
 
 from mtlgrad_jax._checks import Number, check_count, check_number
@@ -59,7 +60,7 @@ def slaw(num_tasks: int, beta: Number = 0.99) -> Weighting:
         return SLAWState(mean, deviation, jnp.zeros((num_tasks,), jnp.int32))
 
     def kernel(gramian: None, state: SLAWState, losses: Losses, present: Present) -> tuple[Weights, SLAWState]:
-        step = state.step + 1
+        step = optax.safe_increment(state.step)
         share = jnp.maximum(1 / step.astype(losses.dtype), 1 - beta)
         change = losses - state.mean
         mean = state.mean + share * change

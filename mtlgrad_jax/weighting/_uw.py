@@ -14,6 +14,8 @@ from mtlgrad_jax._checks import Number, check_count, check_number
 from mtlgrad_jax._tasks import accumulator_dtype
 from mtlgrad_jax.weighting._base import Losses, Present, Weighting, Weights, from_kernel
 
+_MOST = 100  # times its optimum that a weighted loss counts
+
 
 class UWState(NamedTuple):
     """State of uw."""
@@ -27,7 +29,9 @@ def uw(num_tasks: int, optimizer: optax.GradientTransformation | None = None, in
 
     .. math:: \min_{\theta, s} \sum_i \tfrac12 e^{-s_i} l_i + \tfrac12 s_i, \qquad w_i = \tfrac12 e^{-s_i}
 
-    The step uses the weights from before its own update of s.
+    The step uses the weights from before its own update of s. In that update :math:`e^{-s_i} l_i`, 1 at the optimum,
+    counts as at most 100, so that no optimizer remembers it for long, and :math:`e^{-s_i}` never exceeds the root of
+    the dtype's largest number.
 
     Args:
       num_tasks: K.
@@ -53,10 +57,10 @@ def uw(num_tasks: int, optimizer: optax.GradientTransformation | None = None, in
         return UWState(s, jax.vmap(inner.init)(s))
 
     def kernel(gramian: None, state: UWState, losses: Losses, present: Present) -> tuple[Weights, UWState]:
-        precision = jnp.exp(-state.log_variance)
-        steps, optimizer_state = jax.vmap(inner.update)(
-            (1 - precision * losses) / 2, state.optimizer, state.log_variance
-        )
-        return precision / 2, UWState(optax.apply_updates(state.log_variance, steps), optimizer_state)
+        s = jnp.maximum(state.log_variance, -jnp.log(jnp.finfo(losses.dtype).max) / 2)
+        precision = jnp.exp(-s)
+        slope = (1 - jnp.clip(precision * losses, -_MOST, _MOST)) / 2
+        steps, optimizer_state = jax.vmap(inner.update)(slope, state.optimizer, s)
+        return precision / 2, UWState(optax.apply_updates(s, steps), optimizer_state)
 
     return from_kernel(kernel, start, needs=("losses",), num_tasks=num_tasks)

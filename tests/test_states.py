@@ -1,0 +1,275 @@
+"""What a method keeps, over long and wild runs: finite, on its simplex, never below zero, and free to be donated."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from families import stack
+from harness import P, flat, make, tree, zeros
+
+import mtlgrad_jax as mtl
+from mtlgrad_jax._registry import METHODS, ROWS
+from mtlgrad_jax._step import BIASED, FAILED, NONFINITE, SOLVED
+
+K = 3
+G, ONES, EVERYONE = jnp.asarray(stack("normal", K, P), jnp.float32), jnp.ones(K), jnp.ones(K, bool)
+STATEFUL = [row.name for row in METHODS if row.state != "none"] + ["smoothed", "update_every", "with_metrics"]
+
+
+def all_finite(tree):
+    leaves = [leaf for leaf in jax.tree.leaves(tree) if jnp.issubdtype(leaf.dtype, jnp.floating)]
+    return jnp.stack([jnp.isfinite(leaf).all() for leaf in leaves]).all()
+
+
+def results(state):
+    infos = jax.tree.leaves(state, is_leaf=lambda node: hasattr(node, "fallbacks"))
+    return jnp.stack([node.result for node in infos if hasattr(node, "fallbacks")])
+
+
+def scan(tx, state, grads, losses):
+    """The last state; for every step the update, whether it and the state are finite, and the result codes."""
+
+    def step(state, now):
+        update, state = tx.update(tree(now[0]), state, zeros(), losses=now[1])
+        return state, (flat(update), all_finite((update, state)), results(state))
+
+    return jax.lax.scan(step, state, (grads, losses))
+
+
+WILD, CALM = 120, 3000
+SIZES = np.asarray([0, 1e-18, 1e-9, 1, 1e9, 1e18])
+LOSSES = np.asarray([0, 1e-30, 1e-3, 1, 1e3, 1e30])
+
+
+def episodes():
+    """Losses and lengths of gradients, (WILD, K) each; the first is calm."""
+    rng, ones = np.random.default_rng(0), np.ones((WILD, K))
+    turns = np.where(np.arange(WILD)[:, None] % 2, [[0, 1, 0]], [[1, 0, 1]])
+    yield ones, ones
+    yield np.where(np.arange(WILD)[:, None] == 0, [[1e-30, 1, 1]], [[1e9, 1, 1]]), ones
+    yield np.where(turns, 1e30, 1e-30), np.where(turns, 1e18, 1e-18)
+    yield np.where(turns, 1e-30, 1e30), np.where(turns, 1e18, 1e-18)
+    yield np.where(turns, -1e30, 1e30), np.where(turns, 1e9, 1)
+    yield 0 * ones, 0 * ones
+    yield rng.choice(LOSSES, size=(WILD, K)), rng.choice(SIZES, size=(WILD, K))
+
+
+@pytest.mark.parametrize("name", STATEFUL)
+def test_states_stay_finite_and_recover(name):
+    """Whatever finite losses and gradients came before: calm steps are solved again, with updates as long as ever."""
+    tx = make(name, K)
+    run = jax.jit(lambda *steps: scan(tx, tx.init(zeros()), *steps)[1])
+    unit, calm = G / jnp.linalg.norm(G, axis=1, keepdims=True), jnp.asarray([1.0, 2.0, 4.0])
+    last = []
+    for losses, sizes in episodes():
+        rows = jnp.concatenate([jnp.asarray(sizes, jnp.float32), jnp.broadcast_to(calm, (CALM, K))])
+        given = jnp.concatenate([jnp.asarray(losses, jnp.float32), jnp.ones((CALM, K))])
+        updates, finite, codes = run(rows[:, :, None] * unit, given)
+        assert finite.all(), np.flatnonzero(~np.asarray(finite))
+        assert np.isin(codes[-50:], (SOLVED, BIASED)).all()
+        last.append(np.linalg.norm(updates[-1]))
+    assert 0 < min(last) <= max(last) < 100 * last[0] < 1e4 * min(last), last
+
+
+@pytest.mark.parametrize("kind", ["weighting", "rule"])
+def test_a_state_that_would_not_be_finite_is_kept_and_counted(kind):
+    """The mean takes its step; what absent tasks would have been given does not matter."""
+
+    def kernel(gramian, state, losses, present):
+        return jnp.full(K, 2.0), {"log": state["log"] + jnp.log(losses), "count": state["count"] + 1}
+
+    def rule(task_grads, state, losses, present):
+        weights, state = kernel(None, state, losses, present)
+        return mtl.stacks.combine(jnp.where(present, weights, 0), task_grads), state
+
+    def start(_):
+        return {"log": jnp.zeros(K), "count": jnp.zeros(())}
+
+    if kind == "rule":
+        tx = mtl.from_rule(rule, start, needs=("losses",), num_tasks=K)
+    else:
+        tx = mtl.from_weighting(mtl.weighting.from_kernel(kernel, start, needs=("losses",), num_tasks=K))
+    step = jax.jit(lambda state, losses, present: tx.update(tree(G), state, losses=losses, task_mask=present))
+    state, all_losses = tx.init(zeros()), [ONES, 2 * ONES.at[1].set(0), 2 * ONES]
+    updates = []
+    for losses in all_losses:
+        update, state = step(state, losses, EVERYONE)
+        updates.append(flat(update))
+        assert int(state.info.fallbacks) == (len(updates) > 1)
+        assert int(state.info.result) == (FAILED if len(updates) == 2 else SOLVED)
+    np.testing.assert_allclose(updates, np.sum([2 * G, G / K, 2 * G], axis=1), rtol=1e-5)
+    np.testing.assert_allclose(state.method["log"], np.log(2 * ONES), rtol=1e-6)
+    assert state.method["count"] == 2
+    _, state = step(state, ONES.at[1].set(0), EVERYONE.at[1].set(False))
+    assert int(state.info.result) == SOLVED
+    assert state.method["count"] == 3
+
+
+@pytest.mark.parametrize("loss", [0.0, 1e-30, -1.0])
+def test_uw_comes_back_as_fast_as_it_went(loss):
+    """Losses that are nothing, or ask for a weight without end, for 2600 steps, then as many of loss one."""
+    tx = mtl.uw(num_tasks=K)
+
+    @jax.jit
+    def weights(losses):
+        _, (updates, finite, _) = scan(tx, tx.init(zeros()), jnp.broadcast_to(jnp.eye(K, P), (5200, K, P)), losses)
+        return updates[:, :K], finite
+
+    away = jnp.full((2600, K), loss).at[:, 0].set(1.0)
+    found, finite = weights(jnp.concatenate([away, jnp.ones((2600, K))]))
+    assert finite.all()
+    assert (found[2599, 1:] > 1e18).all()
+    np.testing.assert_allclose(found[:, 0], 0.5)
+    assert ((found[-1] > 0.25) & (found[-1] < 2)).all()
+
+
+def test_gradnorm_at_losses_far_apart():
+    """A loss 1e39 times its first one has all of the rate: its weight falls to none, and the sum stays K."""
+    tx = mtl.gradnorm(num_tasks=2, learning_rate=0.1)
+    losses = jnp.asarray([[1e-30, 1], *[[1e9, 1]] * 20])
+    grads = jnp.broadcast_to(jnp.eye(2, P), (21, 2, P))
+    state, (updates, finite, _) = scan(tx, tx.init(zeros()), grads, losses)
+    assert finite.all()
+    np.testing.assert_allclose(updates[:, :2].sum(axis=1), 2, rtol=1e-6)
+    assert updates[-1, 0] > 1.5  # a slow task gets more weight
+    assert np.isfinite(state.method.weights).all()
+
+
+def test_rotograd_scale_at_norms_far_apart():
+    """A gradient 1e33 times its first one has all of the weight in the common length."""
+    tx = mtl.rotograd_scale(num_tasks=2)
+    rows = jnp.asarray([[[1e-18], [1.0]], [[1e15], [1.0]]]) * jnp.eye(2, P)
+    _, (updates, _, codes) = scan(tx, tx.init(zeros()), rows, jnp.ones((2, 2)))
+    assert (codes == SOLVED).all()
+    np.testing.assert_allclose(updates[1, :2], [1e15, 1e15], rtol=1e-6)
+
+
+LOUD = jnp.asarray([[[1e-15, -1e-16], [-1e14, 1e15]], [[1e10, 0], [0, 1]], *[[[1, 0.5], [-0.5, 1]]] * 4])
+WRAP = {
+    "smoothed": lambda m: mtl.smoothed(m, num_tasks=2),
+    "update_every": lambda m: mtl.update_every(m, num_tasks=2, k=3),
+    "metrics(smoothed)": lambda m: mtl.with_metrics(mtl.smoothed(m, num_tasks=2), num_tasks=2),
+    "non_conflicting(update_every)": lambda m: mtl.non_conflicting(mtl.update_every(m, num_tasks=2, k=3)),
+}
+INSIDE = ("avgnorm", "pcgrad", "gradvac", "conflict_free", "rotograd_scale", "emtl", "fairgrad")
+MEETINGS = [("stacked", "smoothed", name) for name in INSIDE] + [("stacked", wrapper, "avgnorm") for wrapper in WRAP][
+    1:
+]
+MEETINGS += [("matrix-free", wrapper, "avgnorm") for wrapper in ("smoothed", "non_conflicting(update_every)")]
+
+
+@pytest.mark.parametrize(("route", "wrapper", "name"), MEETINGS)
+def test_weights_that_meet_gradients_of_another_scale(route, wrapper, name):
+    """Averages and held weights of one scale: an update is finite, or zero and counted, and the next is as ever."""
+    if route == "matrix-free":
+        weighting = WRAP[wrapper](ROWS[name].weighting(**ROWS[name].kwargs(2)))
+        update = mtl.balanced_value_and_grad(lambda w, G, losses: G @ w + losses, weighting)
+        start, call = weighting.init(2), lambda G, s: update(jnp.zeros(2), s, G, jnp.ones(2))[1:]
+    else:
+        tx = WRAP[wrapper](make(name, 2))
+        start, call = tx.init(jnp.zeros(2)), lambda G, s: tx.update(G, s, losses=jnp.ones(2))
+
+    def step(state, grads):
+        update, state = call(grads, state)
+        return state, (update, results(state))
+
+    _, (updates, codes) = jax.jit(lambda: jax.lax.scan(step, start, LOUD))()
+    assert np.isfinite(updates).all()
+    for update, code in zip(updates, codes, strict=True):
+        assert update.any() or (code == NONFINITE).all()
+    assert (codes[2:] == SOLVED).all()
+
+
+def test_a_sum_that_only_the_gradients_dtype_overflows():
+    """Under x64 the Gramian of float32 gradients is finite up to their largest number."""
+    with jax.enable_x64(True):
+        tx, grads = mtl.avgnorm(), jnp.full((2, 1), 3e38, jnp.float32)
+        update, state = tx.update(grads, tx.init(grads[0]))
+        assert int(state.info.result) == NONFINITE
+        assert not update.any()
+
+
+def test_weights_may_be_zero():
+    """conflict_free stands still where unit gradients cancel: such weights are averaged and held as any others."""
+    apart, opposite = jnp.eye(2), jnp.asarray([[1.0, 0], [-1, 0]])
+    tx = mtl.smoothed(mtl.conflict_free(), num_tasks=2, decay=0.9)
+    _, state = tx.update(apart, tx.init(jnp.zeros(2)))
+    first = state.weights
+    assert (first > 0.5).all()
+    _, state = tx.update(opposite, state)
+    np.testing.assert_allclose(state.weights, 0.9 * first, rtol=1e-6)
+    tx = mtl.update_every(mtl.conflict_free(), num_tasks=2, k=2)
+    state, steps = tx.init(jnp.zeros(2)), []
+    for grads in (opposite, apart, apart):
+        update, state = tx.update(grads, state)
+        steps.append(bool(update.any()))
+    assert steps == [False, False, True]
+
+
+STEPS = 20_000
+
+
+@pytest.mark.parametrize(("name", "whole"), [("modo", 1), ("sdmgrad", 1), ("gradnorm", 3)])
+def test_weights_keep_their_sum_under_masks(name, whole):
+    """For ever, and to rounding: none below zero, those of absent tasks bit by bit as they were."""
+    tx = make(name, K, **({"num_steps": 2} if name == "sdmgrad" else {}))
+
+    def step(state, now):
+        present, losses, grads = now
+        _, after = tx.update(grads, state, losses=losses, task_mask=present)
+        old, new = state.method.weights, after.method.weights
+        return after, (new.sum(), new.min(), jnp.any(~present & (new != old)))
+
+    rng = np.random.default_rng(0)
+    present = rng.uniform(size=(STEPS, K)) < 0.5
+    losses = rng.uniform(0.1, 3, size=(STEPS, K)).astype(np.float32)
+    grads = (rng.normal(size=(STEPS, K, 2)) * [[0.1], [1], [10]]).astype(np.float32)
+    grads[:100] = [[0.0, 0], [10, 0], [0, 10]]  # the first task takes it all,
+    present[:110, 0] = np.arange(110) < 50  # and is absent
+    _, (total, least, moved) = jax.jit(lambda *now: jax.lax.scan(step, tx.init(jnp.zeros(2)), now))(
+        present, losses, grads
+    )
+    assert np.abs(total - whole).max() < 4 * K * whole * np.finfo(np.float32).eps
+    assert least.min() >= 0
+    assert not moved.any()
+
+
+COUNTING = [*STATEFUL, "skip_nonfinite_tasks"]
+
+
+@pytest.mark.parametrize("name", COUNTING)
+def test_counts_do_not_wrap(name):
+    """After 2^31 steps: no count is below zero, and the step goes on as before."""
+    tx = make(name, K)
+    most = jnp.iinfo(jnp.int32).max
+    state = jax.tree.map(lambda leaf: jnp.full_like(leaf, most) if leaf.dtype == jnp.int32 else leaf, tx.init(zeros()))
+    assert any(leaf.dtype == jnp.int32 for leaf in jax.tree.leaves(state))
+    for grads in (G, G.at[1].set(jnp.nan)):
+        update, state = tx.update(tree(grads), state, zeros(), losses=ONES)
+        assert all_finite((update, state))
+        assert flat(update).any() == jnp.isfinite(grads).all() or name == "skip_nonfinite_tasks"
+        assert all((leaf >= 0).all() for leaf in jax.tree.leaves(state) if leaf.dtype == jnp.int32)
+
+
+DONATED = {
+    "uw": lambda inner: mtl.uw(K, inner),
+    "update_every": lambda inner: mtl.update_every(mtl.uw(K, inner), K, 2),
+    "per_task": lambda inner: optax.chain(mtl.per_task(inner, K), mtl.mean()),
+    "partition": lambda inner: mtl.partition({True: optax.chain(mtl.mean(), inner)}, lambda path: True),
+    "skip_nonfinite_tasks": lambda inner: mtl.skip_nonfinite_tasks(optax.chain(mtl.mean(), inner)),
+}
+
+
+@pytest.mark.parametrize("name", DONATED)
+def test_a_state_shares_no_array(name):
+    """Optimizers that keep the parameters they start from: state and parameters are donated together."""
+    tx, params = DONATED[name](optax.contrib.prodigy()), jax.tree.map(lambda leaf: leaf + 1, zeros())
+
+    def step(params, state):
+        update, state = tx.update(tree(G), state, params, losses=ONES)
+        return optax.apply_updates(params, update), state
+
+    assert all_finite(jax.jit(step, donate_argnums=(0, 1))(params, tx.init(params)))
+    weighting = mtl.weighting.uw(K, optax.contrib.prodigy())
+    jax.jit(lambda s: weighting.update(None, s, losses=ONES), donate_argnums=0)(weighting.init())
