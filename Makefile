@@ -5,7 +5,7 @@ DATA := .cache/data
 INSTALLED := $(VENV)/.installed
 ARGS ?=
 
-.PHONY: demo toy fs_mtl test peers bench cost lint clean
+.PHONY: demo toy fs_mtl test peers stress bench cost lint clean
 
 demo: $(INSTALLED)  ## train a two-task network on MultiMNIST and compare methods
 	$(BIN)/python -m benchmarks.multimnist $(ARGS)
@@ -22,6 +22,9 @@ test: lint  ## the whole suite
 
 peers: $(VENV)/.peers  ## the methods beside TorchJD and the formulas of others
 	$(BIN)/python -m pytest tests/peers $(ARGS)
+
+stress: $(INSTALLED)  ## every solver on very many Gramians, each judged by an optimality certificate
+	$(BIN)/python tests/stress.py $(ARGS)
 
 bench: $(VENV)/.peers  ## solver times beside TorchJD's
 	$(BIN)/python -m benchmarks.solvers $(ARGS)

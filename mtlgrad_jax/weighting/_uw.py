@@ -14,7 +14,7 @@ from mtlgrad_jax._checks import Number, check_count, check_number
 from mtlgrad_jax._tasks import accumulator_dtype
 from mtlgrad_jax.weighting._base import Losses, Present, Weighting, Weights, from_kernel
 
-_MOST = 100  # times its optimum that a weighted loss counts
+_MOST = 1e4  # times its optimum that a weighted loss counts
 
 
 class UWState(NamedTuple):
@@ -30,7 +30,7 @@ def uw(num_tasks: int, optimizer: optax.GradientTransformation | None = None, in
     .. math:: \min_{\theta, s} \sum_i \tfrac12 e^{-s_i} l_i + \tfrac12 s_i, \qquad w_i = \tfrac12 e^{-s_i}
 
     The step uses the weights from before its own update of s. In that update :math:`e^{-s_i} l_i`, 1 at the optimum,
-    counts as at most 100, so that no optimizer remembers it for long, and :math:`e^{-s_i}` never exceeds the root of
+    counts as at most 1e4, so that no optimizer remembers it for ever, and :math:`e^{-s_i}` never exceeds the root of
     the dtype's largest number.
 
     Args:
