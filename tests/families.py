@@ -211,7 +211,9 @@ def gramian(G, dtype):
     """The Gramian as a solver gets it: cast, and with subnormal numbers flushed to zero, as XLA does."""
     M = (G @ G.T).astype(dtype)
     assert np.isfinite(M).all()
-    return np.where(abs(M) < np.finfo(dtype).tiny, 0, M).astype(dtype)
+    M = np.where(abs(M) < np.finfo(dtype).tiny, 0, M).astype(dtype)
+    rows = np.diag(M) > 0
+    return np.where(rows & rows[:, None], M, 0).astype(dtype)
 
 
 def within_contract(M):
