@@ -14,7 +14,8 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int, PyTree
 
-from mtlgrad_jax._checks import Number, check_count, check_number
+from mtlgrad_jax._checks import Number, check_count, check_function, check_number
+from mtlgrad_jax._control import cond
 from mtlgrad_jax._tasks import accumulator_dtype
 
 
@@ -81,6 +82,7 @@ def gen_learning_rate(
         if params is None or value_fn is None:
             missing = "params" if params is None else "value_fn"
             raise ValueError(f"`{missing}` must be given. Write update(grads, state, params, value_fn=loss_of_params).")
+        check_function("value_fn", value_fn)
 
         def fitted() -> GenLearningRateState:
             eta = state.learning_rate
@@ -99,7 +101,7 @@ def gen_learning_rate(
             )
 
         step = optax.safe_increment(state.step)
-        state = jax.lax.cond(step % every == 0, fitted, lambda: state)._replace(step=step)
+        state = cond(step % every == 0, fitted, lambda: state)._replace(step=step)
         return _scaled(-state.learning_rate, updates), state
 
     return optax.GradientTransformationExtraArgs(init, update)
