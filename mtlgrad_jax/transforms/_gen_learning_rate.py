@@ -84,13 +84,16 @@ def gen_learning_rate(
             raise ValueError(f"`{missing}` must be given. Write update(grads, state, params, value_fn=loss_of_params).")
         check_function("value_fn", value_fn)
 
+        def loss_at(params: PyTree) -> Float[Array, ""]:
+            return _scalar("value_fn", value_fn(params))
+
+        jax.eval_shape(loss_at, params)  # raises in the first step, not in the first that fits
+        known = None if value is None else _scalar("value", value)
+
         def fitted() -> GenLearningRateState:
             eta = state.learning_rate
-            ahead, behind = (
-                _scalar("value_fn", value_fn(optax.apply_updates(params, _scaled(factor * eta, updates))))
-                for factor in (-1, 1)
-            )
-            here = _scalar("value_fn", value_fn(params)) if value is None else _scalar("value", value)
+            ahead, behind = (loss_at(optax.apply_updates(params, _scaled(factor * eta, updates))) for factor in (-1, 1))
+            here = loss_at(params) if known is None else known
             slope, curvature = behind - ahead, (ahead - here) + (behind - here)
             accept = (slope > 0) & (curvature > 0) & jnp.isfinite(slope) & jnp.isfinite(curvature)
             factor = jnp.clip(slope / jnp.where(accept, 2 * curvature, 1), 0.5, 2)
