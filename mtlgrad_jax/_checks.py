@@ -21,34 +21,50 @@ def check_number(
     above: float | None = None,
     below: float | None = None,
 ) -> None:
-    """Raise a ValueError unless `value` is one number, in the given range if it is not traced."""
+    """Raise a ValueError unless `value` is one real number, finite and in the given range if it is not traced."""
     if getattr(value, "ndim", 0):
         raise ValueError(f"`{name}` must be a number, got an array of shape {value.shape}.")
     if isinstance(value, jax.core.Tracer):
         return
-    if not isinstance(value, (int, float)) and not (
-        hasattr(value, "dtype") and jnp.issubdtype(value.dtype, jnp.number)
-    ):
+    if not _is_real(value):
         raise ValueError(f"`{name}` must be a number, got {name}={value!r}.")
+    dtype, number = jnp.result_type(float), value if isinstance(value, int) else float(value)
+    if not abs(number) <= float(jnp.finfo(dtype).max):
+        raise ValueError(f"`{name}` must be a finite {dtype}, got {name}={value}.")
     for bound, ok, sign in (
-        (at_least, at_least is None or np.all(value >= at_least), ">="),
-        (at_most, at_most is None or np.all(value <= at_most), "<="),
-        (above, above is None or np.all(value > above), ">"),
-        (below, below is None or np.all(value < below), "<"),
+        (at_least, at_least is None or number >= at_least, ">="),
+        (at_most, at_most is None or number <= at_most, "<="),
+        (above, above is None or number > above, ">"),
+        (below, below is None or number < below, "<"),
     ):
         if not ok:
             raise ValueError(f"`{name}` must be {sign} {bound:g}, got {name}={value}.")
 
 
-def check_numbers(name: str, values: Any, *, optional: bool = False, at_least: float | None = None) -> None:
-    """Raise a ValueError unless a per-task argument holds numbers in the given range, or may be None and is."""
-    leaves = jax.tree.leaves(values)
-    if not leaves and not (optional and values is None):
+def _is_real(value: Any) -> bool:
+    if isinstance(value, (np.generic, np.ndarray, jax.Array)):
+        return jnp.issubdtype(value.dtype, jnp.integer) or jnp.issubdtype(value.dtype, jnp.floating)
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def check_numbers(
+    name: str, values: Any, *, optional: bool = False, nonzero: bool = False, **bounds: float | None
+) -> None:
+    """Raise a ValueError unless a per-task argument holds numbers in the given range, or may be None and is.
+
+    With `nonzero`, not all of them may be zero.
+    """
+    if optional and values is None:
+        return
+    leaves = jax.tree.leaves(values, is_leaf=lambda node: node is None)
+    if not leaves:
         raise ValueError(f"`{name}` must hold a number for every task, got {name}={values!r}.")
-    for value in leaves:
-        if not isinstance(value, jax.core.Tracer):
-            for number in np.ravel(value):
-                check_number(name, number, at_least=at_least)
+    known = [leaf for leaf in leaves if not isinstance(leaf, jax.core.Tracer)]
+    for leaf in known:
+        for number in np.ravel(leaf):
+            check_number(name, number, **bounds)
+    if nonzero and len(known) == len(leaves) and not any(map(np.any, known)):
+        raise ValueError(f"`{name}` must be nonzero for some task, got {name}={values!r}.")
 
 
 def check_count(name: str, value: Any, *, at_least: int) -> None:
@@ -61,9 +77,21 @@ def check_count(name: str, value: Any, *, at_least: int) -> None:
     check_number(name, value, at_least=at_least)
 
 
+def check_flag(name: str, value: Any) -> None:
+    """Raise a ValueError unless `value` is a static bool."""
+    if not isinstance(value, (bool, np.bool_)):
+        raise ValueError(f"`{name}` must be True or False, got {name}={value!r}.")
+
+
+def check_function(name: str, value: Any) -> None:
+    """Raise a ValueError unless `value` can be called."""
+    if not callable(value):
+        raise ValueError(f"`{name}` must be a function, got {name}={value!r}.")
+
+
 def check_choice(name: str, value: Any, choices: Sequence[str]) -> None:
     """Raise a ValueError unless `value` is one of `choices`."""
-    if value not in choices:
+    if not isinstance(value, str) or value not in choices:
         listed = ", ".join(map(repr, choices))
         raise ValueError(f"`{name}` must be one of {listed}, got {name}={value!r}.")
 

@@ -4,7 +4,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, PyTree
+
+from mtlgrad_jax._checks import check_count
 
 
 def accumulator_dtype() -> jnp.dtype:
@@ -21,8 +24,7 @@ def task_names(values: PyTree) -> Any:
         return None
     if isinstance(values, (list, tuple)) and not hasattr(values, "_fields"):
         return FLAT
-    treedef = jax.tree.structure(values)
-    return FLAT if jax.tree_util.treedef_is_leaf(treedef) else treedef
+    return FLAT if jax.tree_util.all_leaves([values]) else jax.tree.structure(values)
 
 
 def _same(names: Any, others: Any) -> bool:
@@ -55,6 +57,8 @@ def task_vector(name: str, values: PyTree, *, num_tasks: int | None = None, name
     if vector.ndim != 1 or (num_tasks is not None and vector.shape[0] != num_tasks):
         expected = "(K,)" if num_tasks is None else f"({num_tasks},)"
         raise ValueError(f"`{name}` must have shape {expected}, one entry per task, got shape {vector.shape}.")
+    if jnp.issubdtype(vector.dtype, jnp.complexfloating):
+        raise ValueError(f"`{name}` must be real, got dtype {vector.dtype}.")
     return vector
 
 
@@ -62,10 +66,15 @@ def present_tasks(task_mask: PyTree, num_tasks: int, losses: PyTree = None) -> B
     """Return which tasks are present: `task_mask` as (K,) bool, all of them for None."""
     if task_mask is None:
         return jnp.ones((num_tasks,), bool)
-    mask = task_vector("task_mask", task_mask, num_tasks=num_tasks, names=task_names(losses))
-    if mask.dtype != bool:
-        raise ValueError(f"`task_mask` must be bool, got dtype {mask.dtype}. Write task_mask=mask != 0.")
-    return mask
+    return task_flags("task_mask", task_mask, num_tasks=num_tasks, names=task_names(losses))
+
+
+def task_flags(name: str, values: PyTree, *, num_tasks: int | None = None, names: Any = None) -> Bool[Array, " K"]:
+    """Flatten a per-task argument of flags to (K,) bool, as `task_vector` does."""
+    flags = task_vector(name, values, num_tasks=num_tasks, names=names)
+    if flags.dtype != bool:
+        raise ValueError(f"`{name}` must be bool, got dtype {flags.dtype}. Write {name}=mask != 0.")
+    return flags
 
 
 def unstack(values: Array, like: PyTree) -> PyTree:
@@ -83,9 +92,13 @@ def unstack(values: Array, like: PyTree) -> PyTree:
       >>> mtl.unstack(jnp.asarray([1.0, 2.0]), like={"seg": 0.0, "depth": 0.0})
       {'depth': Array(1., dtype=float32), 'seg': Array(2., dtype=float32)}
     """
+    if not isinstance(values, (jax.Array, np.ndarray)) or not values.ndim:
+        raise ValueError(f"`values` must be an array, one row per task, got values={values!r}.")
     is_array = task_names(like) is FLAT and not isinstance(like, (list, tuple))
     treedef: Any = jax.tree.structure(like)
-    K = len(like) if is_array else treedef.num_leaves
+    K = next(iter(jnp.shape(like)), 0) if is_array else treedef.num_leaves
+    if not K:
+        raise ValueError(f"`like` must have a task at least, as losses have, got like={like!r}.")
     if len(values) != K:
         raise ValueError(f"`values` must have one row per task of `like`, {K}, got {len(values)}.")
     if is_array:
@@ -95,6 +108,8 @@ def unstack(values: Array, like: PyTree) -> PyTree:
 
 def agree_num_tasks(own: int | None, given: int | None) -> int | None:
     """Return the number of tasks on which construction and init agree."""
+    if given is not None:
+        check_count("num_tasks", given, at_least=1)
     if own is not None and given is not None and own != given:
         raise ValueError(f"`num_tasks` must be the one given at construction, {own}, got num_tasks={given}.")
     return given if own is None else own

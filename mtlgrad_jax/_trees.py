@@ -13,14 +13,18 @@ Labels = Any | Callable[[Any], Hashable]
 
 def label_leaves(labels: Labels, tree: PyTree, name: str) -> list[Any]:
     """Return one label per leaf, from a tree of labels or a function of the leaf's path."""
-    paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(tree)]
     if callable(labels):
-        return [labels(path) for path in paths]
-    given: Any = jax.tree.structure(labels)
-    expected: Any = jax.tree.structure(tree)
-    if given != expected:
-        raise ValueError(f"`{name}` must have the structure of params, {expected}, got {given}.")
-    return jax.tree.leaves(labels)
+        found = [labels(path) for path, _ in jax.tree_util.tree_leaves_with_path(tree)]
+    else:
+        given: Any = jax.tree.structure(labels)
+        expected: Any = jax.tree.structure(tree)
+        if given != expected:
+            raise ValueError(f"`{name}` must have the structure of params, {expected}, got {given}.")
+        found = jax.tree.leaves(labels)
+    for label in found:
+        if not isinstance(label, Hashable):
+            raise ValueError(f"`{name}` must give labels that can be keys of a dict, got {label!r}.")
+    return found
 
 
 def flag_leaves(flags: Any, tree: PyTree, name: str) -> list[bool]:

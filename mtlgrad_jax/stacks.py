@@ -16,7 +16,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool, Float, PyTree
 
 from mtlgrad_jax._checks import leaf_name
-from mtlgrad_jax._tasks import accumulator_dtype
+from mtlgrad_jax._tasks import accumulator_dtype, present_tasks, task_flags, task_vector
 
 _BLOCK = 8192  # columns of a block that stays in cache on CPU
 _UNROLLED_ROWS = 16  # rows of a weighted sum that one fused loop adds up
@@ -24,24 +24,25 @@ _UNROLLED_ROWS = 16  # rows of a weighted sum that one fused loop adds up
 AxisName = str | Sequence[str] | None
 
 
-def num_tasks(task_grads: PyTree, params: PyTree | None = None) -> int:
+def num_tasks(task_grads: PyTree, params: PyTree | None = None, *, name: str = "task_grads") -> int:
     """Return K, the leading axis that all leaves of a stack share.
 
     Args:
       task_grads: the stack.
       params: where given, every leaf must have the shape (K, *parameter shape).
+      name: what errors call the stack.
 
     Raises:
       ValueError: a leaf has no leading axis, another K than the first leaf, or does not match its parameter.
     """
     leaves = jax.tree_util.tree_leaves_with_path(task_grads)
     if not leaves:
-        raise ValueError("`task_grads` must have at least one leaf, got an empty tree.")
+        raise ValueError(f"`{name}` must have at least one leaf, got an empty tree.")
     if params is not None:
         structure: Any = jax.tree.structure(task_grads)
         expected: Any = jax.tree.structure(params)
         if structure != expected:
-            raise ValueError(f"`task_grads` must have the structure of params, {expected}, got {structure}.")
+            raise ValueError(f"`{name}` must have the structure of params, {expected}, got {structure}.")
     shapes = [jnp.shape(p) for p in jax.tree.leaves(params)] if params is not None else [None] * len(leaves)
     K = None
     for (path, leaf), shape in zip(leaves, shapes, strict=True):
@@ -49,20 +50,20 @@ def num_tasks(task_grads: PyTree, params: PyTree | None = None) -> int:
         if not got or (shape is not None and got[1:] != shape):
             wanted = "(K, *parameter shape)" if shape is None else str(("K", *shape)).replace("'", "")
             raise ValueError(
-                f"`task_grads` must be stacked per-task gradients: {leaf_name(path)} has shape {got}, expected "
+                f"`{name}` must be stacked per-task gradients: {leaf_name(path)} has shape {got}, expected "
                 f"{wanted}. mtlgrad_jax.task_value_and_grad makes such a stack."
             )
         K = got[0] if K is None else K
         if got[0] != K:
             raise ValueError(
-                f"`task_grads` must have one leading axis of K tasks: {leaf_name(path)} has {got[0]} rows, "
+                f"`{name}` must have one leading axis of K tasks: {leaf_name(path)} has {got[0]} rows, "
                 f"{leaf_name(leaves[0][0])} has {K}."
             )
         if jnp.issubdtype(jnp.result_type(leaf), jnp.complexfloating):
-            raise ValueError(f"`task_grads` must be real: {leaf_name(path)} is complex; split it into its parts.")
+            raise ValueError(f"`{name}` must be real: {leaf_name(path)} is complex; split it into its parts.")
     assert K is not None
     if K == 0:
-        raise ValueError("`task_grads` must hold at least one task, got K=0.")
+        raise ValueError(f"`{name}` must hold at least one task, got K=0.")
     return K
 
 
@@ -81,9 +82,9 @@ def gramian(
       task_mask: tasks that are absent get a zero row and column.
       axis_name: inside shard_map, the mesh axes over which parameters are split; never a data axis.
     """
-    leaves = _floating(task_grads)
     K = num_tasks(task_grads)
-    present = jnp.ones((K,), bool) if task_mask is None else task_mask
+    present = present_tasks(task_mask, K)
+    leaves = _floating(task_grads)
     if not leaves:
         return jnp.zeros((K, K), accumulator_dtype())
 
@@ -107,7 +108,7 @@ def cross_gramian(first: PyTree, second: PyTree, *, axis_name: AxisName = None) 
       second: stack of L gradients over the same parameters.
       axis_name: as in `gramian`.
     """
-    K, L = num_tasks(first), num_tasks(second)
+    K, L = num_tasks(first, name="first"), num_tasks(second, name="second")
     check_like("second", second, first)
     pairs = [
         (jnp.asarray(a), jnp.asarray(b)) for a, b in zip(jax.tree.leaves(first), jax.tree.leaves(second), strict=True)
@@ -121,15 +122,19 @@ def cross_gramian(first: PyTree, second: PyTree, *, axis_name: AxisName = None) 
 
 def project(task_grads: PyTree, direction: PyTree, *, axis_name: AxisName = None) -> Float[Array, " K"]:
     """Return J d: the inner product of every task's gradient with one direction."""
-    return cross_gramian(task_grads, jax.tree.map(lambda leaf: leaf[None], direction), axis_name=axis_name)[:, 0]
+    num_tasks(task_grads)
+    row = jax.tree.map(lambda leaf: jnp.asarray(leaf)[None], direction)
+    check_like("direction", row, task_grads)
+    return cross_gramian(task_grads, row, axis_name=axis_name)[:, 0]
 
 
 @partial(jax.jit, static_argnames="axis_name")
 def task_norms(task_grads: PyTree, *, axis_name: AxisName = None) -> Float[Array, " K"]:
     """Return the Euclidean norm of every task's gradient, without overflow or underflow."""
+    K = num_tasks(task_grads)
     leaves = _floating(task_grads)
     if not leaves:
-        return jnp.zeros((num_tasks(task_grads),), accumulator_dtype())
+        return jnp.zeros((K,), accumulator_dtype())
 
     def total(scale: Array) -> Array:
         rows = [leaf.astype(scale.dtype) / _column(scale, leaf) for leaf in leaves]
@@ -140,7 +145,7 @@ def task_norms(task_grads: PyTree, *, axis_name: AxisName = None) -> Float[Array
         scale = jnp.where((largest > 0) & jnp.isfinite(largest), largest, 1)
         return jnp.sqrt(total(scale)) * scale
 
-    plain = total(jnp.ones((num_tasks(task_grads),), accumulator_dtype()))
+    plain = total(jnp.ones((K,), accumulator_dtype()))
     trusted, root = _representable(plain, leaves), jnp.sqrt(plain)
     # No row's last digit may depend on what stands in another one.
     return lax.cond(jnp.all(trusted), lambda: root, lambda: jnp.where(trusted, root, rescaled()))
@@ -152,9 +157,7 @@ def combine(weights: Float[Array, " L"], task_grads: PyTree) -> PyTree:
 
     A task of weight zero is left out, not multiplied: its row may hold NaN.
     """
-    K = num_tasks(task_grads) if jax.tree.leaves(task_grads) else len(weights)
-    if weights.shape != (K,):
-        raise ValueError(f"`weights` must have shape ({K},), one entry per task, got shape {weights.shape}.")
+    weights = task_vector("weights", weights, num_tasks=num_tasks(task_grads) if jax.tree.leaves(task_grads) else None)
     used = weights != 0
 
     def leaf_sum(leaf: Array) -> Array:
@@ -179,6 +182,9 @@ def combine(weights: Float[Array, " L"], task_grads: PyTree) -> PyTree:
 
 def mix(a: Float[Array, " K"], first: PyTree, b: Float[Array, " K"], second: PyTree) -> PyTree:
     """Return the stack of rows a_i x_i + b_i y_i of two stacks, in the dtypes of the first."""
+    K = num_tasks(first, name="first")
+    check_like("second", second, first, rows=True)
+    a, b = task_vector("a", a, num_tasks=K), task_vector("b", b, num_tasks=K)
 
     def leaf_mix(x: Array, y: Array) -> Array:
         if not jnp.issubdtype(x.dtype, jnp.floating):
@@ -191,6 +197,8 @@ def mix(a: Float[Array, " K"], first: PyTree, b: Float[Array, " K"], second: PyT
 def select(tasks: Bool[Array, " K"], stack: PyTree, other: PyTree = None) -> PyTree:
     """Return a stack whose rows come from one stack for some tasks, and from another, or are zero, for the rest."""
     other = jax.tree.map(jnp.zeros_like, stack) if other is None else other
+    check_like("other", other, stack, rows=True)
+    tasks = task_flags("tasks", tasks, num_tasks=num_tasks(stack, name="stack") if jax.tree.leaves(stack) else None)
     return jax.tree.map(lambda x, y: jnp.where(_column(tasks, x), x, y), stack, other)
 
 
@@ -211,8 +219,9 @@ def check_like(name: str, stack: PyTree, like: PyTree, *, rows: bool = False) ->
 
 def finite_tasks(task_grads: PyTree) -> Bool[Array, " K"]:
     """Return for every task whether all of its gradient is finite."""
+    K = num_tasks(task_grads)
     checks = [jnp.isfinite(leaf).all(axis=range(1, leaf.ndim)) for leaf in _floating(task_grads)]
-    return jnp.stack(checks).all(axis=0) if checks else jnp.ones((num_tasks(task_grads),), bool)
+    return jnp.stack(checks).all(axis=0) if checks else jnp.ones((K,), bool)
 
 
 def all_finite(tree: PyTree) -> Bool[Array, ""]:

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+import mtlgrad_jax as mtl
 from mtlgrad_jax._registry import METHODS, ROWS
 
 P = 7
@@ -72,3 +73,17 @@ def run(name, grads, losses=None, present=None, dtype=np.float32, **kwargs):
 def raises_naming(argument):
     """Match of an error in the one message shape: the argument, what was expected, what was got."""
     return re.compile(rf"^`{argument}` must .*", re.DOTALL)
+
+
+def losses_of(params, num_tasks=3):
+    """Losses of parameters with a leaf "w"."""
+    return jnp.arange(1.0, 1 + num_tasks) * jnp.sum(params["w"] ** 2)
+
+
+FUNCTIONS = {
+    "gen_learning_rate": {"value_fn": lambda params: jnp.sum(params["w"] ** 2)},
+    "fs_mtl": {"grad_fn": mtl.perturbed_task_grad(losses_of)},
+    "samo": {"losses_fn": losses_of, "grad_fn": mtl.perturbed_task_grad(losses_of)},
+}
+"""What some updates need besides losses."""
+UNSTACKED = ("gen_learning_rate", "samo")  # are fed ordinary gradients

@@ -5,6 +5,7 @@ import pathlib
 import pickle
 import subprocess
 import sys
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -12,12 +13,27 @@ import numpy as np
 import optax
 import pytest
 from families import stack
-from harness import EVERY, FIXED, PARAMS, P, flat, make, raises_naming, run, tree, zeros
+from harness import (
+    EVERY,
+    FIXED,
+    FUNCTIONS,
+    PARAMS,
+    UNSTACKED,
+    P,
+    flat,
+    losses_of,
+    make,
+    raises_naming,
+    run,
+    tree,
+    zeros,
+)
 from reference import pcgrad_outcomes
 
 import mtlgrad_jax as mtl
 from mtlgrad_jax._registry import METHODS, ROWS, WRAPPERS, describe, markdown_table
 from mtlgrad_jax._step import BIASED, SOLVED
+from mtlgrad_jax.transforms._fs_mtl import COPIES
 
 K = 3
 STEPS = 3
@@ -297,23 +313,45 @@ def test_wrong_number_of_tasks(name):
             ROWS[name].weighting(num_tasks=3).init(4)
 
 
-@pytest.mark.parametrize("name", EVERY)
+EAGER = FACTORIES | {row.name: (lambda row=row: row.factory(**row.kwargs(K))) for row in WRAPPERS}
+EAGER |= {f"fs_mtl({mode})": (lambda m=mode: mtl.fs_mtl(mtl.mgda(), mode=m, num_tasks=K)) for mode in COPIES}
+EAGER |= {
+    "gen_learning_rate(every=1)": lambda: mtl.gen_learning_rate(0.1, every=1),
+    "grouped(update_every)": lambda: mtl.grouped(mtl.update_every(mtl.mgda(), K, 2), str),
+}
+NINE = partial(losses_of, num_tasks=9)  # more than are unrolled
+MGDA = mtl.weighting.mgda()
+ORACLES = {
+    "named": mtl.task_value_and_grad(lambda params: dict(zip("abc", losses_of(params), strict=True))),
+    **{f"strategy={s}": mtl.task_value_and_grad(NINE, strategy=s) for s in ("vmap", "unrolled", 1, 2)},
+    **{f"sam, strategy={s}": mtl.sam_value_and_grad(NINE, strategy=s) for s in ("vmap", 2)},
+    **{f"gramian({rows})": lambda p, rows=rows: mtl.linearize(NINE, p).gramian(rows) for rows in (None, 2)},
+    "pushforward": lambda params: mtl.linearize(NINE, params).pushforward(params),
+    "balanced": lambda params: mtl.balanced_value_and_grad(NINE, MGDA)(params, MGDA.init()),
+}
+
+
+@pytest.mark.parametrize("name", [*EAGER, *ORACLES])
 def test_eager_steps_compile_once(name):
-    """Outside jit too: loops are compiled with the library, not with every call."""
+    """Outside jit too: loops and branches are compiled with the library, or run in Python, but not in every call."""
     compiled = []
 
     def listen(event, duration, **_):
         if event.endswith("backend_compile_duration"):
             compiled.append(event)
 
-    tx = FACTORIES[name]()
-    grads, losses, _ = arguments()
-    state = tx.init(zeros())
+    if name in EAGER:
+        tx, own = EAGER[name](), FUNCTIONS.get(name.split("(")[0], {})
+        grads, losses, _ = arguments()
+        grads = zeros() if name.split("(")[0] in UNSTACKED else grads
+        state, step = tx.init(zeros()), lambda state: tx.update(grads, state, zeros(), losses=losses, **own)[1]
+    else:
+        state, step = None, lambda _: ORACLES[name](zeros())
     for _ in range(2):
-        _, state = tx.update(grads, state, losses=losses)
+        state = step(state)
     jax.monitoring.register_event_duration_secs_listener(listen)
     try:
-        tx.update(grads, state, losses=losses)
+        step(state)
     finally:
         jax.monitoring.unregister_event_duration_listener(listen)
     assert not compiled

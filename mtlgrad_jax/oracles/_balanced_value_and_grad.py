@@ -6,7 +6,7 @@ from typing import Any
 from jaxtyping import Array, Float, PyTree
 
 from mtlgrad_jax.oracles._linearize import linearize
-from mtlgrad_jax.oracles._losses import Argnums
+from mtlgrad_jax.oracles._losses import Argnums, check_oracle
 from mtlgrad_jax.transforms._base import settle
 from mtlgrad_jax.weighting._base import Weighting
 
@@ -37,6 +37,7 @@ def balanced_value_and_grad(
       >>> gradient.tolist()  # Pareto stationary
       [0.0]
     """
+    check_oracle(losses_fn, argnums, has_aux)
     if not isinstance(weighting, Weighting):
         raise ValueError(
             f"`weighting` must be a Weighting such as mtlgrad_jax.weighting.cagrad(), got {type(weighting).__name__}. "

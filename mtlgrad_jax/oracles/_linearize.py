@@ -15,8 +15,9 @@ from jaxtyping import Array, Float, PyTree
 
 from mtlgrad_jax import stacks
 from mtlgrad_jax._checks import check_count
+from mtlgrad_jax._control import loop
 from mtlgrad_jax._tasks import accumulator_dtype, task_names, task_vector
-from mtlgrad_jax.oracles._losses import Argnums, Rest, at_leaf, bind, flatten_losses
+from mtlgrad_jax.oracles._losses import Argnums, Rest, at_leaf, bind, check_oracle, flatten_losses
 from mtlgrad_jax.oracles._task_value_and_grad import (
     UNROLLED_TASKS,
     Strategy,
@@ -79,10 +80,7 @@ class TaskJacobian:
         def column(unit: Array) -> Array:
             return self._push(self._pull(unit)).astype(unit.dtype)
 
-        if self.num_tasks <= UNROLLED_TASKS:
-            matrix = jnp.stack([column(unit) for unit in units])
-        else:
-            matrix = jax.lax.map(column, units)
+        matrix = loop(column, (units,), unrolled=self.num_tasks <= UNROLLED_TASKS)
         return (matrix + matrix.T) / 2
 
     def rows(self, strategy: Strategy = "vmap") -> PyTree:
@@ -104,9 +102,9 @@ class TaskJacobian:
 
         def against(first: Array) -> Array:
             mine = jax.vmap(self._pull)(first)
-            return jax.lax.map(lambda second: stacks.cross_gramian(mine, jax.vmap(self._pull)(second)), units)
+            return loop(lambda second: stacks.cross_gramian(mine, jax.vmap(self._pull)(second)), (units,))
 
-        matrix = jax.lax.map(against, units)  # (blocks, blocks, rows, rows)
+        matrix = loop(against, (units,))  # (blocks, blocks, rows, rows)
         matrix = matrix.transpose(0, 2, 1, 3).reshape(blocks * rows, blocks * rows)[:K, :K]
         return (matrix + matrix.T) / 2
 
@@ -153,6 +151,7 @@ def linearize(
       >>> jac.pullback(jnp.asarray([0.5, 0.5])).tolist()
       [2.5, 3.5]
     """
+    check_oracle(losses_fn, argnums, has_aux)
     function, floating, rest = bind(losses_fn, args, kwargs, argnums, has_aux)
     losses, vjp, aux = jax.vjp(function, floating, has_aux=True)
     return TaskJacobian(losses, aux, vjp, rest)

@@ -7,9 +7,18 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
-from mtlgrad_jax._checks import leaf_name
+from mtlgrad_jax._checks import check_flag, check_function, leaf_name
 
 Argnums = int | Sequence[int]
+
+
+def check_oracle(losses_fn: Any, argnums: Any, has_aux: Any) -> None:
+    """Raise a ValueError unless these are a function, positions of its arguments, and a flag."""
+    check_function("losses_fn", losses_fn)
+    check_flag("has_aux", has_aux)
+    positions = argnums if isinstance(argnums, (list, tuple)) else [argnums]
+    if not all(isinstance(i, int) and not isinstance(i, bool) for i in positions):
+        raise ValueError(f"`argnums` must be an int or a sequence of ints, got argnums={argnums!r}.")
 
 
 class Rest(NamedTuple):

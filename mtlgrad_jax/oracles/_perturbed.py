@@ -9,9 +9,9 @@ import numpy as np
 from jaxtyping import Array, PyTree
 
 from mtlgrad_jax import stacks
-from mtlgrad_jax._checks import Number, check_number
+from mtlgrad_jax._checks import Number, check_flag, check_number
 from mtlgrad_jax._trees import Labels, cut, flag_leaves, merge
-from mtlgrad_jax.oracles._losses import bind, flatten_losses, loss_of
+from mtlgrad_jax.oracles._losses import bind, check_oracle, flatten_losses, loss_of
 from mtlgrad_jax.oracles._task_value_and_grad import Strategy, check_strategy, each_task, task_value_and_grad
 
 
@@ -50,6 +50,7 @@ def sam_perturbation(
       [[0.3, 0.4], [0.0, 0.0]]
     """
     check_radii(rho_shared, rho_private)
+    check_flag("adaptive", adaptive)
     if is_shared is None and rho_private is not None:
         raise ValueError("`is_shared` must be given with rho_private: without it there is one radius for all.")
     stacks.num_tasks(task_grads, params)
@@ -111,6 +112,7 @@ def perturbed_task_grad(
       >>> f(jnp.asarray([1.0, 1.0]), jnp.asarray([[0.5, 0.0], [0.0, 1.0]])).tolist()
       [[3.0, 0.0], [0.0, 12.0]]
     """
+    check_oracle(losses_fn, 0, has_aux)
     check_strategy(strategy)
 
     def grad(params: PyTree, perturbations: PyTree, *args: Any, **kwargs: Any) -> PyTree:
@@ -168,6 +170,7 @@ def sam_value_and_grad(
       ([[2.0, 0.0], [0.0, 4.0]], [[3.0, 0.0], [0.0, 5.0]])
     """
     check_radii(rho_shared, rho_private)
+    check_flag("adaptive", adaptive)
     clean_fn = task_value_and_grad(losses_fn, has_aux=has_aux, strategy=strategy)
     perturbed_fn = perturbed_task_grad(losses_fn, has_aux=has_aux, strategy=strategy)
 

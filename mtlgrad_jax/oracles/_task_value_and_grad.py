@@ -8,7 +8,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
 from mtlgrad_jax._checks import check_choice, check_count
-from mtlgrad_jax.oracles._losses import Argnums, bind, flatten_losses
+from mtlgrad_jax._control import loop
+from mtlgrad_jax.oracles._losses import Argnums, bind, check_oracle, flatten_losses
 
 Strategy = Literal["auto", "vmap", "unrolled"] | int
 
@@ -47,6 +48,7 @@ def task_value_and_grad(
       >>> grads.tolist()  # depth, seg
       [[3.0, 3.0], [2.0, 4.0]]
     """
+    check_oracle(losses_fn, argnums, has_aux)
     check_strategy(strategy)
 
     def value_and_grad(*args: Any, **kwargs: Any) -> tuple[Any, PyTree]:
@@ -89,13 +91,9 @@ def like_losses(row: Array, losses: PyTree) -> PyTree:
 
 def each_task(row: Callable[..., Any], stacked: PyTree, strategy: Strategy) -> Any:
     """Return the stacked results of a function of every task's part of `stacked`, a tuple of its arguments."""
-    K = len(jax.tree.leaves(stacked)[0])
-    if is_unrolled(strategy, K):
-        rows = [row(*jax.tree.map(lambda leaf, i=i: leaf[i], stacked)) for i in range(K)]
-        return jax.tree.map(lambda *parts: jnp.stack(parts), *rows)
-    if isinstance(strategy, int):
-        return jax.lax.map(lambda own: row(*own), stacked, batch_size=None if strategy == 1 else strategy)
-    return jax.vmap(row)(*stacked)
+    if is_unrolled(strategy, len(jax.tree.leaves(stacked)[0])):
+        return loop(row, stacked, unrolled=True)
+    return loop(row, stacked, strategy) if isinstance(strategy, int) else jax.vmap(row)(*stacked)
 
 
 def is_unrolled(strategy: Strategy, num_tasks: int) -> bool:

@@ -10,11 +10,11 @@ import optax
 from jaxtyping import Array, Bool, PyTree
 
 from mtlgrad_jax import stacks
-from mtlgrad_jax._checks import leaf_name
+from mtlgrad_jax._checks import check_function, leaf_name
 from mtlgrad_jax._step import MethodState, first_info, guard_step, mark_skipped, was_skipped
 from mtlgrad_jax._tasks import accumulator_dtype, check_num_tasks, present_tasks, task_vector
 from mtlgrad_jax._trees import unaliased
-from mtlgrad_jax.weighting._base import Weighting, check_needs
+from mtlgrad_jax.weighting._base import Weighting, check_needs, check_parts
 
 P = ParamSpec("P")
 Rule = Callable[[PyTree, Any, Any, Bool[Array, " K"]], tuple[PyTree, Any]]
@@ -162,6 +162,7 @@ def from_rule(
       fewest: present tasks without which the gradient is their mean.
     """
     needs = check_needs(needs)
+    check_parts("rule", rule, init, num_tasks, fewest)
     method_name = rule.__qualname__.split(".")[0]
 
     def init_fn(params: PyTree) -> MethodState:
@@ -197,6 +198,7 @@ def from_rule(
 
 def lift(factory: Callable[P, Weighting]) -> Callable[P, TaskTransformation]:
     """Return the optax entry point of a weighting's factory: same name, arguments and documentation."""
+    check_function("factory", factory)
 
     def make(*args: P.args, **kwargs: P.kwargs) -> TaskTransformation:
         return from_weighting(factory(*args, **kwargs))

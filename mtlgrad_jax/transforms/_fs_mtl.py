@@ -15,7 +15,7 @@ import optax
 from jaxtyping import Array, PyTree
 
 from mtlgrad_jax import stacks
-from mtlgrad_jax._checks import Number, check_choice, check_count
+from mtlgrad_jax._checks import Number, check_choice, check_count, check_flag, check_function
 from mtlgrad_jax._tasks import check_num_tasks, present_tasks
 from mtlgrad_jax._trees import Labels, repeat_state
 from mtlgrad_jax.oracles._perturbed import check_radii, sam_perturbation
@@ -109,9 +109,11 @@ def fs_mtl(
     check_transformation(method)
     check_radii(rho_shared, rho_private)
     check_choice("mode", mode, tuple(COPIES))
+    check_flag("adaptive", adaptive)
+    check_flag("joint", joint)
     if joint and rho_private is not None:
         raise ValueError(f"`rho_private` must be None with joint=True, which has one radius, got {rho_private}.")
-    if mode == "each":
+    if mode == "each" or num_tasks is not None:
         check_count("num_tasks", num_tasks, at_least=1)
     aggregation = _aggregation(method, mode, num_tasks)
     split = aggregation if is_shared is None else own_heads(aggregation, is_shared, also=("clean_grads",))
@@ -131,6 +133,7 @@ def fs_mtl(
                 "clean_grads=grads), or update(grads, state, params, grad_fn=f)."
             )
         if grad_fn is not None:
+            check_function("grad_fn", grad_fn)
             if params is None:
                 raise ValueError("`params` must be given with grad_fn, which is called as grad_fn(params, e).")
             clean_grads = task_grads
@@ -198,7 +201,11 @@ def _pair(axis: int) -> Callable[[Array, Array], Array]:
 
 def _flat_part(perturbed_grads: PyTree, clean_grads: PyTree) -> PyTree:
     """Return the differences of two stacks, a row of zeros where it is rounding."""
-    flat = jax.tree.map(jnp.subtract, perturbed_grads, clean_grads)
+
+    def difference(perturbed: Array, clean: Array) -> Array:
+        return perturbed - clean if jnp.issubdtype(clean.dtype, jnp.floating) else clean
+
+    flat = jax.tree.map(difference, perturbed_grads, clean_grads)
     return stacks.select(~(stacks.task_norms(flat) <= _rounding(clean_grads)), flat)  # NaN is no rounding
 
 

@@ -14,7 +14,8 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int, PyTree
 
-from mtlgrad_jax._checks import Number, check_count, check_number
+from mtlgrad_jax._checks import Number, check_count, check_function, check_number
+from mtlgrad_jax._control import cond
 from mtlgrad_jax._tasks import accumulator_dtype
 
 
@@ -81,14 +82,18 @@ def gen_learning_rate(
         if params is None or value_fn is None:
             missing = "params" if params is None else "value_fn"
             raise ValueError(f"`{missing}` must be given. Write update(grads, state, params, value_fn=loss_of_params).")
+        check_function("value_fn", value_fn)
+
+        def loss_at(params: PyTree) -> Float[Array, ""]:
+            return _scalar("value_fn", value_fn(params))
+
+        jax.eval_shape(loss_at, params)  # raises in the first step, not in the first that fits
+        known = None if value is None else _scalar("value", value)
 
         def fitted() -> GenLearningRateState:
             eta = state.learning_rate
-            ahead, behind = (
-                _scalar("value_fn", value_fn(optax.apply_updates(params, _scaled(factor * eta, updates))))
-                for factor in (-1, 1)
-            )
-            here = _scalar("value_fn", value_fn(params)) if value is None else _scalar("value", value)
+            ahead, behind = (loss_at(optax.apply_updates(params, _scaled(factor * eta, updates))) for factor in (-1, 1))
+            here = loss_at(params) if known is None else known
             slope, curvature = behind - ahead, (ahead - here) + (behind - here)
             accept = (slope > 0) & (curvature > 0) & jnp.isfinite(slope) & jnp.isfinite(curvature)
             factor = jnp.clip(slope / jnp.where(accept, 2 * curvature, 1), 0.5, 2)
@@ -99,7 +104,7 @@ def gen_learning_rate(
             )
 
         step = optax.safe_increment(state.step)
-        state = jax.lax.cond(step % every == 0, fitted, lambda: state)._replace(step=step)
+        state = cond(step % every == 0, fitted, lambda: state)._replace(step=step)
         return _scaled(-state.learning_rate, updates), state
 
     return optax.GradientTransformationExtraArgs(init, update)

@@ -34,6 +34,14 @@ def partition(transforms: Mapping[Any, optax.GradientTransformation], labels: La
       >>> update["w"].tolist(), update["v"].tolist()
       ([1.0, 1.0, 1.0], [2.0])
     """
+    if not isinstance(transforms, Mapping):
+        raise ValueError(f"`transforms` must be a dict of transformations by label, got {type(transforms).__name__}.")
+    for label, transform in transforms.items():
+        if not isinstance(transform, optax.GradientTransformation):
+            raise ValueError(
+                f"`transforms` must hold transformations such as mtlgrad_jax.cagrad(), got {type(transform).__name__} "
+                f"under {label!r}. mtlgrad_jax.from_weighting makes one of a Weighting."
+            )
     if len(set(map(str, transforms))) < len(transforms):
         raise ValueError(f"`transforms` must have labels that differ as strings, got {list(transforms)}.")
     inner = {str(label): optax.with_extra_args_support(transform) for label, transform in transforms.items()}

@@ -15,7 +15,7 @@ import optax
 from jaxtyping import Array, Float, Key, PyTree
 
 from mtlgrad_jax import stacks
-from mtlgrad_jax._checks import Number, check_number
+from mtlgrad_jax._checks import Number, check_flag, check_function, check_number
 from mtlgrad_jax._tasks import present_tasks
 from mtlgrad_jax._trees import cut, label_leaves, merge
 from mtlgrad_jax.oracles._losses import check_losses, flatten_losses, loss_of
@@ -86,9 +86,10 @@ def samo(
     check_number("rho", rho, at_least=0)
     check_number("beta", beta, at_least=0, at_most=1)
     check_number("probe", probe, above=0)
+    check_flag("adaptive", adaptive)
     check_key(key)
-    if heads is not None and not callable(heads):
-        raise ValueError(f"`heads` must be a function of a leaf's path, got {type(heads).__name__}.")
+    if heads is not None:
+        check_function("heads", heads)
     inner = method if heads is None else own_heads(method, lambda path: heads(path) is None)
     inner = optax.with_extra_args_support(inner)
 
@@ -114,6 +115,8 @@ def samo(
                 )
         assert losses_fn is not None
         assert grad_fn is not None
+        check_function("losses_fn", losses_fn)
+        check_function("grad_fn", grad_fn)
         mean_grad = jax.tree.map(jnp.asarray, mean_grad)
         given, wanted = (
             (jax.tree.structure(tree), [jnp.shape(leaf) for leaf in jax.tree.leaves(tree)])

@@ -7,10 +7,10 @@ from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import optax
-from jax import lax
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from mtlgrad_jax._checks import check_count
+from mtlgrad_jax._control import cond
 from mtlgrad_jax._step import mark_idle, was_skipped
 from mtlgrad_jax._tasks import accumulator_dtype, agree_num_tasks, check_num_tasks, present_tasks
 from mtlgrad_jax.transforms._base import on_weightings
@@ -31,9 +31,8 @@ def update_every(method: Weighting, num_tasks: int, k: int) -> Weighting:
     """Solve for the weights in every k-th step and reuse them in between.
 
     Between solves neither the Gramian nor the solver runs: with `linearize` or `balanced_value_and_grad` such a step
-    costs one plain backward pass. (Under vmap both branches run and nothing is saved; without jit the branch is
-    compiled in every step.) Other tasks present than in the last solve, and a solve that was skipped, bring the next
-    one forward.
+    costs one plain backward pass. (Under vmap both branches run and nothing is saved.) Other tasks present than in the
+    last solve, and a solve that was skipped, bring the next one forward.
 
     Args:
       method: a Weighting or a transformation made of one; the same kind comes back.
@@ -77,6 +76,6 @@ def update_every(method: Weighting, num_tasks: int, k: int) -> Weighting:
             return jnp.where(present, state.weights, 0), state._replace(step=step, inner=mark_idle(state.inner))
 
         due = (state.step == 0) | jnp.any(present != state.present)
-        return lax.cond(due & jnp.any(present), solve, reuse)
+        return cond(due & jnp.any(present), solve, reuse)
 
     return Weighting(init, update, method.needs - {"gramian"})

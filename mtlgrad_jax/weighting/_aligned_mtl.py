@@ -25,7 +25,7 @@ def aligned_mtl(scale: Literal["min", "median", "rmse"] = "min", weights: PyTree
     Args:
       scale: :math:`\lambda_s`: the smallest eigenvalue kept ("min", paper), their lower median ("median") or their mean
         ("rmse").
-      weights: :math:`p`, (K,) or a pytree under the tasks' names; ones for None.
+      weights: :math:`p`, not all 0, (K,) or a pytree under the tasks' names; ones for None.
 
     Example:
       >>> import jax.numpy as jnp, mtlgrad_jax as mtl
@@ -36,7 +36,7 @@ def aligned_mtl(scale: Literal["min", "median", "rmse"] = "min", weights: PyTree
       [0.4266, 1.9347, 1.9347]
     """
     check_choice("scale", scale, ("min", "median", "rmse"))
-    check_numbers("weights", weights, optional=True)
+    check_numbers("weights", weights, optional=True, nonzero=True)
 
     def kernel(gramian: Gramian, state: Any, losses: None, present: Present) -> tuple[Weights, Any]:
         p = of_tasks("weights", weights, present, 1.0)

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Float, PyTree, Shaped
 
+from mtlgrad_jax._checks import check_count, check_function
 from mtlgrad_jax._step import BIASED, SOLVED, MethodState, first_info, guard_step
 from mtlgrad_jax._tasks import accumulator_dtype, agree_num_tasks, check_num_tasks, task_names, task_vector
 from mtlgrad_jax._trees import unaliased
@@ -43,9 +44,19 @@ NEEDS = frozenset({"gramian", "cross_gramian", "losses", "positive losses"})
 
 def check_needs(needs: Iterable[str]) -> frozenset[str]:
     """Return what a method declares to need, or raise for anything else."""
-    if isinstance(needs, str) or not NEEDS.issuperset(needs):
+    if isinstance(needs, str) or not isinstance(needs, Iterable) or not NEEDS.issuperset(needs):
         raise ValueError(f"`needs` must be a collection of {', '.join(sorted(NEEDS))}, got needs={needs!r}.")
     return frozenset(needs)
+
+
+def check_parts(name: str, formula: Any, init: Any, num_tasks: Any, fewest: Any) -> None:
+    """Raise a ValueError unless a method can be made of a formula, an init and two numbers of tasks."""
+    check_function(name, formula)
+    if init is not None:
+        check_function("init", init)
+    if num_tasks is not None:
+        check_count("num_tasks", num_tasks, at_least=1)
+    check_count("fewest", fewest, at_least=1)
 
 
 def from_kernel(
@@ -75,6 +86,9 @@ def from_kernel(
       fewest: present tasks without which the weights are those of the mean.
     """
     needs = check_needs(needs)
+    check_parts("kernel", kernel, init, num_tasks, fewest)
+    if not isinstance(per_task, dict | None):
+        raise ValueError(f"`per_task` must be a dict of arguments by name, got per_task={per_task!r}.")
     known_tasks = num_tasks
 
     def init_fn(num_tasks: int | None = None) -> MethodState:

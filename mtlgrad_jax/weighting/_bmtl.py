@@ -8,7 +8,7 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from mtlgrad_jax._checks import Number, check_number
+from mtlgrad_jax._checks import Number, check_flag, check_number
 from mtlgrad_jax.weighting._base import Losses, Present, Weighting, Weights, from_kernel, over_mean
 
 
@@ -34,8 +34,7 @@ def bmtl(temperature: Number = 1.0, normalize: bool = True) -> Weighting:
       [0.5, 1.5]
     """
     check_number("temperature", temperature, above=0)
-    if not isinstance(normalize, bool):
-        raise ValueError(f"`normalize` must be True or False, got normalize={normalize!r}.")
+    check_flag("normalize", normalize)
 
     def kernel(gramian: None, state: Any, losses: Losses, present: Present) -> tuple[Weights, Any]:
         if not normalize:

@@ -27,7 +27,7 @@ def conflict_free(length: Length = "projection", weights: PyTree = None) -> Weig
     Args:
       length: of d: the sum of the projections ("projection", official default), or the sum of the cosines times the
         smallest, largest, or harmonic, arithmetic or geometric mean norm.
-      weights: :math:`p`, the ratios of the cosines, (K,) or a pytree under the tasks' names; ones for None.
+      weights: :math:`p`, the ratios of the cosines, not all 0, (K,) or a pytree under the tasks' names; ones for None.
 
     Example:
       >>> import jax.numpy as jnp, mtlgrad_jax as mtl
@@ -38,7 +38,7 @@ def conflict_free(length: Length = "projection", weights: PyTree = None) -> Weig
       [0.1588, 2.0706, 2.0706]
     """
     check_choice("length", length, ("projection", "min", "max", "harmonic", "arithmetic", "geometric"))
-    check_numbers("weights", weights, optional=True)
+    check_numbers("weights", weights, optional=True, nonzero=True)
 
     def kernel(gramian: Gramian, state: Any, losses: None, present: Present) -> tuple[Weights, Any]:
         C, inverse_norms = cosines(gramian)

@@ -15,7 +15,7 @@ def constant(weights: PyTree) -> Weighting:
     .. math:: w_i = c_i
 
     Args:
-      weights: :math:`c`, (K,) or a pytree of K scalars under the tasks' names; may be negative.
+      weights: :math:`c`, (K,) or a pytree of K scalars under the tasks' names; may be negative, or all 0.
 
     Example:
       >>> import jax.numpy as jnp, mtlgrad_jax as mtl

@@ -21,7 +21,7 @@ def dualproj(preference: PyTree = None, regularization: Number = 0.0) -> Weighti
     No task ascends.
 
     Args:
-      preference: :math:`p`, non-negative, (K,) or a pytree under the tasks' names; 1/K over the tasks present for None.
+      preference: :math:`p` >= 0, not all 0, (K,) or a pytree under the tasks' names; 1/K over those present for None.
       regularization: this much of the Gramian's trace is added to its diagonal; the guarantee then holds to that much.
 
     Example:
@@ -33,7 +33,7 @@ def dualproj(preference: PyTree = None, regularization: Number = 0.0) -> Weighti
       [0.5556, 1.1111, 1.1111]
     """
     check_number("regularization", regularization, at_least=0)
-    check_numbers("preference", preference, optional=True, at_least=0)
+    check_numbers("preference", preference, optional=True, nonzero=True, at_least=0)
 
     def kernel(gramian: Gramian, state: Any, losses: None, present: Present) -> tuple[Weights, Any]:
         p = of_tasks("preference", preference, present, uniform(present))

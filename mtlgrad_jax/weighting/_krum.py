@@ -8,7 +8,7 @@ from typing import Any
 import jax.numpy as jnp
 from jax import lax
 
-from mtlgrad_jax._checks import check_count
+from mtlgrad_jax._checks import check_count, check_flag
 from mtlgrad_jax.solvers import inverse_sqrt
 from mtlgrad_jax.weighting._base import Gramian, Present, Weighting, Weights, from_kernel
 
@@ -37,9 +37,7 @@ def krum(num_byzantine: int, num_selected: int = 1, squared: bool = True) -> Wei
     """
     check_count("num_byzantine", num_byzantine, at_least=0)
     check_count("num_selected", num_selected, at_least=1)
-
-    if not isinstance(squared, bool):
-        raise ValueError(f"`squared` must be True or False, got squared={squared!r}.")
+    check_flag("squared", squared)
 
     def kernel(gramian: Gramian, state: Any, losses: None, present: Present) -> tuple[Weights, Any]:
         # In units of a typical row: neither tiny distances nor an outlier's may leave the range of the dtype.

@@ -7,10 +7,11 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jaxtyping import Array, Float, Int, PyTree
 
-from mtlgrad_jax._checks import Number, check_count, check_number
+from mtlgrad_jax._checks import Number, check_count, check_number, check_numbers
 from mtlgrad_jax._tasks import accumulator_dtype
 from mtlgrad_jax.solvers import progress_direction
 from mtlgrad_jax.weighting._base import Gramian, Present, Weighting, Weights, from_kernel, of_tasks
@@ -53,7 +54,7 @@ def pcd(num_tasks: int, primary: int | PyTree = 0, progress: PyTree = 0.02, deca
     named = {} if isinstance(primary, int) else {"primary": primary}
     if named:
         flags = jax.tree.leaves(primary)
-        if not all(isinstance(flag, bool) for flag in flags) or flags.count(True) != 1:
+        if not all(isinstance(flag, (bool, np.bool_)) for flag in flags) or flags.count(True) != 1:
             raise ValueError(
                 f"`primary` must be a static index, or a pytree of bool of which one is True, got primary={primary!r}. "
                 "Under optax.inject_hyperparams, list it: static_args=('primary',)."
@@ -62,8 +63,7 @@ def pcd(num_tasks: int, primary: int | PyTree = 0, progress: PyTree = 0.02, deca
     check_count("primary", primary, at_least=0)
     if primary >= num_tasks:
         raise ValueError(f"`primary` must be < num_tasks={num_tasks}, got primary={primary}.")
-    for share in jax.tree.leaves(progress):
-        check_number("progress", share, at_least=0, at_most=1)
+    check_numbers("progress", progress, at_least=0, at_most=1)
     check_number("decay", decay, at_least=0, below=1)
     for_all = jax.tree_util.all_leaves([progress]) and jnp.ndim(progress) == 0
 

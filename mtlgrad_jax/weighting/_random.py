@@ -4,6 +4,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Int
 
 
@@ -26,7 +27,12 @@ def draw_orders(key: Array, order: str, num_tasks: int) -> tuple[Array, Int[Arra
 
 
 def check_key(key: Any) -> None:
-    """Raise unless `key` is a seed or a key."""
-    dtype = jnp.int32 if isinstance(key, int) else getattr(key, "dtype", None)
-    if dtype is None or not (jnp.issubdtype(dtype, jnp.integer) or jnp.issubdtype(dtype, jax.dtypes.prng_key)):
-        raise ValueError(f"`key` must be an int or a random key, got key={key!r}.")
+    """Raise unless `key` is a seed, a typed key or a raw one of the default kind."""
+    if isinstance(key, int) and not isinstance(key, bool):
+        return
+    dtype, shape = getattr(key, "dtype", np.dtype(object)), np.shape(key)
+    seed, typed = jnp.issubdtype(dtype, jnp.integer), jnp.issubdtype(dtype, jax.dtypes.prng_key)
+    if shape == () and (seed or typed):
+        return
+    if dtype != jnp.uint32 or shape != jax.eval_shape(lambda: jax.random.key_data(jax.random.key(0))).shape:
+        raise ValueError(f"`key` must be an int or one random key, got key={key!r}.")

@@ -58,7 +58,7 @@ def sdmgrad(
       learning_rate: of the weights, > 0; steps of 10 jump between corners of the simplex where A has entries near 1.
       momentum: of the steps, in [0, 1); begins anew in every update.
       num_steps: of the weights in every update.
-      preference: :math:`p`, (K,) or a pytree under the tasks' names; 1/K over the tasks present for None.
+      preference: :math:`p` >= 0, not all 0, (K,) or a pytree under the tasks' names; 1/K over those present for None.
 
     Example:
       >>> import jax.numpy as jnp, mtlgrad_jax as mtl
@@ -73,7 +73,7 @@ def sdmgrad(
     check_number("learning_rate", learning_rate, above=0)
     check_number("momentum", momentum, at_least=0, below=1)
     check_count("num_steps", num_steps, at_least=1)
-    check_numbers("preference", preference, optional=True, at_least=0)
+    check_numbers("preference", preference, optional=True, nonzero=True, at_least=0)
 
     def init(num_tasks: int) -> SDMGradState:
         return SDMGradState(jnp.full((num_tasks,), 1 / num_tasks, accumulator_dtype()))

@@ -22,7 +22,7 @@ def upgrad(preference: PyTree = None, regularization: Number = 0.0) -> Weighting
     No task ascends, and where no two gradients conflict d is the preferred mean.
 
     Args:
-      preference: :math:`p`, non-negative, (K,) or a pytree under the tasks' names; 1/K over the tasks present for None.
+      preference: :math:`p` >= 0, not all 0, (K,) or a pytree under the tasks' names; 1/K over those present for None.
       regularization: this much of the Gramian's trace is added to its diagonal; the guarantee then holds to that much.
 
     Example:
@@ -34,7 +34,7 @@ def upgrad(preference: PyTree = None, regularization: Number = 0.0) -> Weighting
       [0.2924, 1.9006, 1.9006]
     """
     check_number("regularization", regularization, at_least=0)
-    check_numbers("preference", preference, optional=True, at_least=0)
+    check_numbers("preference", preference, optional=True, nonzero=True, at_least=0)
 
     def kernel(gramian: Gramian, state: Any, losses: None, present: Present) -> tuple[Weights, Any]:
         p = of_tasks("preference", preference, present, uniform(present))

@@ -1,0 +1,241 @@
+"""Every argument of every public function, by its annotation: what is wrong raises a ValueError that names it."""
+
+import inspect
+import types
+import typing
+from collections.abc import Callable, Iterable, Mapping, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from harness import FIXED, FUNCTIONS, UNSTACKED, flat, losses_of, raises_naming, zeros
+from jaxtyping import PyTree
+
+import mtlgrad_jax as mtl
+from mtlgrad_jax import stacks
+from mtlgrad_jax._checks import Number
+from mtlgrad_jax._registry import METHODS, ROWS, WRAPPERS
+from mtlgrad_jax._trees import Labels
+
+K = 3
+MIXED = {"flag": jnp.asarray(True), "count": jnp.asarray([1, 2]), "w": jnp.ones(2)}
+
+
+def stack_of(params):
+    return jax.tree.map(lambda leaf: jnp.stack([jnp.ones_like(leaf)] * K), params)
+
+
+def parts(annotation):
+    """What an annotation is made of, without None: Callable of anything is Callable."""
+    union = typing.get_origin(annotation) in (typing.Union, types.UnionType)
+    found = typing.get_args(annotation) if union else (annotation,)
+    return frozenset(typing.get_origin(part) or part for part in found if part is not type(None))
+
+
+WRONG = {
+    Number: ("x", np.nan, np.inf, -np.inf, 1e300, 1j, True, np.ones(2)),
+    bool: ("no", 0, 1.0, np.ones(2, bool)),
+    int: (1.5, True, -1, "x", np.nan),
+    typing.Literal["a choice"]: ("nonsense", 3),
+    typing.Literal["a choice"] | int: ("nonsense", 0, 1.5, True),
+    int | Sequence[int]: (1.5, "x", True, [0, "x"]),
+    int | jax.Array: (
+        *("x", 1.5, True, np.ones(2, np.float32), np.zeros(2, np.int32), np.zeros(3, np.uint32)),
+        *(np.zeros((1, 2), np.uint32), jax.random.split(jax.random.key(0), 2)),
+    ),
+    PyTree: ("x", {}, *([1.0, value] for value in (np.nan, np.inf, 1j, "x", True, None)), np.full(K, -np.inf)),
+    int | PyTree: ("x", -1, K, 1.5, True, [True, True, False], [0, 1, 0]),
+    jax.Array: (3, np.float32(1), [1.0] * K, dict.fromkeys("abc", 1.0), np.ones(K + 1)),
+    Callable: (3, "x"),
+    Labels: (3,),
+    PyTree | Callable: (3,),
+    Iterable[str]: (3, "gramian", ("gramain",)),
+    Mapping: (3, {"a": 3}, {"a": mtl.weighting.mean()}),
+    dict: (3, ("weights",)),
+    mtl.weighting.Weighting: (3, mtl.mean()),
+    mtl.TaskTransformation: (3, mtl.weighting.mean()),
+    mtl.weighting.Weighting | mtl.TaskTransformation: (3,),
+    optax.GradientTransformation: (3, "adam", mtl.weighting.mean()),
+}
+WRONG = {parts(annotation): values for annotation, values in WRONG.items()}
+"""Wrong values by annotation; None is one more where it is not the default."""
+
+OTHERWISE = {
+    ("unstack", "like"): (3.0, None, {}),
+    ("metrics", "opt_state"): (3, None, optax.EmptyState()),
+    ("sam_perturbation", "task_grads"): (3, None, {}, zeros()),
+    ("sam_perturbation", "params"): (),  # of a stack and parameters that do not fit each other, the stack is named
+}
+"""Trees of something else than one number for every task."""
+
+TOOLS = {
+    mtl.task_value_and_grad: {"losses_fn": losses_of},
+    mtl.linearize: {"losses_fn": losses_of},
+    mtl.balanced_value_and_grad: {"losses_fn": losses_of, "weighting": mtl.weighting.mean()},
+    mtl.sam_value_and_grad: {"losses_fn": losses_of, "is_shared": dict.fromkeys(zeros(), True)},
+    mtl.perturbed_task_grad: {"losses_fn": losses_of},
+    mtl.sam_perturbation: {
+        "task_grads": stack_of(zeros()),
+        "params": zeros(),
+        "is_shared": dict.fromkeys(zeros(), True),
+    },
+    mtl.from_weighting: {"weighting": mtl.weighting.mean()},
+    mtl.from_rule: {"rule": losses_of},
+    mtl.weighting.from_kernel: {"kernel": losses_of},
+    mtl.lift: {"factory": mtl.weighting.mean},
+    mtl.unstack: {"values": np.ones(K), "like": np.ones(K)},
+    mtl.metrics: {"opt_state": 0},
+}
+"""Public functions beside the registry's, with their smallest arguments."""
+
+SMALLEST = {row.factory: row.kwargs(K) for row in METHODS + WRAPPERS} | TOOLS
+ARGUMENTS = [
+    (function, parameter)
+    for function in SMALLEST
+    for parameter in inspect.signature(function).parameters.values()
+    if parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
+]
+
+
+def named(value):
+    return getattr(value, "__name__", None) or getattr(value, "name", None) or repr(value)
+
+
+def use(function, **kwargs):
+    """Call a function, and what it returns where only then there are parameters to compare with."""
+    given = {**SMALLEST[function], **kwargs}
+    positional = (given.pop("losses_fn"), zeros()) if function is mtl.linearize else ()
+    made = function(*positional, **given)
+    if isinstance(made, optax.GradientTransformation):
+        made.init(zeros())
+    elif function is mtl.sam_value_and_grad:
+        jax.eval_shape(made, zeros())
+
+
+def test_every_public_function_is_here():
+    public = {value for name, value in vars(mtl).items() if inspect.isfunction(value) and not name.startswith("_")}
+    assert set(SMALLEST) == public | {mtl.weighting.from_kernel}
+    assert set(ROWS) <= {function.__name__ for function in SMALLEST}
+
+
+@pytest.mark.parametrize(("function", "parameter"), ARGUMENTS, ids=named)
+@pytest.mark.usefixtures("unchecked")
+def test_wrong_arguments_are_named(function, parameter):
+    optional = parameter.default is None or type(None) in typing.get_args(parameter.annotation)
+    wrong = WRONG[parts(parameter.annotation)] + (() if optional else (None,))
+    for value in OTHERWISE.get((function.__name__, parameter.name), wrong):
+        with pytest.raises(ValueError, match=raises_naming(parameter.name)):
+            use(function, **{parameter.name: value})
+
+
+@pytest.mark.parametrize(
+    ("function", "parameter"),
+    [(f, p) for f, p in ARGUMENTS if parts(p.annotation) in (parts(Number), parts(bool))],
+    ids=named,
+)
+@pytest.mark.usefixtures("unchecked")
+def test_numbers_and_flags_in_any_form(function, parameter):
+    """Numbers and flags of numpy, arrays that are one number, and whatever is traced."""
+    if isinstance(parameter.default, bool):
+        return use(function, **{parameter.name: np.bool_(parameter.default)})
+    for value in (0.5, np.float32(0.5), np.asarray(0.5), jnp.asarray(0.5), jnp.asarray(0.5, jnp.bfloat16)):
+        use(function, **{parameter.name: value})
+    return jax.eval_shape(lambda traced: use(function, **{parameter.name: traced}), np.nan)
+
+
+@pytest.mark.parametrize("zero", [[0.0] * K, np.zeros(K), dict.fromkeys("abc", 0)], ids=["list", "array", "named"])
+@pytest.mark.usefixtures("unchecked")
+def test_a_preference_for_nobody_is_refused(zero):
+    """But weights that are given as such may all be zero: that is what they say."""
+    preferring = [(f, p.name) for f, p in ARGUMENTS if p.name in ("preference", "weights") and f is not mtl.constant]
+    assert len(preferring) == 5
+    for function, argument in preferring:
+        with pytest.raises(ValueError, match=raises_naming(argument)):
+            use(function, **{argument: zero})
+        jax.eval_shape(lambda one, f=function, a=argument: use(f, **{a: [one, 0.0, 0.0]}), 0.0)
+    tx = mtl.constant(np.zeros(K))
+    assert not flat(tx.update(stack_of(zeros()), tx.init(zeros()))[0]).any()
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_numbers_of_tasks_given_to_init_are_checked():
+    for value in (1.5, True, "x", 0):
+        with pytest.raises(ValueError, match=raises_naming("num_tasks")):
+            mtl.weighting.mean().init(value)
+
+
+ONES, MASK = jnp.ones((K, 2)), jnp.ones(K, bool)
+STACKS = {
+    "task_mask": [
+        lambda mask=mask: stacks.gramian(ONES, mask) for mask in (np.ones(K, int), np.ones(K), MASK[1:], MASK[:, None])
+    ],
+    "task_grads": [
+        *(lambda f=f: f(jnp.ones(())) for f in (stacks.num_tasks, stacks.gramian, stacks.task_norms)),
+        *(lambda f=f: f({"a": ONES, "b": ONES[1:]}) for f in (stacks.gramian, stacks.task_norms, stacks.finite_tasks)),
+        lambda: stacks.combine(jnp.ones(K), ONES * 1j),
+        lambda: stacks.project(jnp.ones(()), jnp.ones(())),
+    ],
+    "first": [lambda: stacks.cross_gramian(1.0, ONES), lambda: stacks.mix(MASK, 1j * ONES, MASK, ONES)],
+    "second": [
+        *(lambda bad=bad: stacks.cross_gramian(ONES, bad) for bad in (1.0, ONES * 1j, ONES[:, 1:], {"a": ONES})),
+        *(lambda bad=bad: stacks.mix(jnp.ones(K), ONES, jnp.ones(K), bad) for bad in (ONES[1:], [ONES])),
+    ],
+    "direction": [lambda bad=bad: stacks.project(ONES, bad) for bad in (1.0, jnp.ones(3), [jnp.ones(2)])],
+    "weights": [
+        lambda bad=bad: stacks.combine(bad, ONES) for bad in (jnp.ones(2), 1.0, [1.0, 2.0], jnp.ones(K) * 1j, ONES)
+    ],
+    "a": [lambda: stacks.mix(jnp.ones(2), ONES, jnp.ones(K), ONES)],
+    "b": [lambda: stacks.mix(jnp.ones(K), ONES, jnp.ones((K, 1)), ONES)],
+    "tasks": [lambda bad=bad: stacks.select(bad, ONES) for bad in (jnp.ones(K), jnp.ones(K, int), MASK[1:], True)],
+    "stack": [lambda: stacks.select(MASK, {"a": ONES, "b": ONES[1:]})],
+    "other": [lambda bad=bad: stacks.select(MASK, ONES, bad) for bad in (ONES[1:], [ONES], 1.0)],
+}
+
+
+@pytest.mark.parametrize("name", STACKS)
+@pytest.mark.usefixtures("unchecked")
+def test_wrong_stacks_are_named(name):
+    for call in STACKS[name]:
+        with pytest.raises(ValueError, match=raises_naming(name)):
+            call()
+
+
+def test_losses_must_be_real():
+    with pytest.raises(ValueError, match=raises_naming("losses")):
+        mtl.uw(num_tasks=K).update(stack_of(zeros()), mtl.uw(num_tasks=K).init(zeros()), losses=jnp.ones(K) * 1j)
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_labels_must_be_keys_of_a_dict():
+    with pytest.raises(ValueError, match=raises_naming("labels")):
+        mtl.grouped(mtl.mgda(), lambda path: [str(path)]).init(zeros())
+
+
+MODES = {f"fs_mtl({mode})": {"mode": mode, "num_tasks": K} for mode in ("direct", "second", "each")}
+
+
+@pytest.mark.parametrize("name", [*ROWS, *MODES])
+def test_leaves_that_are_not_floating_count_as_zero(name):
+    """Of bool too, as the oracles give them: their part of the update has their shape and dtype."""
+    row = ROWS[name.split("(")[0]]
+    tx = row.factory(**row.kwargs(K), **FIXED.get(name, {}), **MODES.get(name, {}))
+    grads = MIXED if row.name in UNSTACKED else stack_of(MIXED)
+
+    def step(grads, params):
+        return tx.update(grads, tx.init(params), params, losses=jnp.ones(K), **FUNCTIONS.get(row.name, {}))[0]
+
+    wanted = grads if row.kind == "task-wise" else MIXED
+    assert jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), jax.eval_shape(step, grads, MIXED)) == jax.tree.map(
+        lambda leaf: (leaf.shape, leaf.dtype), wanted
+    )
+
+
+@pytest.mark.parametrize("name", ["value_fn", "losses_fn", "grad_fn"])
+@pytest.mark.usefixtures("unchecked")
+def test_functions_of_a_step_are_named(name):
+    method = {"value_fn": "gen_learning_rate", "losses_fn": "samo", "grad_fn": "samo"}[name]
+    tx = ROWS[method].factory(**ROWS[method].kwargs(K))
+    with pytest.raises(ValueError, match=raises_naming(name)):
+        tx.update(zeros(), tx.init(zeros()), zeros(), **{**FUNCTIONS[method], name: 3})
