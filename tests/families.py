@@ -209,15 +209,20 @@ def stack(name, K, P, draw=None):
 
 def gramian(G, dtype):
     """The Gramian as a solver gets it: cast, and with subnormal numbers flushed to zero, as XLA does."""
-    M = (G @ G.T).astype(dtype)
-    assert np.isfinite(M).all()
+    with np.errstate(over="ignore"):
+        M = (G @ G.T).astype(dtype)
     M = np.where(abs(M) < np.finfo(dtype).tiny, 0, M).astype(dtype)
     rows = np.diag(M) > 0
     return np.where(rows & rows[:, None], M, 0).astype(dtype)
 
 
 def within_contract(M):
-    """Whether M is positive semidefinite up to rounding: the flushed off-diagonals of `tiny` spoil that, K > P."""
+    """Whether M is finite, unlike that of `huge` at many columns, and positive semidefinite up to rounding.
+
+    The flushed off-diagonals of `tiny` spoil the latter for K > P.
+    """
+    if not np.isfinite(M).all():
+        return False
     n = np.sqrt(np.diag(M).astype(float))
     n = np.where(n > 0, n, 1)
     eps = np.finfo(M.dtype).eps

@@ -367,10 +367,11 @@ them, and the families of `tests/families.py`. ✗: leads to the simplest counte
 
 {definitions}
 
-For 1 and 2 ≥ is up to rounding, relative to the lengths of the gradients and of d. For 6 one entry is moved by 1e-10 of
-the longest row, or by 1e-6, as float64 Gramians do not show angles below 1e-8; d must not move by 1e-4 of its length,
-or of the one it has where all gradients are equal or orthogonal. For 7 a = b = 1. The inner steps of `sdmgrad` amplify
-rounding: but for 6 it is judged where its start is no equilibrium and where 1e-10 moves d by less than 1e-6.
+For 1 and 2 ≥ is up to rounding, relative to ‖g_i‖ and to Σ |w_j| ‖g_j‖, the length that d would have if nothing
+cancelled; where nearly opposite gradients get large weights, that is more than ‖d‖. For 6 one entry is moved by 1e-10
+of the longest row, or by 1e-6, as float64 Gramians do not show angles below 1e-8; d must not move by 1e-4 of its
+length, or of the one it has where all gradients are equal or orthogonal. For 7 a = b = 1. The inner steps of `sdmgrad`
+amplify rounding: but for 6 it is judged where its start is no equilibrium and where 1e-10 moves d by less than 1e-6.
 """
 
 

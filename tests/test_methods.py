@@ -1,15 +1,17 @@
 """Every method of the registry: against its reference, and in the properties that all share or that it promises."""
 
+import certificates
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import reference
+from families import EVERY as FAMILIES_AND_ILL_CONDITIONED
 from families import FAMILIES, stack
 from harness import EVERY, P, hyper, run
 
 import mtlgrad_jax as mtl
-from mtlgrad_jax._registry import HOMOGENEOUS, ROWS, SCALE_FREE
+from mtlgrad_jax._registry import HOMOGENEOUS, NON_CONFLICTING, ROWS, SCALE_FREE
 from mtlgrad_jax._step import FAILED, INFEASIBLE, SOLVED
 
 STEPS = 3
@@ -233,6 +235,24 @@ def test_the_primary_task_has_a_name():
     np.testing.assert_array_equal(named, by_index.update(grads, by_index.init(jnp.zeros(P)))[0])
     with pytest.raises(ValueError, match="`primary` must have the structure of the losses"):
         by_name.update(grads, by_name.init(jnp.zeros(P)), losses={"x": 1.0, "y": 1.0, "z": 1.0})
+
+
+@pytest.mark.parametrize("name", [name for name, row in ROWS.items() if NON_CONFLICTING in row.promises])
+def test_no_task_ascends_in_float32(name):
+    """As the README says it, on the gradients themselves."""
+    weighting, K = ROWS[name].weighting(), 3
+    weigh = jax.jit(lambda G: weighting.update(mtl.stacks.gramian(G), weighting.init(K)))
+    stacks = [stack(family, K, 3, draw) for family in FAMILIES_AND_ILL_CONDITIONED for draw in range(5)]
+    stacks += [
+        np.array([[1e-10, 1e-10, 0], [-1e10, 0.5e10, 0], [0, 0, 1]]),
+        np.array([[-1.3875822, 1.3013483, 0], [0.0013755399, -0.0013077732, 0], [1.0455624, 2.2462142, 0]]),
+    ]
+    for G in stacks:
+        G = G.astype(np.float32)
+        weights, state = weigh(G)
+        assert np.isfinite(weights).all()
+        conflict = certificates.conflict(G.astype(float) @ G.T.astype(float), weights)
+        assert conflict <= (K + 16) * np.finfo(np.float32).eps or state.info.fallbacks, G
 
 
 def weights_over(name, losses, present=None, dtype=np.float64, **kwargs):

@@ -39,7 +39,9 @@ def min_norm(
     offset = smallest_row(M, present)
     solved, _ = nonnegative_qp(M + offset, jnp.full((K,), offset), present, max_steps)
     total = jnp.sum(solved.value)
-    return solved._replace(value=solved.value / jnp.where(total > 0, total, 1))
+    value = solved.value / jnp.where(total > 0, total, 1)
+    zero = present & (jnp.diagonal(M) <= 0)  # such a row is the point, and nothing may be added to it
+    return solved._replace(value=jnp.where(jnp.any(zero), jnp.arange(K) == jnp.argmax(zero), value))
 
 
 def _pair(M: Float[Array, "2 2"], present: Bool[Array, "2"]) -> Float[Array, "2"]:

@@ -19,7 +19,8 @@ def cagrad(c: Number = 0.4, rescale: Literal["none", "1+c^2", "1+c"] = "none") -
     .. math:: d = \arg\max_d \min_i \langle g_i, d \rangle \quad \text{s.t.} \quad \|d - g_0\| \le c \|g_0\|
 
     with :math:`g_0` the mean gradient. Where the gradients are Pareto stationary and several d are best, it is the one
-    nearest :math:`g_0`.
+    nearest :math:`g_0`. d never leaves the ball: lengths that rounding of the Gramian hides count in full. `info` has
+    the duality gap as its residual, an upper bound on how much better the worst-off task could fare.
 
     Args:
       c: radius over the norm of the mean gradient, >= 0. At 0 it is the mean; below 1 it converges to a stationary

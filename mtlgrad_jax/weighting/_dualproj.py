@@ -18,7 +18,7 @@ def dualproj(preference: PyTree = None, regularization: Number = 0.0) -> Weighti
 
     .. math:: d = \arg\min_{G d \ge 0} \Big\| d - \sum_i p_i g_i \Big\|
 
-    No task ascends.
+    No task ascends, up to rounding of the summands of d.
 
     Args:
       preference: :math:`p` >= 0, not all 0, (K,) or a pytree under the tasks' names; 1/K over those present for None.

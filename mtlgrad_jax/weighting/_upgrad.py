@@ -19,7 +19,7 @@ def upgrad(preference: PyTree = None, regularization: Number = 0.0) -> Weighting
 
     .. math:: d = \sum_i p_i \, \pi(g_i), \qquad \pi(g) = \arg\min_{G d \ge 0} \|d - g\|
 
-    No task ascends, and where no two gradients conflict d is the preferred mean.
+    No task ascends, up to rounding of the summands of d, and where no two gradients conflict d is the preferred mean.
 
     Args:
       preference: :math:`p` >= 0, not all 0, (K,) or a pytree under the tasks' names; 1/K over those present for None.
