@@ -56,4 +56,4 @@ def centred(gramian: Float[Array, "K K"], among: Bool[Array, " K"]) -> Float[Arr
     """Return the Gramian times a power of two: rows too far apart for `normalized` all stay."""
     smallest, largest = smallest_row(gramian, among), jnp.max(jnp.diagonal(gramian))
     exponents = jnp.frexp(jnp.stack([smallest, jnp.where(largest > 0, largest, 1)]))[1]
-    return jnp.ldexp(gramian, -jnp.sum(exponents) // 2)
+    return gramian * jnp.ldexp(jnp.ones((), gramian.dtype), -jnp.sum(exponents) // 2)
