@@ -5,8 +5,8 @@ accumulated leaf by leaf, never from a concatenated copy, in float32 at the high
 x64) whatever the gradients' dtype. Leaves that are not floating (integer parameters) count as zero gradients.
 """
 
-from collections.abc import Callable, Iterable, Sequence
-from functools import partial, reduce
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import jax
@@ -18,7 +18,8 @@ from jaxtyping import Array, Bool, Float, PyTree
 from mtlgrad_jax._checks import leaf_name
 from mtlgrad_jax._tasks import accumulator_dtype
 
-_BLOCK = 8192  # columns of a block that stays in cache on CPU
+_BLOCK = 1 << 15  # entries of a block that stays in cache on CPU
+_RUN = 256  # columns that are added up one after the other on CPU
 _UNROLLED_ROWS = 16  # rows of a weighted sum that one fused loop adds up
 
 AxisName = str | Sequence[str] | None
@@ -74,7 +75,8 @@ def gramian(
 
     For row norms from 1e-18 to 1e18 in float32 every entry is as exact as float32 holds it, that is to rounding of
     n_i n_j or to its smallest normal number: where squares underflow or overflow on the way, the product is formed
-    again from rows scaled by powers of two.
+    again from rows scaled by powers of two. On one CPU rounding is at most some log2(P) eps, where all products are
+    positive too: no sum runs over more than a few hundred terms that are not rounded apart.
 
     Args:
       task_grads: stack of K gradients.
@@ -115,7 +117,7 @@ def cross_gramian(first: PyTree, second: PyTree, *, axis_name: AxisName = None) 
     pairs = [pair for pair in pairs if all(jnp.issubdtype(leaf.dtype, jnp.floating) for leaf in pair)]
     if not pairs:
         return jnp.zeros((K, L), accumulator_dtype())
-    rows, columns = ([pair[i] for pair in pairs] for i in range(2))
+    rows, columns = (_rows([pair[i] for pair in pairs]) for i in range(2))
     return _inner(rows, columns, lambda plain: jnp.all(_representable(plain, rows)), axis_name)
 
 
@@ -131,16 +133,16 @@ def task_norms(task_grads: PyTree, *, axis_name: AxisName = None) -> Float[Array
     if not leaves:
         return jnp.zeros((num_tasks(task_grads),), accumulator_dtype())
 
-    def total(scale: Array) -> Array:
-        rows = [leaf.astype(scale.dtype) / _column(scale, leaf) for leaf in leaves]
-        return _psum(_add(jnp.sum(row**2, axis=range(1, row.ndim)) for row in rows), axis_name)
+    def total(scale: Array | None = None) -> Array:
+        rows = [_wide(leaf, scale) for leaf in leaves]
+        squares = [jnp.sum(row**2, axis=range(1, row.ndim)) for row in rows]
+        return _psum(once(_pairwise(jnp.add, squares)), axis_name)
 
     def rescaled() -> Array:
-        largest = _largest(leaves, axis_name)
-        scale = jnp.where((largest > 0) & jnp.isfinite(largest), largest, 1)
-        return jnp.sqrt(total(scale)) * scale
+        up = _powers(leaves, axis_name)
+        return jnp.sqrt(total(1 / up)) * up
 
-    plain = total(jnp.ones((num_tasks(task_grads),), accumulator_dtype()))
+    plain = total()
     trusted, root = _representable(plain, leaves), jnp.sqrt(plain)
     # No row's last digit may depend on what stands in another one.
     return lax.cond(jnp.all(trusted), lambda: root, lambda: jnp.where(trusted, root, rescaled()))
@@ -155,6 +157,7 @@ def combine(weights: Float[Array, " L"], task_grads: PyTree) -> PyTree:
     K = num_tasks(task_grads) if jax.tree.leaves(task_grads) else len(weights)
     if weights.shape != (K,):
         raise ValueError(f"`weights` must have shape ({K},), one entry per task, got shape {weights.shape}.")
+    weights = once(weights)
     used = weights != 0
 
     def leaf_sum(leaf: Array) -> Array:
@@ -164,7 +167,8 @@ def combine(weights: Float[Array, " L"], task_grads: PyTree) -> PyTree:
 
         def rows_sum(start: Array | int, count: int) -> Array:
             chunk = [lax.dynamic_slice_in_dim(x, start, count) for x in (used, w, leaf)]
-            return _add(jnp.where(u, x * row.astype(w.dtype), 0) for u, x, row in zip(*chunk, strict=True))
+            terms = [jnp.where(u, x * row.astype(w.dtype), 0) for u, x, row in zip(*chunk, strict=True)]
+            return _pairwise(jnp.add, terms)
 
         whole, rest = divmod(leaf.shape[0], _UNROLLED_ROWS)
         total = rows_sum(whole * _UNROLLED_ROWS, rest) if rest else rows_sum(0, _UNROLLED_ROWS)
@@ -211,22 +215,61 @@ def check_like(name: str, stack: PyTree, like: PyTree, *, rows: bool = False) ->
 
 def finite_tasks(task_grads: PyTree) -> Bool[Array, " K"]:
     """Return for every task whether all of its gradient is finite."""
-    checks = [jnp.isfinite(leaf).all(axis=range(1, leaf.ndim)) for leaf in _floating(task_grads)]
-    return jnp.stack(checks).all(axis=0) if checks else jnp.ones((num_tasks(task_grads),), bool)
+    return _finite(task_grads, num_tasks(task_grads))
 
 
 def all_finite(tree: PyTree) -> Bool[Array, ""]:
     """Return whether every entry of a tree is finite."""
-    return jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(tree)] or [jnp.asarray(True)]).all()
+    return _finite(jax.tree.map(lambda leaf: jnp.asarray(leaf)[None], tree), 1)[0]
+
+
+def _finite(rows: PyTree, count: int) -> Bool[Array, " K"]:
+    checks = [jnp.isfinite(leaf).all(axis=range(1, leaf.ndim)) for leaf in _floating(rows)]
+    return once(_pairwise(jnp.logical_and, checks or [jnp.ones((count,), bool)]))
 
 
 def _floating(tree: PyTree) -> list[Array]:
     leaves = [jnp.asarray(leaf) for leaf in jax.tree.leaves(tree)]
-    return [leaf for leaf in leaves if jnp.issubdtype(leaf.dtype, jnp.floating)]
+    return _rows([leaf for leaf in leaves if jnp.issubdtype(leaf.dtype, jnp.floating)])
 
 
-def _add(terms: Iterable[Array]) -> Array:
-    return reduce(jnp.add, terms)
+def _rows(leaves: list[Array]) -> list[Array]:
+    """Return leaves as sums over them want them: on one CPU as matrices of K rows, all short ones in one.
+
+    Every leaf costs time to compile, and short ones to run. Elsewhere this would gather those that are sharded.
+    """
+    if not _one_cpu():
+        return leaves
+    flat = [leaf.reshape(len(leaf), -1) for leaf in leaves]
+    short = [leaf for leaf in flat if leaf.shape[1] <= _RUN]
+    return [leaf for leaf in flat if leaf.shape[1] > _RUN] + ([jnp.concatenate(short, axis=1)] if short else [])
+
+
+def _pairwise(join: Callable[[Array, Array], Array], parts: list[Array]) -> Array:
+    while len(parts) > 1:
+        parts = [*map(join, parts[::2], parts[1::2]), *parts[len(parts) // 2 * 2 :]]
+    return parts[0]
+
+
+@jax.custom_jvp
+def once(value: Array) -> Array:
+    """Return a value of at most K×K numbers as one that is computed once, whatever comes to use it.
+
+    XLA:CPU writes a chain of cheap operations again into every loop that uses its result, and a chain over all leaves
+    into a loop or more per leaf takes quadratic time to compile. It neither repeats nor sees through a reduction with
+    an index, here the first of two copies.
+    """
+    copies = jnp.stack([value, value])
+    places = lax.broadcasted_iota(jnp.int32, copies.shape, 0)
+
+    def first(a: tuple[Array, Array], b: tuple[Array, Array]) -> tuple[Array, Array]:
+        before = a[1] < b[1]
+        return lax.select(before, a[0], b[0]), lax.select(before, a[1], b[1])
+
+    return lax.reduce((copies, places), (jnp.zeros((), value.dtype), jnp.int32(2)), first, (0,))[0]
+
+
+once.defjvps(lambda tangent, *_: tangent)
 
 
 def _column(values: Array, leaf: Array) -> Array:
@@ -248,63 +291,70 @@ def _inner(
     first: list[Array], second: list[Array], trusted: Callable[[Array], Array], axis_name: AxisName
 ) -> Float[Array, "K L"]:
     """Return the products of the rows; where they are not to be trusted, from rows scaled by powers of two."""
-    groups = [[_flat(leaf) for leaf in leaves] for leaves in ((first,) if first is second else (first, second))]
-    first, second = groups[0], groups[-1]
+    groups = [first] if first is second else [first, second]
 
-    def total(scales: tuple[Array, Array] | None = None) -> Array:
-        return _psum(_add(_product(a, b, scales) for a, b in zip(first, second, strict=True)), axis_name)
+    def total(scales: tuple[Array | None, Array | None] = (None, None)) -> Array:
+        products = [_product(a, b, scales) for a, b in zip(first, second, strict=True)]
+        return _psum(once(_pairwise(jnp.add, products)), axis_name)
 
     plain = total()
 
     def rescaled() -> Array:
-        exponents = [_exponents(leaves, axis_name) for leaves in groups]
-        down = [jnp.ldexp(jnp.ones(e.shape, plain.dtype), -e) for e in exponents]
-        up = [jnp.ldexp(jnp.ones(e.shape, plain.dtype), e) for e in exponents]
-        return total((down[0], down[-1])) * up[0][:, None] * up[-1][None, :]
+        up = [_powers(leaves, axis_name) for leaves in groups]
+        return total((1 / up[0], 1 / up[-1])) * up[0][:, None] * up[-1][None, :]
 
     return lax.cond(trusted(plain), lambda: plain, rescaled)
 
 
-def _exponents(leaves: list[Array], axis_name: AxisName) -> Array:
-    """Return the powers of two just above the largest entry of every row."""
-    limits = jnp.finfo(accumulator_dtype())
-    largest = _largest(leaves, axis_name)
-    exponents = jnp.frexp(jnp.where(jnp.isfinite(largest) & (largest > 0), largest, 1))[1]
-    return jnp.clip(exponents, limits.minexp + 2, limits.maxexp - 2)
-
-
-def _largest(leaves: list[Array], axis_name: AxisName) -> Float[Array, " K"]:
+def _powers(leaves: list[Array], axis_name: AxisName) -> Float[Array, " K"]:
+    """Return the powers of two next to the largest entry of every row, such that their inverses are floats too."""
     dtype = accumulator_dtype()
     rows = [jnp.max(jnp.abs(leaf), axis=range(1, leaf.ndim), initial=0).astype(dtype) for leaf in leaves]
-    largest = jnp.stack(rows).max(axis=0)
-    return largest if axis_name is None else lax.pmax(largest, axis_name)
+    largest = once(_pairwise(jnp.maximum, rows))
+    largest = largest if axis_name is None else lax.pmax(largest, axis_name)
+    limits = jnp.finfo(dtype)
+    return lax.reduce_precision(jnp.clip(largest, 4 * limits.tiny, limits.max / 4), limits.nexp, 0)
 
 
-def _flat(leaf: Array) -> Array:
-    """Return a leaf as blocks are cut from it; reshaped for some of its products only, it would be held twice."""
-    return leaf.reshape(leaf.shape[0], -1) if _blocked(leaf) else leaf
+def _wide(leaf: Array, scale: Array | None) -> Array:
+    leaf = leaf.astype(accumulator_dtype())
+    return leaf if scale is None else leaf * _column(scale, leaf)
 
 
-def _product(a: Array, b: Array, scales: tuple[Array, Array] | None = None) -> Array:
+def _product(a: Array, b: Array, scales: tuple[Array | None, Array | None] = (None, None)) -> Array:
     """Return the (K, L) product of two leaves; `scales` multiply the rows of each on the way in."""
 
-    def dot(x: Array, y: Array) -> Array:
-        x, y = x.astype(accumulator_dtype()), y.astype(accumulator_dtype())
-        if scales is not None:
-            x, y = x * _column(scales[0], x), y * _column(scales[1], y)
-        axes = tuple(range(1, x.ndim))  # contracted as they are: a reshape would gather sharded leaves
-        dimensions = ((axes, axes), ((), ()))
-        return lax.dot_general(x, y, dimensions, precision=lax.Precision.HIGHEST, out_sharding=_replicated(x))
+    def dot(pair: list[Array], batch: tuple[int, ...] = ()) -> Array:
+        axes = tuple(range(1 + len(batch), a.ndim + len(batch)))  # as they are: a reshape would gather sharded leaves
+        dimensions = ((axes, axes), (batch, batch))
+        return lax.dot_general(*pair, dimensions, precision=lax.Precision.HIGHEST, out_sharding=_replicated(a))
 
-    if not _blocked(a):
-        return dot(a, b)
+    if not _one_cpu():
+        return dot([_wide(x, scale) for x, scale in zip((a, b), scales, strict=True)])
 
-    def block(start: Array | int, width: int) -> Array:
-        return dot(*(lax.dynamic_slice_in_dim(x, start, width, 1) for x in (a, b)))
+    def runs(start: Array | int, width: int) -> Array:
+        """Return the products of runs of columns, which XLA:CPU adds up one after the other in each."""
+        count = -(-width // _RUN)
+        pad = ((0, 0), (0, -width % count))
+        cut = (lax.dynamic_slice_in_dim(x, start, width, 1) for x in (a, b))
+        pair = [_wide(x, scale) for x, scale in zip(cut, scales, strict=True)]
+        return dot([jnp.pad(x, pad).reshape(len(x), count, -1).swapaxes(0, 1) for x in pair], batch=(0,))
 
-    whole, rest = divmod(a.shape[1], _BLOCK)
-    first = block(whole * _BLOCK, rest) if rest else block(0, _BLOCK)
-    return lax.fori_loop(0 if rest else 1, whole, lambda i, total: total + block(i * _BLOCK, _BLOCK), first)
+    block = _RUN * max(1, _BLOCK // (_RUN * max(len(a), len(b))))
+    whole, rest = divmod(a.shape[1], block)
+    products = [runs(whole * block, rest)] if rest else []
+    if whole:
+        first = runs(0, block)
+        start = tuple(jnp.stack([first, jnp.zeros_like(first)]))
+        products += lax.fori_loop(1, whole, lambda i, sums: _two_sum(*sums, runs(i * block, block)), start)
+    return _pairwise(jnp.add, [product.sum(axis=0) for product in products])
+
+
+def _two_sum(high: Array, low: Array, term: Array) -> tuple[Array, Array]:
+    """Add a term to a sum in two parts, the second what rounding took from the first."""
+    total = high + term
+    added = total - high
+    return total, low + ((high - (total - added)) + (term - added))
 
 
 def _replicated(leaf: Array) -> NamedSharding | None:
@@ -313,6 +363,6 @@ def _replicated(leaf: Array) -> NamedSharding | None:
     return NamedSharding(mesh, PartitionSpec()) if mesh.explicit_axes else None
 
 
-def _blocked(leaf: Array) -> bool:
-    """Return whether blocks of columns pay off: they do on CPU in long rows, but gather leaves that are sharded."""
-    return leaf.size > _BLOCK * leaf.shape[0] and jax.default_backend() == "cpu" and jax.device_count() == 1
+def _one_cpu() -> bool:
+    """Return whether rows may be cut into blocks and runs: on CPU that is faster and rounds less."""
+    return jax.default_backend() == "cpu" and jax.device_count() == 1

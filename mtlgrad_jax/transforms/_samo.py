@@ -17,7 +17,7 @@ from jaxtyping import Array, Float, Key, PyTree
 from mtlgrad_jax import stacks
 from mtlgrad_jax._checks import Number, check_number
 from mtlgrad_jax._tasks import present_tasks
-from mtlgrad_jax._trees import cut, label_leaves, merge
+from mtlgrad_jax._trees import cut, draw_like, label_leaves, merge
 from mtlgrad_jax.oracles._losses import check_losses, flatten_losses, loss_of
 from mtlgrad_jax.oracles._perturbed import sam_perturbation
 from mtlgrad_jax.oracles._task_value_and_grad import each_task
@@ -136,7 +136,7 @@ def samo(
             return jnp.sign(at(probe) - at(-probe))
 
         signs = each_task(sign, (np.arange(K), probes), "auto")
-        signs = jnp.where(present_tasks(task_mask, K, losses), signs, 0)
+        signs = stacks.once(jnp.where(present_tasks(task_mask, K, losses), signs, 0))
         rows = jax.tree.map(lambda g, z: _row(g, z, signs, beta), mean_grad, probes)
         groups = [(cut(rows, labels, label), cut(params, labels, label)) for label in dict.fromkeys(labels)]
         e = merge(params, *[sam_perturbation(*group, rho, adaptive=adaptive) for group in groups])
@@ -151,15 +151,17 @@ def samo(
 def _draw(key: Array, params: PyTree, labels: list[Any]) -> PyTree:
     """Return normal numbers for shared leaves, zeros for heads and for leaves that are not floating."""
     treedef: Any
-    leaves, treedef = jax.tree.flatten(params)
-
-    def numbers(key: Array, leaf: Array, label: Any) -> Array:
-        dtype = jnp.result_type(leaf)
-        drawn = label is None and jnp.issubdtype(dtype, jnp.floating)
-        return jax.random.normal(key, jnp.shape(leaf), dtype) if drawn else jnp.zeros_like(leaf)
-
-    keys = jax.random.split(key, len(leaves))
-    return treedef.unflatten([numbers(*each) for each in zip(keys, leaves, labels, strict=True)])
+    leaves, treedef = jax.tree.flatten(jax.tree.map(jnp.asarray, params))
+    drawn = [
+        label is None and jnp.issubdtype(leaf.dtype, jnp.floating) for leaf, label in zip(leaves, labels, strict=True)
+    ]
+    numbers = iter(draw_like(jax.random.normal, key, [leaf for leaf, draws in zip(leaves, drawn, strict=True) if draws]))
+    return treedef.unflatten(
+        [
+            next(numbers).astype(leaf.dtype) if draws else jnp.zeros_like(leaf)
+            for leaf, draws in zip(leaves, drawn, strict=True)
+        ]
+    )
 
 
 def _row(mean_grad: Array, probes: Array, signs: Float[Array, " K"], beta: Number) -> Array:
