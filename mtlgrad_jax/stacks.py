@@ -23,6 +23,8 @@ _RUN = 256  # columns that are added up one after the other on CPU
 _UNROLLED_ROWS = 16  # rows of a weighted sum that one fused loop adds up
 
 AxisName = str | Sequence[str] | None
+Groups = Sequence[list[Array]]  # leaves of several stacks
+Scales = Array | Sequence[Array | None]  # (K,) for each of them
 
 
 def num_tasks(task_grads: PyTree, params: PyTree | None = None) -> int:
@@ -75,34 +77,41 @@ def gramian(
 
     For row norms from 1e-18 to 1e18 in float32 every entry is as exact as float32 holds it, that is to rounding of
     n_i n_j or to its smallest normal number: where squares underflow or overflow on the way, the product is formed
-    again from rows scaled by powers of two. On one CPU rounding is at most some log2(P) eps, where all products are
-    positive too: no sum runs over more than a few hundred terms that are not rounded apart.
+    again from rows scaled by powers of two. On one CPU rounding is at most log2(P) eps of n_i n_j, where all products
+    have one sign too; elsewhere it is what the device's own sums round.
 
     Args:
       task_grads: stack of K gradients.
       task_mask: tasks that are absent get a zero row and column.
       axis_name: inside shard_map, the mesh axes over which parameters are split; never a data axis.
     """
-    leaves = _floating(task_grads)
-    K = num_tasks(task_grads)
+    return gramians([task_grads], task_mask, axis_name=axis_name)[0]
+
+
+@partial(jax.jit, static_argnames="axis_name")
+def gramians(
+    groups: Sequence[PyTree], task_mask: Bool[Array, " K"] | None = None, *, axis_name: AxisName = None
+) -> Float[Array, "groups K K"]:
+    """Return the Gramian of each of several stacks of the same tasks, as `gramian` does."""
+    K = num_tasks(groups[0])
+    leaves = [_floating(group) for group in groups]
     present = jnp.ones((K,), bool) if task_mask is None else task_mask
-    if not leaves:
-        return jnp.zeros((K, K), accumulator_dtype())
+    pairs = present[:, None] & present[None, :]
 
     def trusted(plain: Array) -> Array:
-        diagonal = jnp.diagonal(plain)
-        return ~jnp.any(present & ~_representable(diagonal, leaves))
+        rows = jax.vmap(jnp.diagonal)(plain)
+        exact = _representable(rows, leaves) | ~present
+        return exact[:, :, None] & exact[:, None, :]
 
-    product = _inner(leaves, leaves, trusted, axis_name)
-    product = (product + product.T) / 2
-    return jnp.where(present[:, None] & present[None, :], product, 0)
+    product = _inner(leaves, leaves, K, K, trusted, axis_name)
+    return jnp.where(pairs, (product + product.mT) / 2, 0)
 
 
 @partial(jax.jit, static_argnames="axis_name")
 def cross_gramian(first: PyTree, second: PyTree, *, axis_name: AxisName = None) -> Float[Array, "K L"]:
     """Return <a_i, b_j> for the rows of two stacks over the same parameters, for instance of two batches.
 
-    As exact as `gramian`; an entry of zero makes the products be formed again too.
+    As exact as `gramian`; an entry of zero makes the products be formed again too, unless one of its rows is zero.
 
     Args:
       first: stack of K gradients.
@@ -115,10 +124,8 @@ def cross_gramian(first: PyTree, second: PyTree, *, axis_name: AxisName = None) 
         (jnp.asarray(a), jnp.asarray(b)) for a, b in zip(jax.tree.leaves(first), jax.tree.leaves(second), strict=True)
     ]
     pairs = [pair for pair in pairs if all(jnp.issubdtype(leaf.dtype, jnp.floating) for leaf in pair)]
-    if not pairs:
-        return jnp.zeros((K, L), accumulator_dtype())
-    rows, columns = (_rows([pair[i] for pair in pairs]) for i in range(2))
-    return _inner(rows, columns, lambda plain: jnp.all(_representable(plain, rows)), axis_name)
+    rows, columns = ([_rows([pair[i] for pair in pairs])] for i in range(2))
+    return _inner(rows, columns, K, L, lambda plain: _representable(plain, rows), axis_name)[0]
 
 
 def project(task_grads: PyTree, direction: PyTree, *, axis_name: AxisName = None) -> Float[Array, " K"]:
@@ -129,23 +136,14 @@ def project(task_grads: PyTree, direction: PyTree, *, axis_name: AxisName = None
 @partial(jax.jit, static_argnames="axis_name")
 def task_norms(task_grads: PyTree, *, axis_name: AxisName = None) -> Float[Array, " K"]:
     """Return the Euclidean norm of every task's gradient, without overflow or underflow."""
-    leaves = _floating(task_grads)
-    if not leaves:
-        return jnp.zeros((num_tasks(task_grads),), accumulator_dtype())
+    return _norms([_floating(task_grads)], num_tasks(task_grads), axis_name)[0]
 
-    def total(scale: Array | None = None) -> Array:
-        rows = [_wide(leaf, scale) for leaf in leaves]
-        squares = [jnp.sum(row**2, axis=range(1, row.ndim)) for row in rows]
-        return _psum(once(_pairwise(jnp.add, squares)), axis_name)
 
-    def rescaled() -> Array:
-        up = _powers(leaves, axis_name)
-        return jnp.sqrt(total(1 / up)) * up
-
-    plain = total()
-    trusted, root = _representable(plain, leaves), jnp.sqrt(plain)
-    # No row's last digit may depend on what stands in another one.
-    return lax.cond(jnp.all(trusted), lambda: root, lambda: jnp.where(trusted, root, rescaled()))
+@jax.jit
+def leaf_norms(task_grads: PyTree) -> Float[Array, "leaves K"]:
+    """Return the Euclidean norm of every task's gradient in each leaf, as `task_norms` does."""
+    leaves = jax.tree.leaves(task_grads)
+    return _norms([_floating(leaf) for leaf in leaves], num_tasks(task_grads), None)
 
 
 @jax.jit
@@ -187,7 +185,7 @@ def mix(a: Float[Array, " K"], first: PyTree, b: Float[Array, " K"], second: PyT
     def leaf_mix(x: Array, y: Array) -> Array:
         if not jnp.issubdtype(x.dtype, jnp.floating):
             return x
-        return (_column(a, x) * x + _column(b, y) * y).astype(x.dtype)
+        return (column(a, x) * x + column(b, y) * y).astype(x.dtype)
 
     return jax.tree.map(leaf_mix, first, second)
 
@@ -195,7 +193,7 @@ def mix(a: Float[Array, " K"], first: PyTree, b: Float[Array, " K"], second: PyT
 def select(tasks: Bool[Array, " K"], stack: PyTree, other: PyTree = None) -> PyTree:
     """Return a stack whose rows come from one stack for some tasks, and from another, or are zero, for the rest."""
     other = jax.tree.map(jnp.zeros_like, stack) if other is None else other
-    return jax.tree.map(lambda x, y: jnp.where(_column(tasks, x), x, y), stack, other)
+    return jax.tree.map(lambda x, y: jnp.where(column(tasks, x), x, y), stack, other)
 
 
 def check_like(name: str, stack: PyTree, like: PyTree, *, rows: bool = False) -> None:
@@ -272,86 +270,123 @@ def once(value: Array) -> Array:
 once.defjvps(lambda tangent, *_: tangent)
 
 
-def _column(values: Array, leaf: Array) -> Array:
+def column(values: Array, leaf: Array) -> Array:
+    """Return K values in the shape in which they meet the rows of a leaf."""
     return values.reshape((-1,) + (1,) * (leaf.ndim - 1))
 
 
-def _psum(value: Array, axis_name: AxisName) -> Array:
-    return value if axis_name is None else lax.psum(value, axis_name)
-
-
-def _representable(product: Array, leaves: list[Array]) -> Array:
+def _representable(product: Array, groups: Groups) -> Array:
     """Return which entries of a product neither overflow nor lose squares to underflow: not below P tiny/eps."""
     limits = jnp.finfo(product.dtype)
-    size = sum(leaf.size // leaf.shape[0] for leaf in leaves)
-    return (jnp.abs(product) >= size * limits.tiny / limits.eps) & jnp.isfinite(product)
+    sizes = jnp.asarray([sum(leaf.size // len(leaf) for leaf in leaves) for leaves in groups], product.dtype)
+    lowest = column(sizes * limits.tiny / limits.eps, product)
+    return (jnp.abs(product) >= lowest) & jnp.isfinite(product)
 
 
 def _inner(
-    first: list[Array], second: list[Array], trusted: Callable[[Array], Array], axis_name: AxisName
-) -> Float[Array, "K L"]:
-    """Return the products of the rows; where they are not to be trusted, from rows scaled by powers of two."""
-    groups = [first] if first is second else [first, second]
+    first: Groups, second: Groups, K: int, L: int, trusted: Callable[[Array], Array], axis_name: AxisName
+) -> Float[Array, "groups K L"]:
+    """Return the products of each group's rows; where they are not to be trusted, from rows scaled by powers of two."""
 
-    def total(scales: tuple[Array | None, Array | None] = (None, None)) -> Array:
-        products = [_product(a, b, scales) for a, b in zip(first, second, strict=True)]
-        return _psum(once(_pairwise(jnp.add, products)), axis_name)
+    def total(rows: Scales, columns: Scales) -> Array:
+        products = [
+            [_product(a, b, row, column) for a, b in zip(*leaves, strict=True)]
+            for *leaves, row, column in zip(first, second, rows, columns, strict=True)
+        ]
+        return _joined(jnp.add, products, (K, L), axis_name)
 
-    plain = total()
+    plain = total([None] * len(first), [None] * len(first))
+
+    def checked() -> Array:
+        rows = _largest(first, K, axis_name)
+        columns = rows if second is first else _largest(second, L, axis_name)
+        zero = (rows == 0)[:, :, None] | (columns == 0)[:, None, :]
+
+        def rescaled() -> Array:
+            r, c = _power(rows), _power(columns)
+            return total(1 / r, 1 / c) * r[:, :, None] * c[:, None, :]
+
+        return lax.cond(jnp.all(trusted(plain) | zero), lambda: plain, rescaled)
+
+    return lax.cond(jnp.all(trusted(plain)), lambda: plain, checked)
+
+
+def _norms(groups: Groups, K: int, axis_name: AxisName) -> Float[Array, "groups K"]:
+    def total(scales: Scales) -> Array:
+        squares = [
+            [jnp.sum(_wide(leaf, scale) ** 2, axis=range(1, leaf.ndim)) for leaf in leaves]
+            for leaves, scale in zip(groups, scales, strict=True)
+        ]
+        return _joined(jnp.add, squares, (K,), axis_name)
 
     def rescaled() -> Array:
-        up = [_powers(leaves, axis_name) for leaves in groups]
-        return total((1 / up[0], 1 / up[-1])) * up[0][:, None] * up[-1][None, :]
+        up = _power(_largest(groups, K, axis_name))
+        return jnp.sqrt(total(1 / up)) * up
 
-    return lax.cond(trusted(plain), lambda: plain, rescaled)
+    plain = total([None] * len(groups))
+    return lax.cond(jnp.all(_representable(plain, groups)), lambda: jnp.sqrt(plain), rescaled)
 
 
-def _powers(leaves: list[Array], axis_name: AxisName) -> Float[Array, " K"]:
-    """Return the powers of two next to the largest entry of every row, such that their inverses are floats too."""
-    dtype = accumulator_dtype()
-    rows = [jnp.max(jnp.abs(leaf), axis=range(1, leaf.ndim), initial=0).astype(dtype) for leaf in leaves]
-    largest = once(_pairwise(jnp.maximum, rows))
-    largest = largest if axis_name is None else lax.pmax(largest, axis_name)
-    limits = jnp.finfo(dtype)
+def _largest(groups: Groups, K: int, axis_name: AxisName) -> Float[Array, "groups K"]:
+    entries = [[jnp.max(jnp.abs(leaf), axis=range(1, leaf.ndim), initial=0) for leaf in leaves] for leaves in groups]
+    return _joined(jnp.maximum, entries, (K,), axis_name)
+
+
+def _joined(
+    join: Callable[[Array, Array], Array], parts: list[list[Array]], shape: tuple[int, ...], axis_name: AxisName
+) -> Array:
+    """Return what the leaves' parts come to in every group, and over the axes."""
+    nothing = jnp.zeros(shape, accumulator_dtype())
+    values = once(jnp.stack([_pairwise(join, leaves or [nothing]).astype(nothing.dtype) for leaves in parts]))
+    over = lax.pmax if join is jnp.maximum else lax.psum
+    return values if axis_name is None else over(values, axis_name)
+
+
+def _power(largest: Array) -> Array:
+    """Return powers of two next to some numbers, by which to divide and multiply is exact."""
+    limits = jnp.finfo(largest.dtype)
     return lax.reduce_precision(jnp.clip(largest, 4 * limits.tiny, limits.max / 4), limits.nexp, 0)
 
 
 def _wide(leaf: Array, scale: Array | None) -> Array:
     leaf = leaf.astype(accumulator_dtype())
-    return leaf if scale is None else leaf * _column(scale, leaf)
+    return leaf if scale is None else leaf * column(scale, leaf)
 
 
-def _product(a: Array, b: Array, scales: tuple[Array | None, Array | None] = (None, None)) -> Array:
-    """Return the (K, L) product of two leaves; `scales` multiply the rows of each on the way in."""
+def _product(a: Array, b: Array, rows: Array | None, columns: Array | None) -> Array:
+    """Return the (K, L) product of two leaves; scales multiply the rows of each on the way in."""
 
-    def dot(pair: list[Array], batch: tuple[int, ...] = ()) -> Array:
+    def dot(x: Array, y: Array, batch: tuple[int, ...] = ()) -> Array:
         axes = tuple(range(1 + len(batch), a.ndim + len(batch)))  # as they are: a reshape would gather sharded leaves
         dimensions = ((axes, axes), (batch, batch))
-        return lax.dot_general(*pair, dimensions, precision=lax.Precision.HIGHEST, out_sharding=_replicated(a))
+        return lax.dot_general(x, y, dimensions, precision=lax.Precision.HIGHEST, out_sharding=_replicated(a))
 
     if not _one_cpu():
-        return dot([_wide(x, scale) for x, scale in zip((a, b), scales, strict=True)])
+        return dot(_wide(a, rows), _wide(b, columns))
 
     def runs(start: Array | int, width: int) -> Array:
         """Return the products of runs of columns, which XLA:CPU adds up one after the other in each."""
         count = -(-width // _RUN)
-        pad = ((0, 0), (0, -width % count))
-        cut = (lax.dynamic_slice_in_dim(x, start, width, 1) for x in (a, b))
-        pair = [_wide(x, scale) for x, scale in zip(cut, scales, strict=True)]
-        return dot([jnp.pad(x, pad).reshape(len(x), count, -1).swapaxes(0, 1) for x in pair], batch=(0,))
+
+        def cut(leaf: Array, scale: Array | None) -> Array:
+            part = _wide(lax.dynamic_slice_in_dim(leaf, start, width, 1), scale)
+            return jnp.pad(part, ((0, 0), (0, -width % count))).reshape(len(leaf), count, -1).swapaxes(0, 1)
+
+        return dot(cut(a, rows), cut(b, columns), batch=(0,))
 
     block = _RUN * max(1, _BLOCK // (_RUN * max(len(a), len(b))))
     whole, rest = divmod(a.shape[1], block)
     products = [runs(whole * block, rest)] if rest else []
     if whole:
         first = runs(0, block)
-        start = tuple(jnp.stack([first, jnp.zeros_like(first)]))
-        products += lax.fori_loop(1, whole, lambda i, sums: _two_sum(*sums, runs(i * block, block)), start)
+        sums = tuple(jnp.stack([first, jnp.zeros_like(first)]))
+        products += lax.fori_loop(1, whole, lambda i, sums: _two_sum(sums, runs(i * block, block)), sums)
     return _pairwise(jnp.add, [product.sum(axis=0) for product in products])
 
 
-def _two_sum(high: Array, low: Array, term: Array) -> tuple[Array, Array]:
+def _two_sum(sums: tuple[Array, ...], term: Array) -> tuple[Array, ...]:
     """Add a term to a sum in two parts, the second what rounding took from the first."""
+    high, low = sums
     total = high + term
     added = total - high
     return total, low + ((high - (total - added)) + (term - added))

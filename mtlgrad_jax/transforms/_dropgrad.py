@@ -79,9 +79,7 @@ def dropgrad(
         def dropped(leaf: Array) -> Array:
             if not jnp.issubdtype(leaf.dtype, jnp.floating):
                 return leaf
-            return jnp.where(
-                kept.reshape(-1, *(1,) * (leaf.ndim - 1)), (leaf * next(factors)).astype(leaf.dtype), leaf
-            )
+            return jnp.where(kept.reshape(-1, *(1,) * (leaf.ndim - 1)), (leaf * next(factors)).astype(leaf.dtype), leaf)
 
         task_grads = jax.tree.map(jnp.asarray, task_grads)
         floating = [leaf for leaf in jax.tree.leaves(task_grads) if jnp.issubdtype(leaf.dtype, jnp.floating)]
