@@ -8,7 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, PyTree
 
+from mtlgrad_jax import stacks
+
 Labels = Any | Callable[[Any], Hashable]
+
+_SHORT = 1 << 13  # entries of a leaf that shares its draw with others
 
 
 def label_leaves(labels: Labels, tree: PyTree, name: str) -> list[Any]:
@@ -70,3 +74,16 @@ def repeat_state(state: PyTree, count: int) -> PyTree:
         return jnp.repeat(jnp.asarray(leaf)[None], count, axis=0)
 
     return jax.tree.map(repeat, state)
+
+
+def draw_like(sample: Callable[[Array, tuple[int, ...]], Array], key: Array, leaves: list[Array]) -> list[Array]:
+    """Return `sample(key, shape)` for every leaf, drawn at once for all short ones: draws take long to compile."""
+    short = [leaf.size <= _SHORT for leaf in leaves]
+    ends = np.cumsum([leaf.size for leaf, shares in zip(leaves, short, strict=True) if shares])
+    first, *others = jax.random.split(key, 1 + len(leaves) - sum(short))
+    parts = iter(jnp.split(stacks.once(sample(first, (int(ends[-1]),))), ends[:-1]) if any(short) else [])
+    keys = iter(others)
+    return [
+        next(parts).reshape(leaf.shape) if shares else sample(next(keys), leaf.shape)
+        for leaf, shares in zip(leaves, short, strict=True)
+    ]

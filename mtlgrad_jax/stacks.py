@@ -5,8 +5,8 @@ accumulated leaf by leaf, never from a concatenated copy, in float32 at the high
 x64) whatever the gradients' dtype. Leaves that are not floating (integer parameters) count as zero gradients.
 """
 
-from collections.abc import Callable, Iterable, Sequence
-from functools import partial, reduce
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import jax
@@ -18,10 +18,13 @@ from jaxtyping import Array, Bool, Float, PyTree
 from mtlgrad_jax._checks import leaf_name
 from mtlgrad_jax._tasks import accumulator_dtype, present_tasks, task_flags, task_vector
 
-_BLOCK = 8192  # columns of a block that stays in cache on CPU
+_BLOCK = 1 << 15  # entries of a block that stays in cache on CPU
+_RUN = 256  # columns that are added up one after the other on CPU
 _UNROLLED_ROWS = 16  # rows of a weighted sum that one fused loop adds up
 
 AxisName = str | Sequence[str] | None
+Groups = Sequence[list[Array]]  # leaves of several stacks
+Scales = Array | Sequence[Array | None]  # (K,) for each of them
 
 
 def num_tasks(task_grads: PyTree, params: PyTree | None = None, *, name: str = "task_grads") -> int:
@@ -75,33 +78,40 @@ def gramian(
 
     For row norms from 1e-18 to 1e18 in float32 every entry is as exact as float32 holds it, that is to rounding of
     n_i n_j or to its smallest normal number: where squares underflow or overflow on the way, the product is formed
-    again from rows scaled by powers of two.
+    again from rows scaled by powers of two. On one CPU rounding is at most log2(P) eps of n_i n_j, where all products
+    have one sign too; elsewhere it is what the device's own sums round.
 
     Args:
       task_grads: stack of K gradients.
       task_mask: tasks that are absent get a zero row and column.
       axis_name: inside shard_map, the mesh axes over which parameters are split; never a data axis.
     """
-    K = num_tasks(task_grads)
-    present = present_tasks(task_mask, K)
-    leaves = _floating(task_grads)
-    if not leaves:
-        return jnp.zeros((K, K), accumulator_dtype())
+    return gramians([task_grads], present_tasks(task_mask, num_tasks(task_grads)), axis_name=axis_name)[0]
+
+
+@partial(jax.jit, static_argnames="axis_name")
+def gramians(
+    groups: Sequence[PyTree], present: Bool[Array, " K"], *, axis_name: AxisName = None
+) -> Float[Array, "groups K K"]:
+    """Return the Gramian of each of several stacks of the same tasks, as `gramian` does."""
+    K = num_tasks(groups[0])
+    leaves = [_floating(group) for group in groups]
+    pairs = present[:, None] & present[None, :]
 
     def trusted(plain: Array) -> Array:
-        diagonal = jnp.diagonal(plain)
-        return ~jnp.any(present & ~_representable(diagonal, leaves))
+        rows = jax.vmap(jnp.diagonal)(plain)
+        exact = _representable(rows, leaves) | ~present
+        return exact[:, :, None] & exact[:, None, :]
 
-    product = _inner(leaves, leaves, trusted, axis_name)
-    product = (product + product.T) / 2
-    return jnp.where(present[:, None] & present[None, :], product, 0)
+    product = _inner(leaves, leaves, K, K, trusted, axis_name)
+    return jnp.where(pairs, (product + product.mT) / 2, 0)
 
 
 @partial(jax.jit, static_argnames="axis_name")
 def cross_gramian(first: PyTree, second: PyTree, *, axis_name: AxisName = None) -> Float[Array, "K L"]:
     """Return <a_i, b_j> for the rows of two stacks over the same parameters, for instance of two batches.
 
-    As exact as `gramian`; an entry of zero makes the products be formed again too.
+    As exact as `gramian`; an entry of zero makes the products be formed again too, unless one of its rows is zero.
 
     Args:
       first: stack of K gradients.
@@ -114,10 +124,8 @@ def cross_gramian(first: PyTree, second: PyTree, *, axis_name: AxisName = None) 
         (jnp.asarray(a), jnp.asarray(b)) for a, b in zip(jax.tree.leaves(first), jax.tree.leaves(second), strict=True)
     ]
     pairs = [pair for pair in pairs if all(jnp.issubdtype(leaf.dtype, jnp.floating) for leaf in pair)]
-    if not pairs:
-        return jnp.zeros((K, L), accumulator_dtype())
-    rows, columns = ([pair[i] for pair in pairs] for i in range(2))
-    return _inner(rows, columns, lambda plain: jnp.all(_representable(plain, rows)), axis_name)
+    rows, columns = ([_rows([pair[i] for pair in pairs])] for i in range(2))
+    return _inner(rows, columns, K, L, lambda plain: _representable(plain, rows), axis_name)[0]
 
 
 def project(task_grads: PyTree, direction: PyTree, *, axis_name: AxisName = None) -> Float[Array, " K"]:
@@ -132,23 +140,14 @@ def project(task_grads: PyTree, direction: PyTree, *, axis_name: AxisName = None
 def task_norms(task_grads: PyTree, *, axis_name: AxisName = None) -> Float[Array, " K"]:
     """Return the Euclidean norm of every task's gradient, without overflow or underflow."""
     K = num_tasks(task_grads)
-    leaves = _floating(task_grads)
-    if not leaves:
-        return jnp.zeros((K,), accumulator_dtype())
+    return _norms([_floating(task_grads)], K, axis_name)[0]
 
-    def total(scale: Array) -> Array:
-        rows = [leaf.astype(scale.dtype) / _column(scale, leaf) for leaf in leaves]
-        return _psum(_add(jnp.sum(row**2, axis=range(1, row.ndim)) for row in rows), axis_name)
 
-    def rescaled() -> Array:
-        largest = _largest(leaves, axis_name)
-        scale = jnp.where((largest > 0) & jnp.isfinite(largest), largest, 1)
-        return jnp.sqrt(total(scale)) * scale
-
-    plain = total(jnp.ones((K,), accumulator_dtype()))
-    trusted, root = _representable(plain, leaves), jnp.sqrt(plain)
-    # No row's last digit may depend on what stands in another one.
-    return lax.cond(jnp.all(trusted), lambda: root, lambda: jnp.where(trusted, root, rescaled()))
+@jax.jit
+def leaf_norms(task_grads: PyTree) -> Float[Array, "leaves K"]:
+    """Return the Euclidean norm of every task's gradient in each leaf, as `task_norms` does."""
+    leaves = jax.tree.leaves(task_grads)
+    return _norms([_floating(leaf) for leaf in leaves], num_tasks(task_grads), None)
 
 
 @jax.jit
@@ -157,7 +156,8 @@ def combine(weights: Float[Array, " L"], task_grads: PyTree) -> PyTree:
 
     A task of weight zero is left out, not multiplied: its row may hold NaN.
     """
-    weights = task_vector("weights", weights, num_tasks=num_tasks(task_grads) if jax.tree.leaves(task_grads) else None)
+    K = num_tasks(task_grads) if jax.tree.leaves(task_grads) else None
+    weights = once(task_vector("weights", weights, num_tasks=K))
     used = weights != 0
 
     def leaf_sum(leaf: Array) -> Array:
@@ -167,7 +167,8 @@ def combine(weights: Float[Array, " L"], task_grads: PyTree) -> PyTree:
 
         def rows_sum(start: Array | int, count: int) -> Array:
             chunk = [lax.dynamic_slice_in_dim(x, start, count) for x in (used, w, leaf)]
-            return _add(jnp.where(u, x * row.astype(w.dtype), 0) for u, x, row in zip(*chunk, strict=True))
+            terms = [jnp.where(u, x * row.astype(w.dtype), 0) for u, x, row in zip(*chunk, strict=True)]
+            return _pairwise(jnp.add, terms)
 
         whole, rest = divmod(leaf.shape[0], _UNROLLED_ROWS)
         total = rows_sum(whole * _UNROLLED_ROWS, rest) if rest else rows_sum(0, _UNROLLED_ROWS)
@@ -189,7 +190,7 @@ def mix(a: Float[Array, " K"], first: PyTree, b: Float[Array, " K"], second: PyT
     def leaf_mix(x: Array, y: Array) -> Array:
         if not jnp.issubdtype(x.dtype, jnp.floating):
             return x
-        return (_column(a, x) * x + _column(b, y) * y).astype(x.dtype)
+        return (column(a, x) * x + column(b, y) * y).astype(x.dtype)
 
     return jax.tree.map(leaf_mix, first, second)
 
@@ -199,7 +200,7 @@ def select(tasks: Bool[Array, " K"], stack: PyTree, other: PyTree = None) -> PyT
     other = jax.tree.map(jnp.zeros_like, stack) if other is None else other
     check_like("other", other, stack, rows=True)
     tasks = task_flags("tasks", tasks, num_tasks=num_tasks(stack, name="stack") if jax.tree.leaves(stack) else None)
-    return jax.tree.map(lambda x, y: jnp.where(_column(tasks, x), x, y), stack, other)
+    return jax.tree.map(lambda x, y: jnp.where(column(tasks, x), x, y), stack, other)
 
 
 def check_like(name: str, stack: PyTree, like: PyTree, *, rows: bool = False) -> None:
@@ -220,100 +221,183 @@ def check_like(name: str, stack: PyTree, like: PyTree, *, rows: bool = False) ->
 def finite_tasks(task_grads: PyTree) -> Bool[Array, " K"]:
     """Return for every task whether all of its gradient is finite."""
     K = num_tasks(task_grads)
-    checks = [jnp.isfinite(leaf).all(axis=range(1, leaf.ndim)) for leaf in _floating(task_grads)]
-    return jnp.stack(checks).all(axis=0) if checks else jnp.ones((K,), bool)
+    return _finite(task_grads, K)
 
 
 def all_finite(tree: PyTree) -> Bool[Array, ""]:
     """Return whether every entry of a tree is finite."""
-    return jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(tree)] or [jnp.asarray(True)]).all()
+    return _finite(jax.tree.map(lambda leaf: jnp.asarray(leaf)[None], tree), 1)[0]
+
+
+def _finite(rows: PyTree, count: int) -> Bool[Array, " K"]:
+    checks = [jnp.isfinite(leaf).all(axis=range(1, leaf.ndim)) for leaf in _floating(rows)]
+    return once(_pairwise(jnp.logical_and, checks or [jnp.ones((count,), bool)]))
 
 
 def _floating(tree: PyTree) -> list[Array]:
     leaves = [jnp.asarray(leaf) for leaf in jax.tree.leaves(tree)]
-    return [leaf for leaf in leaves if jnp.issubdtype(leaf.dtype, jnp.floating)]
+    return _rows([leaf for leaf in leaves if jnp.issubdtype(leaf.dtype, jnp.floating)])
 
 
-def _add(terms: Iterable[Array]) -> Array:
-    return reduce(jnp.add, terms)
+def _rows(leaves: list[Array]) -> list[Array]:
+    """Return leaves as sums over them want them: on one CPU as matrices of K rows, all short ones in one.
+
+    Every leaf costs time to compile, and short ones to run. Elsewhere this would gather those that are sharded.
+    """
+    if not _one_cpu():
+        return leaves
+    flat = [leaf.reshape(len(leaf), -1) for leaf in leaves]
+    short = [leaf for leaf in flat if leaf.shape[1] <= _RUN]
+    return [leaf for leaf in flat if leaf.shape[1] > _RUN] + ([jnp.concatenate(short, axis=1)] if short else [])
 
 
-def _column(values: Array, leaf: Array) -> Array:
+def _pairwise(join: Callable[[Array, Array], Array], parts: list[Array]) -> Array:
+    while len(parts) > 1:
+        parts = [*map(join, parts[::2], parts[1::2]), *parts[len(parts) // 2 * 2 :]]
+    return parts[0]
+
+
+@jax.custom_jvp
+def once(value: Array) -> Array:
+    """Return a value of at most K×K numbers as one that is computed once, whatever comes to use it.
+
+    XLA:CPU writes a chain of cheap operations again into every loop that uses its result, and a chain over all leaves
+    into a loop or more per leaf takes quadratic time to compile. It neither repeats nor sees through a reduction with
+    an index, here the first of two copies.
+    """
+    copies = jnp.stack([value, value])
+    places = lax.broadcasted_iota(jnp.int32, copies.shape, 0)
+
+    def first(a: tuple[Array, Array], b: tuple[Array, Array]) -> tuple[Array, Array]:
+        before = a[1] < b[1]
+        return lax.select(before, a[0], b[0]), lax.select(before, a[1], b[1])
+
+    return lax.reduce((copies, places), (jnp.zeros((), value.dtype), jnp.int32(2)), first, (0,))[0]
+
+
+once.defjvps(lambda tangent, *_: tangent)
+
+
+def column(values: Array, leaf: Array) -> Array:
+    """Return K values in the shape in which they meet the rows of a leaf."""
     return values.reshape((-1,) + (1,) * (leaf.ndim - 1))
 
 
-def _psum(value: Array, axis_name: AxisName) -> Array:
-    return value if axis_name is None else lax.psum(value, axis_name)
-
-
-def _representable(product: Array, leaves: list[Array]) -> Array:
+def _representable(product: Array, groups: Groups) -> Array:
     """Return which entries of a product neither overflow nor lose squares to underflow: not below P tiny/eps."""
     limits = jnp.finfo(product.dtype)
-    size = sum(leaf.size // leaf.shape[0] for leaf in leaves)
-    return (jnp.abs(product) >= size * limits.tiny / limits.eps) & jnp.isfinite(product)
+    sizes = jnp.asarray([sum(leaf.size // len(leaf) for leaf in leaves) for leaves in groups], product.dtype)
+    lowest = column(sizes * limits.tiny / limits.eps, product)
+    return (jnp.abs(product) >= lowest) & jnp.isfinite(product)
 
 
 def _inner(
-    first: list[Array], second: list[Array], trusted: Callable[[Array], Array], axis_name: AxisName
-) -> Float[Array, "K L"]:
-    """Return the products of the rows; where they are not to be trusted, from rows scaled by powers of two."""
-    groups = [[_flat(leaf) for leaf in leaves] for leaves in ((first,) if first is second else (first, second))]
-    first, second = groups[0], groups[-1]
+    first: Groups, second: Groups, K: int, L: int, trusted: Callable[[Array], Array], axis_name: AxisName
+) -> Float[Array, "groups K L"]:
+    """Return the products of each group's rows; where they are not to be trusted, from rows scaled by powers of two."""
 
-    def total(scales: tuple[Array, Array] | None = None) -> Array:
-        return _psum(_add(_product(a, b, scales) for a, b in zip(first, second, strict=True)), axis_name)
+    def total(rows: Scales, columns: Scales) -> Array:
+        products = [
+            [_product(a, b, row, column) for a, b in zip(*leaves, strict=True)]
+            for *leaves, row, column in zip(first, second, rows, columns, strict=True)
+        ]
+        return _joined(jnp.add, products, (K, L), axis_name)
 
-    plain = total()
+    plain = total([None] * len(first), [None] * len(first))
+
+    def checked() -> Array:
+        rows = _largest(first, K, axis_name)
+        columns = rows if second is first else _largest(second, L, axis_name)
+        zero = (rows == 0)[:, :, None] | (columns == 0)[:, None, :]
+
+        def rescaled() -> Array:
+            r, c = _power(rows), _power(columns)
+            return total(1 / r, 1 / c) * r[:, :, None] * c[:, None, :]
+
+        return lax.cond(jnp.all(trusted(plain) | zero), lambda: plain, rescaled)
+
+    return lax.cond(jnp.all(trusted(plain)), lambda: plain, checked)
+
+
+def _norms(groups: Groups, K: int, axis_name: AxisName) -> Float[Array, "groups K"]:
+    def total(scales: Scales) -> Array:
+        squares = [
+            [jnp.sum(_wide(leaf, scale) ** 2, axis=range(1, leaf.ndim)) for leaf in leaves]
+            for leaves, scale in zip(groups, scales, strict=True)
+        ]
+        return _joined(jnp.add, squares, (K,), axis_name)
 
     def rescaled() -> Array:
-        exponents = [_exponents(leaves, axis_name) for leaves in groups]
-        down = [jnp.ldexp(jnp.ones(e.shape, plain.dtype), -e) for e in exponents]
-        up = [jnp.ldexp(jnp.ones(e.shape, plain.dtype), e) for e in exponents]
-        return total((down[0], down[-1])) * up[0][:, None] * up[-1][None, :]
+        up = _power(_largest(groups, K, axis_name))
+        return jnp.sqrt(total(1 / up)) * up
 
-    return lax.cond(trusted(plain), lambda: plain, rescaled)
-
-
-def _exponents(leaves: list[Array], axis_name: AxisName) -> Array:
-    """Return the powers of two just above the largest entry of every row."""
-    limits = jnp.finfo(accumulator_dtype())
-    largest = _largest(leaves, axis_name)
-    exponents = jnp.frexp(jnp.where(jnp.isfinite(largest) & (largest > 0), largest, 1))[1]
-    return jnp.clip(exponents, limits.minexp + 2, limits.maxexp - 2)
+    plain = total([None] * len(groups))
+    return lax.cond(jnp.all(_representable(plain, groups)), lambda: jnp.sqrt(plain), rescaled)
 
 
-def _largest(leaves: list[Array], axis_name: AxisName) -> Float[Array, " K"]:
-    dtype = accumulator_dtype()
-    rows = [jnp.max(jnp.abs(leaf), axis=range(1, leaf.ndim), initial=0).astype(dtype) for leaf in leaves]
-    largest = jnp.stack(rows).max(axis=0)
-    return largest if axis_name is None else lax.pmax(largest, axis_name)
+def _largest(groups: Groups, K: int, axis_name: AxisName) -> Float[Array, "groups K"]:
+    entries = [[jnp.max(jnp.abs(leaf), axis=range(1, leaf.ndim), initial=0) for leaf in leaves] for leaves in groups]
+    return _joined(jnp.maximum, entries, (K,), axis_name)
 
 
-def _flat(leaf: Array) -> Array:
-    """Return a leaf as blocks are cut from it; reshaped for some of its products only, it would be held twice."""
-    return leaf.reshape(leaf.shape[0], -1) if _blocked(leaf) else leaf
+def _joined(
+    join: Callable[[Array, Array], Array], parts: list[list[Array]], shape: tuple[int, ...], axis_name: AxisName
+) -> Array:
+    """Return what the leaves' parts come to in every group, and over the axes."""
+    nothing = jnp.zeros(shape, accumulator_dtype())
+    values = once(jnp.stack([_pairwise(join, leaves or [nothing]).astype(nothing.dtype) for leaves in parts]))
+    over = lax.pmax if join is jnp.maximum else lax.psum
+    return values if axis_name is None else over(values, axis_name)
 
 
-def _product(a: Array, b: Array, scales: tuple[Array, Array] | None = None) -> Array:
-    """Return the (K, L) product of two leaves; `scales` multiply the rows of each on the way in."""
+def _power(largest: Array) -> Array:
+    """Return powers of two next to some numbers, by which to divide and multiply is exact."""
+    limits = jnp.finfo(largest.dtype)
+    return lax.reduce_precision(jnp.clip(largest, 4 * limits.tiny, limits.max / 4), limits.nexp, 0)
 
-    def dot(x: Array, y: Array) -> Array:
-        x, y = x.astype(accumulator_dtype()), y.astype(accumulator_dtype())
-        if scales is not None:
-            x, y = x * _column(scales[0], x), y * _column(scales[1], y)
-        axes = tuple(range(1, x.ndim))  # contracted as they are: a reshape would gather sharded leaves
-        dimensions = ((axes, axes), ((), ()))
-        return lax.dot_general(x, y, dimensions, precision=lax.Precision.HIGHEST, out_sharding=_replicated(x))
 
-    if not _blocked(a):
-        return dot(a, b)
+def _wide(leaf: Array, scale: Array | None) -> Array:
+    leaf = leaf.astype(accumulator_dtype())
+    return leaf if scale is None else leaf * column(scale, leaf)
 
-    def block(start: Array | int, width: int) -> Array:
-        return dot(*(lax.dynamic_slice_in_dim(x, start, width, 1) for x in (a, b)))
 
-    whole, rest = divmod(a.shape[1], _BLOCK)
-    first = block(whole * _BLOCK, rest) if rest else block(0, _BLOCK)
-    return lax.fori_loop(0 if rest else 1, whole, lambda i, total: total + block(i * _BLOCK, _BLOCK), first)
+def _product(a: Array, b: Array, rows: Array | None, columns: Array | None) -> Array:
+    """Return the (K, L) product of two leaves; scales multiply the rows of each on the way in."""
+
+    def dot(x: Array, y: Array, batch: tuple[int, ...] = ()) -> Array:
+        axes = tuple(range(1 + len(batch), a.ndim + len(batch)))  # as they are: a reshape would gather sharded leaves
+        dimensions = ((axes, axes), (batch, batch))
+        return lax.dot_general(x, y, dimensions, precision=lax.Precision.HIGHEST, out_sharding=_replicated(a))
+
+    if not _one_cpu():
+        return dot(_wide(a, rows), _wide(b, columns))
+
+    def runs(start: Array | int, width: int) -> Array:
+        """Return the products of runs of columns, which XLA:CPU adds up one after the other in each."""
+        count = -(-width // _RUN)
+
+        def cut(leaf: Array, scale: Array | None) -> Array:
+            part = _wide(lax.dynamic_slice_in_dim(leaf, start, width, 1), scale)
+            return jnp.pad(part, ((0, 0), (0, -width % count))).reshape(len(leaf), count, -1).swapaxes(0, 1)
+
+        return dot(cut(a, rows), cut(b, columns), batch=(0,))
+
+    block = _RUN * max(1, _BLOCK // (_RUN * max(len(a), len(b))))
+    whole, rest = divmod(a.shape[1], block)
+    products = [runs(whole * block, rest)] if rest else []
+    if whole:
+        first = runs(0, block)
+        sums = tuple(jnp.stack([first, jnp.zeros_like(first)]))
+        products += lax.fori_loop(1, whole, lambda i, sums: _two_sum(sums, runs(i * block, block)), sums)
+    return _pairwise(jnp.add, [product.sum(axis=0) for product in products])
+
+
+def _two_sum(sums: tuple[Array, ...], term: Array) -> tuple[Array, ...]:
+    """Add a term to a sum in two parts, the second what rounding took from the first."""
+    high, low = sums
+    total = high + term
+    added = total - high
+    return total, low + ((high - (total - added)) + (term - added))
 
 
 def _replicated(leaf: Array) -> NamedSharding | None:
@@ -322,6 +406,6 @@ def _replicated(leaf: Array) -> NamedSharding | None:
     return NamedSharding(mesh, PartitionSpec()) if mesh.explicit_axes else None
 
 
-def _blocked(leaf: Array) -> bool:
-    """Return whether blocks of columns pay off: they do on CPU in long rows, but gather leaves that are sharded."""
-    return leaf.size > _BLOCK * leaf.shape[0] and jax.default_backend() == "cpu" and jax.device_count() == 1
+def _one_cpu() -> bool:
+    """Return whether rows may be cut into blocks and runs: on CPU that is faster and rounds less."""
+    return jax.default_backend() == "cpu" and jax.device_count() == 1

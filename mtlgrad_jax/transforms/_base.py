@@ -182,7 +182,7 @@ def from_rule(
         guard = guard_step(method_name, needs, K, losses, task_mask)
         guard = guard.also(jnp.all(stacks.finite_tasks(task_grads) | ~guard.present))
         gradient, method_state = rule(task_grads, state.method, guard.losses, guard.present)
-        intact = guard.intact(state, method_state, num_tasks)
+        intact = stacks.once(guard.intact(state, method_state, num_tasks))
         enough = intact & (guard.num_present >= fewest)
         mean = stacks.combine(guard.present / jnp.maximum(guard.num_present, 1).astype(accumulator_dtype()), task_grads)
         gradient = jax.tree.map(

@@ -14,6 +14,7 @@ from jaxtyping import Array, Key, PyTree
 from mtlgrad_jax import stacks
 from mtlgrad_jax._checks import Number, check_choice, check_number
 from mtlgrad_jax._tasks import present_tasks
+from mtlgrad_jax._trees import draw_like
 from mtlgrad_jax.transforms._base import reject_masked
 from mtlgrad_jax.weighting._random import check_key, make_key
 
@@ -70,19 +71,21 @@ def dropgrad(
         reject_masked(task_grads)
         kept = present_tasks(task_mask, stacks.num_tasks(task_grads, params), losses) & stacks.finite_tasks(task_grads)
 
-        def dropped(draw: Array, leaf: Array) -> Array:
+        def noise(draw: Array, shape: tuple[int, ...]) -> Array:
+            if kind == "binary":
+                return jax.random.bernoulli(draw, 1 - rate, shape) / jnp.asarray(1 - rate, dtype)
+            return 1 + jnp.sqrt(jnp.asarray(rate / (1 - rate), dtype)) * jax.random.normal(draw, shape, dtype)
+
+        def dropped(leaf: Array) -> Array:
             if not jnp.issubdtype(leaf.dtype, jnp.floating):
                 return leaf
-            dtype = jnp.promote_types(leaf.dtype, jnp.float32)
-            if kind == "binary":
-                noise = jax.random.bernoulli(draw, 1 - rate, leaf.shape) / jnp.asarray(1 - rate, dtype)
-            else:
-                noise = 1 + jnp.sqrt(jnp.asarray(rate / (1 - rate), dtype)) * jax.random.normal(draw, leaf.shape, dtype)
-            return jnp.where(kept.reshape(-1, *(1,) * (leaf.ndim - 1)), (leaf * noise).astype(leaf.dtype), leaf)
+            return jnp.where(kept.reshape(-1, *(1,) * (leaf.ndim - 1)), (leaf * next(factors)).astype(leaf.dtype), leaf)
 
         task_grads = jax.tree.map(jnp.asarray, task_grads)
-        structure: Any = jax.tree.structure(task_grads)
-        following, *draws = jax.random.split(state.key, 1 + structure.num_leaves)
-        return jax.tree.map(dropped, structure.unflatten(draws), task_grads), DropGradState(following)
+        floating = [leaf for leaf in jax.tree.leaves(task_grads) if jnp.issubdtype(leaf.dtype, jnp.floating)]
+        dtype = jnp.result_type(jnp.float32, *floating)
+        following, draw = jax.random.split(state.key)
+        factors = iter(draw_like(noise, draw, floating))
+        return jax.tree.map(dropped, task_grads), DropGradState(following)
 
     return optax.GradientTransformationExtraArgs(init, update)

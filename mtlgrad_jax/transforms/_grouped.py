@@ -55,7 +55,7 @@ def grouped(method: TaskTransformation, labels: Labels) -> TaskTransformation:
         found = label_leaves(labels, task_grads, "labels")
         groups = [cut(task_grads, found, label) for label in dict.fromkeys(found)]
         present = present_tasks(task_mask, stacks.num_tasks(task_grads), losses)
-        gramians = jnp.stack([stacks.gramian(group, present) for group in groups])
+        gramians = stacks.gramians(groups, present)
         if cross_gramian is not None and jnp.shape(cross_gramian) != gramians.shape:
             shape = jnp.shape(cross_gramian)
             raise ValueError(f"`cross_gramian` must hold one per group, shape {gramians.shape}, got shape {shape}.")

@@ -17,7 +17,7 @@ from jaxtyping import Array, Float, Key, PyTree
 from mtlgrad_jax import stacks
 from mtlgrad_jax._checks import Number, check_flag, check_function, check_number
 from mtlgrad_jax._tasks import present_tasks
-from mtlgrad_jax._trees import cut, label_leaves, merge
+from mtlgrad_jax._trees import cut, draw_like, label_leaves, merge
 from mtlgrad_jax.oracles._losses import check_losses, flatten_losses, loss_of
 from mtlgrad_jax.oracles._perturbed import sam_perturbation
 from mtlgrad_jax.oracles._task_value_and_grad import each_task
@@ -130,17 +130,25 @@ def samo(
         jax.eval_shape(lambda params: check_losses(losses_fn(params), has_aux=False), params)
         K = jax.eval_shape(lambda params: flatten_losses(losses_fn(params)), params).shape[0]
         next_key, draw = jax.random.split(state.key)
-        probes = jax.vmap(lambda key: _draw(key, params, labels))(jax.random.split(draw, K))
+        drawn = [
+            label is None and jnp.issubdtype(jnp.result_type(leaf), jnp.floating)
+            for leaf, label in zip(jax.tree.leaves(params), labels, strict=True)
+        ]
+        shared = _pick(params, drawn)
+        probes = jax.vmap(lambda key: draw_like(jax.random.normal, key, shared))(jax.random.split(draw, K))
+        probes = [z.astype(p.dtype) for z, p in zip(probes, shared, strict=True)]
 
-        def sign(i: Any, z: PyTree) -> Float[Array, ""]:
+        def sign(i: Any, probe_of_task: list[Array]) -> Float[Array, ""]:
             def at(step: Number) -> Float[Array, ""]:
-                return loss_of(losses_fn(jax.tree.map(lambda p, d: p + step * d, params, z)), i)
+                moved = [p + step * z for p, z in zip(shared, probe_of_task, strict=True)]
+                return loss_of(losses_fn(_put(params, drawn, moved)), i)
 
             return jnp.sign(at(probe) - at(-probe))
 
         signs = each_task(sign, (np.arange(K), probes), "auto")
-        signs = jnp.where(present_tasks(task_mask, K, losses), signs, 0)
-        rows = jax.tree.map(lambda g, z: _row(g, z, signs, beta), mean_grad, probes)
+        signs = stacks.once(jnp.where(present_tasks(task_mask, K, losses), signs, 0))
+        rows = jax.tree.map(lambda g: _repeat(g, K), mean_grad)
+        rows = _put(rows, drawn, _rows(_pick(mean_grad, drawn), probes, signs, beta))
         groups = [(cut(rows, labels, label), cut(params, labels, label)) for label in dict.fromkeys(labels)]
         e = merge(params, *[sam_perturbation(*group, rho, adaptive=adaptive) for group in groups])
         task_grads = grad_fn(params, e)
@@ -151,27 +159,29 @@ def samo(
     return optax.GradientTransformationExtraArgs(init, update)
 
 
-def _draw(key: Array, params: PyTree, labels: list[Any]) -> PyTree:
-    """Return normal numbers for shared leaves, zeros for heads and for leaves that are not floating."""
+def _pick(tree: PyTree, flags: list[bool]) -> list[Array]:
+    return [jnp.asarray(leaf) for leaf, flag in zip(jax.tree.leaves(tree), flags, strict=True) if flag]
+
+
+def _put(tree: PyTree, flags: list[bool], values: list[Array]) -> PyTree:
+    """Return a tree with other values in the leaves that are flagged."""
     treedef: Any
-    leaves, treedef = jax.tree.flatten(params)
-
-    def numbers(key: Array, leaf: Array, label: Any) -> Array:
-        dtype = jnp.result_type(leaf)
-        drawn = label is None and jnp.issubdtype(dtype, jnp.floating)
-        return jax.random.normal(key, jnp.shape(leaf), dtype) if drawn else jnp.zeros_like(leaf)
-
-    keys = jax.random.split(key, len(leaves))
-    return treedef.unflatten([numbers(*each) for each in zip(keys, leaves, labels, strict=True)])
+    leaves, treedef = jax.tree.flatten(tree)
+    others = iter(values)
+    return treedef.unflatten([next(others) if flag else leaf for leaf, flag in zip(leaves, flags, strict=True)])
 
 
-def _row(mean_grad: Array, probes: Array, signs: Float[Array, " K"], beta: Number) -> Array:
-    """Return, for one leaf and every task, (1 - beta) g + beta |g| s z / |z|; g where there is no probe."""
-    if not jnp.issubdtype(mean_grad.dtype, jnp.floating):
-        return jnp.zeros_like(probes)
-    length, lengths = stacks.task_norms(mean_grad[None])[0], stacks.task_norms(probes)
+def _repeat(leaf: Array, K: int) -> Array:
+    """Return K rows of a floating leaf, zeros for another."""
+    return jnp.broadcast_to(leaf if jnp.issubdtype(leaf.dtype, jnp.floating) else 0, (K, *leaf.shape))
+
+
+def _rows(mean_grad: list[Array], probes: list[Array], signs: Float[Array, " K"], beta: Number) -> list[Array]:
+    """Return, for each leaf and task, (1 - beta) g + beta |g| s z / |z|; g where there is no probe."""
+    length, lengths = stacks.leaf_norms([g[None] for g in mean_grad]), stacks.leaf_norms(probes)
     probed = lengths > 0
     local = jnp.where(probed, beta * length * signs / jnp.where(probed, lengths, 1), 0)
-    column = (-1,) + (1,) * mean_grad.ndim
-    row = jnp.where(probed, 1 - beta, 1).reshape(column) * mean_grad + local.reshape(column) * probes
-    return row.astype(mean_grad.dtype)
+    return [
+        (stacks.column(keep, z) * g + stacks.column(share, z) * z).astype(g.dtype)
+        for g, z, keep, share in zip(mean_grad, probes, jnp.where(probed, 1 - beta, 1), local, strict=True)
+    ]
