@@ -5,7 +5,7 @@ DATA := .cache/data
 INSTALLED := $(VENV)/.installed
 ARGS ?=
 
-.PHONY: demo toy fs_mtl test peers bench cost lint clean
+.PHONY: demo toy fs_mtl test peers bench cost compile lint clean
 
 demo: $(INSTALLED)  ## train a two-task network on MultiMNIST and compare methods
 	$(BIN)/python -m benchmarks.multimnist $(ARGS)
@@ -28,6 +28,9 @@ bench: $(VENV)/.peers  ## solver times beside TorchJD's
 
 cost: $(INSTALLED)  ## time and memory of training steps beside the plain step's
 	$(BIN)/python -m benchmarks.cost $(ARGS)
+
+compile: $(INSTALLED)  ## seconds to compile an update of many leaves
+	$(BIN)/python -m benchmarks.compile $(ARGS)
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

@@ -20,6 +20,7 @@ from mtlgrad_jax._tasks import accumulator_dtype
 
 _BLOCK = 1 << 15  # entries of a block that stays in cache on CPU
 _RUN = 256  # columns that are added up one after the other on CPU
+_SHORT = 1024  # columns of a leaf that costs more to take alone than to join with others on CPU
 _UNROLLED_ROWS = 16  # rows of a weighted sum that one fused loop adds up
 
 AxisName = str | Sequence[str] | None
@@ -239,8 +240,8 @@ def _rows(leaves: list[Array]) -> list[Array]:
     if not _one_cpu():
         return leaves
     flat = [leaf.reshape(len(leaf), -1) for leaf in leaves]
-    short = [leaf for leaf in flat if leaf.shape[1] <= _RUN]
-    return [leaf for leaf in flat if leaf.shape[1] > _RUN] + ([jnp.concatenate(short, axis=1)] if short else [])
+    short = [leaf for leaf in flat if leaf.shape[1] <= _SHORT]
+    return [leaf for leaf in flat if leaf.shape[1] > _SHORT] + ([jnp.concatenate(short, axis=1)] if short else [])
 
 
 def _pairwise(join: Callable[[Array, Array], Array], parts: list[Array]) -> Array:
@@ -250,6 +251,7 @@ def _pairwise(join: Callable[[Array, Array], Array], parts: list[Array]) -> Arra
 
 
 @jax.custom_jvp
+@jax.jit
 def once(value: Array) -> Array:
     """Return a value of at most K×K numbers as one that is computed once, whatever comes to use it.
 
