@@ -5,7 +5,7 @@ DATA := .cache/data
 INSTALLED := $(VENV)/.installed
 ARGS ?=
 
-.PHONY: demo toy fs_mtl test peers stress bench cost lint clean
+.PHONY: demo toy fs_mtl test peers stress bench cost compile lint clean
 
 demo: $(INSTALLED)  ## train a two-task network on MultiMNIST and compare methods
 	$(BIN)/python -m benchmarks.multimnist $(ARGS)
@@ -31,6 +31,9 @@ bench: $(VENV)/.peers  ## solver times beside TorchJD's
 
 cost: $(INSTALLED)  ## time and memory of training steps beside the plain step's
 	$(BIN)/python -m benchmarks.cost $(ARGS)
+
+compile: $(INSTALLED)  ## seconds to compile an update of many leaves
+	$(BIN)/python -m benchmarks.compile $(ARGS)
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

@@ -20,6 +20,7 @@ from mtlgrad_jax._tasks import accumulator_dtype, present_tasks, task_flags, tas
 
 _BLOCK = 1 << 15  # entries of a block that stays in cache on CPU
 _RUN = 256  # columns that are added up one after the other on CPU
+_SHORT = 1024  # columns of a leaf that costs more to take alone than to join with others on CPU
 _UNROLLED_ROWS = 16  # rows of a weighted sum that one fused loop adds up
 
 AxisName = str | Sequence[str] | None
@@ -86,16 +87,16 @@ def gramian(
       task_mask: tasks that are absent get a zero row and column.
       axis_name: inside shard_map, the mesh axes over which parameters are split; never a data axis.
     """
-    return gramians([task_grads], present_tasks(task_mask, num_tasks(task_grads)), axis_name=axis_name)[0]
+    return gramians([task_grads], task_mask, axis_name=axis_name)[0]
 
 
 @partial(jax.jit, static_argnames="axis_name")
 def gramians(
-    groups: Sequence[PyTree], present: Bool[Array, " K"], *, axis_name: AxisName = None
+    groups: Sequence[PyTree], task_mask: Bool[Array, " K"] | None = None, *, axis_name: AxisName = None
 ) -> Float[Array, "groups K K"]:
     """Return the Gramian of each of several stacks of the same tasks, as `gramian` does."""
     K = num_tasks(groups[0])
-    leaves = [_floating(group) for group in groups]
+    present, leaves = present_tasks(task_mask, K), [_floating(group) for group in groups]
     pairs = present[:, None] & present[None, :]
 
     def trusted(plain: Array) -> Array:
@@ -247,8 +248,8 @@ def _rows(leaves: list[Array]) -> list[Array]:
     if not _one_cpu():
         return leaves
     flat = [leaf.reshape(len(leaf), -1) for leaf in leaves]
-    short = [leaf for leaf in flat if leaf.shape[1] <= _RUN]
-    return [leaf for leaf in flat if leaf.shape[1] > _RUN] + ([jnp.concatenate(short, axis=1)] if short else [])
+    short = [leaf for leaf in flat if leaf.shape[1] <= _SHORT]
+    return [leaf for leaf in flat if leaf.shape[1] > _SHORT] + ([jnp.concatenate(short, axis=1)] if short else [])
 
 
 def _pairwise(join: Callable[[Array, Array], Array], parts: list[Array]) -> Array:
@@ -258,6 +259,7 @@ def _pairwise(join: Callable[[Array, Array], Array], parts: list[Array]) -> Arra
 
 
 @jax.custom_jvp
+@jax.jit
 def once(value: Array) -> Array:
     """Return a value of at most K×K numbers as one that is computed once, whatever comes to use it.
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from mtlgrad_jax import stacks
-from mtlgrad_jax.stacks import _BLOCK, _UNROLLED_ROWS
+from mtlgrad_jax.stacks import _BLOCK, _RUN, _SHORT, _UNROLLED_ROWS
 
 
 def random_tree(K, seed=0, scale=1.0, dtype=np.float32, width=5000):
@@ -33,13 +33,33 @@ ROUNDING = 1e-5  # of a float32 sum over some 1e4 terms
 
 
 @pytest.mark.parametrize("K", [1, 2, 5])
-@pytest.mark.parametrize("width", [1, 100, _BLOCK, 3 * _BLOCK, 3 * _BLOCK + 17])
+@pytest.mark.parametrize("width", [1, _RUN, _SHORT + 1, _BLOCK, 3 * _BLOCK + 17])
 def test_gramian_is_accurate_at_every_width(K, width):
     tree = random_tree(K, width=width)
     matrix = stacks.gramian(tree)
     assert matrix.dtype == jnp.float32
     np.testing.assert_array_equal(matrix, matrix.T)
     assert relative_error(matrix, dense(tree)) < ROUNDING
+
+
+@pytest.mark.parametrize("entries", ["equal", "random"])
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize("shapes", [[100], [8192], [64, 0, 700, 5, 4097, 1, 20_000] * 4, [3_000_001]], ids=str)
+def test_sums_of_positive_terms_round_to_a_few_eps(shapes, dtype, entries):
+    """Equal terms round the same way all the time: added one after the other, 8192 are off by 100 eps or more."""
+    rng = np.random.default_rng(0)
+    draw = (lambda n: np.full((2, n), 1 / 3)) if entries == "equal" else (lambda n: rng.uniform(0.5, 1.5, (2, n)))
+    tree = [jnp.asarray(draw(n), dtype) for n in shapes]
+    G = dense(tree)
+    M, direction = G @ G.T, [leaf[0] for leaf in tree]
+    found = {
+        "gramian": (stacks.gramian(tree), M),
+        "cross": (stacks.cross_gramian(tree, [leaf[:1] for leaf in tree]), M[:, :1]),
+        "project": (stacks.project(tree, direction), M[:, 0]),
+        "norms": (stacks.task_norms(tree), np.sqrt(np.diag(M))),
+    }
+    errors = {name: abs(np.asarray(ours, float) / exact - 1).max() for name, (ours, exact) in found.items()}
+    assert max(errors.values()) <= np.log2(G.shape[1]) * np.finfo(np.float32).eps, errors
 
 
 @pytest.mark.parametrize("scale", [1e-18, 1e-9, 1.0, 1e9, 1e17])
@@ -67,6 +87,34 @@ def test_norms_beyond_the_gramian():
         np.testing.assert_allclose(
             np.asarray(stacks.task_norms(tree), float), np.linalg.norm(dense(tree), axis=1), rtol=1e-5
         )
+
+
+def test_several_stacks_and_leaves_at_once():
+    """Each as exact as alone, beside others far larger, a row of zeros, and a stack without floating leaves."""
+    scales = np.asarray([[1.0, 1e-18, 0.0], [1e17, 1.0, 1e-9], [0.0, 0.0, 0.0]])
+    groups = [
+        jax.tree.map(
+            lambda leaf, row=row: leaf * jnp.asarray(row, jnp.float32).reshape(-1, *[1] * (leaf.ndim - 1)), tree
+        )
+        for row, tree in zip(scales, (random_tree(3, seed=s, width=50) for s in range(3)), strict=True)
+    ]
+    for matrix, group in zip(stacks.gramians(groups), groups, strict=True):
+        G = dense(group)
+        norms = np.linalg.norm(G, axis=1)
+        assert (
+            abs(np.asarray(matrix, float) - G @ G.T) <= ROUNDING * np.outer(norms, norms) + np.finfo(np.float32).tiny
+        ).all()
+    assert not stacks.gramians([{"steps": jnp.ones((3, 2), jnp.int32)}]).any()
+    leaves = jax.tree.leaves(groups)
+    norms = [np.linalg.norm(dense([leaf]), axis=1) for leaf in leaves]
+    np.testing.assert_allclose(np.asarray(stacks.leaf_norms(groups), float), norms, rtol=1e-5)
+
+
+def test_derivatives():
+    """Of <g_0, g_1> in g_0: g_1."""
+    tree = random_tree(2, width=3000)
+    slope = jax.grad(lambda tree: stacks.gramian(tree)[0, 1])(tree)
+    np.testing.assert_allclose(dense(slope), dense(tree)[::-1], rtol=1e-5)
 
 
 def test_bfloat16_is_accumulated_in_float32():

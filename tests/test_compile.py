@@ -1,0 +1,61 @@
+"""What compiles: programs are linear in the leaves of the tree, and the command leaves every row behind."""
+
+import csv
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+import mtlgrad_jax as mtl
+from benchmarks import compile as benchmark
+from benchmarks.compile import K, compiled, instructions, parameters, update
+
+WIDTH = 34  # of matrices that are looked at one by one on a CPU; vectors of that width are joined
+LEAVES = (8, 16, 32)
+
+
+# One of every way in which a method meets its leaves: Gramian, losses, rule, buffers, and what wrappers add.
+@pytest.mark.parametrize(
+    ("row", "tx"),
+    [
+        ("imtl_g", mtl.imtl_g()),
+        ("uw", mtl.uw(K)),
+        ("trimmed_mean", mtl.trimmed_mean()),
+        ("with_metrics", mtl.with_metrics(mtl.db_mtl(K), K)),
+        ("fs_mtl", mtl.fs_mtl(mtl.mean())),
+        ("dropgrad", mtl.dropgrad()),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_programs_are_linear_in_the_leaves(row, tx):
+    """As many more instructions a leaf from 16 to 32 as from 8 to 16: no leaf's part holds a sum over all leaves."""
+    few, some, many = (instructions(compiled(update(row, parameters(n, WIDTH), tx))[1]) for n in LEAVES)
+    assert (many - some) / 16 <= 1.08 * (some - few) / 8
+
+
+def test_programs_of_several_updates_at_once_are_linear_too():
+    """Under vmap a condition chooses nothing: both sides are computed."""
+    counts = []
+    for n in LEAVES:
+        step, args = update("imtl_g", parameters(n, WIDTH))
+        batch = jax.tree.map(lambda leaf: jnp.stack([leaf, leaf]), args)
+        counts.append(instructions(compiled((jax.vmap(step), batch))[1]))
+    few, some, many = counts
+    assert (many - some) / 16 <= 1.08 * (some - few) / 8
+
+
+def test_the_command_writes_every_row_and_the_page(tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text("before\n<!-- compile -->\n<!-- /compile -->\nafter\n")
+    small = "--methods mean dropgrad --leaves 2 4 --width 2"
+    benchmark.main([*small.split(), "--csv", str(tmp_path / "compile.csv"), "--page", str(page)])
+    with (tmp_path / "compile.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["method"], row["leaves"]) for row in rows] == [
+        (name, leaves) for name in ("mean", "dropgrad") for leaves in ("2", "4")
+    ]
+    assert all(float(row[column]) > 0 for row in rows for column in ("seconds", "adam_seconds", "instructions"))
+    text = page.read_text()
+    assert text.startswith("before\n")
+    assert text.endswith("after\n")
+    assert text.count("| `mean` |") == 1
