@@ -11,6 +11,7 @@ from jaxtyping import Array, Bool, PyTree
 
 from mtlgrad_jax import stacks
 from mtlgrad_jax._checks import check_function, leaf_name
+from mtlgrad_jax._control import cond
 from mtlgrad_jax._step import MethodState, first_info, guard_step, mark_skipped, was_skipped
 from mtlgrad_jax._tasks import accumulator_dtype, check_num_tasks, present_tasks, task_vector
 from mtlgrad_jax._trees import unaliased
@@ -184,14 +185,17 @@ def from_rule(
         gradient, method_state = rule(task_grads, state.method, guard.losses, guard.present)
         intact = stacks.once(guard.intact(state, method_state, num_tasks))
         enough = intact & (guard.num_present >= fewest)
-        mean = stacks.combine(guard.present / jnp.maximum(guard.num_present, 1).astype(accumulator_dtype()), task_grads)
-        gradient = jax.tree.map(
-            lambda leaf, fallback: jnp.where(enough & (guard.num_present > 0), leaf, fallback).astype(fallback.dtype),
-            gradient,
-            mean,
-        )
+
+        def mean() -> PyTree:
+            equal = guard.present / jnp.maximum(guard.num_present, 1).astype(accumulator_dtype())
+            return stacks.combine(equal, task_grads)
+
+        def own() -> PyTree:
+            return jax.tree.map(lambda leaf, like: leaf.astype(like.dtype), gradient, task_grads)
+
+        update = cond(enough & (guard.num_present > 0), own, mean)
         new_state = guard.advance(state, method_state, num_tasks=num_tasks, enough=enough, fewest=fewest, solved=intact)
-        return skip_unless(stacks.all_finite(gradient) | ~guard.finite, gradient, new_state, state)
+        return skip_unless(stacks.all_finite(update) | ~guard.finite, update, new_state, state)
 
     return TaskTransformation(init_fn, update_fn)
 
