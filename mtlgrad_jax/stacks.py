@@ -21,6 +21,7 @@ from mtlgrad_jax._tasks import accumulator_dtype, present_tasks, task_flags, tas
 _BLOCK = 1 << 15  # entries of a block that stays in cache on CPU
 _RUN = 256  # columns that are added up one after the other on CPU
 _SHORT = 1024  # columns of a leaf that costs more to take alone than to join with others on CPU
+_JOINED = 32  # leaves that are joined, at most: compiling takes more than linear time in them
 _UNROLLED_ROWS = 16  # rows of a weighted sum that one fused loop adds up
 
 AxisName = str | Sequence[str] | None
@@ -159,7 +160,6 @@ def combine(weights: Float[Array, " L"], task_grads: PyTree) -> PyTree:
     """
     K = num_tasks(task_grads) if jax.tree.leaves(task_grads) else None
     weights = once(task_vector("weights", weights, num_tasks=K))
-    used = weights != 0
 
     def leaf_sum(leaf: Array) -> Array:
         if not jnp.issubdtype(leaf.dtype, jnp.floating):
@@ -167,9 +167,9 @@ def combine(weights: Float[Array, " L"], task_grads: PyTree) -> PyTree:
         w = weights.astype(jnp.promote_types(leaf.dtype, jnp.float32))
 
         def rows_sum(start: Array | int, count: int) -> Array:
-            chunk = [lax.dynamic_slice_in_dim(x, start, count) for x in (used, w, leaf)]
-            terms = [jnp.where(u, x * row.astype(w.dtype), 0) for u, x, row in zip(*chunk, strict=True)]
-            return _pairwise(jnp.add, terms)
+            chunk = (lax.dynamic_slice_in_dim(x, start, count) for x in (w, leaf))
+            terms = [(x, x * row.astype(w.dtype)) for x, row in zip(*chunk, strict=True)]
+            return _pairwise(jnp.add, [lax.select(x != 0, term, jnp.zeros_like(term)) for x, term in terms])
 
         whole, rest = divmod(leaf.shape[0], _UNROLLED_ROWS)
         total = rows_sum(whole * _UNROLLED_ROWS, rest) if rest else rows_sum(0, _UNROLLED_ROWS)
@@ -249,7 +249,8 @@ def _rows(leaves: list[Array]) -> list[Array]:
         return leaves
     flat = [leaf.reshape(len(leaf), -1) for leaf in leaves]
     short = [leaf for leaf in flat if leaf.shape[1] <= _SHORT]
-    return [leaf for leaf in flat if leaf.shape[1] > _SHORT] + ([jnp.concatenate(short, axis=1)] if short else [])
+    joined = [jnp.concatenate(short[i : i + _JOINED], axis=1) for i in range(0, len(short), _JOINED)]
+    return [leaf for leaf in flat if leaf.shape[1] > _SHORT] + joined
 
 
 def _pairwise(join: Callable[[Array, Array], Array], parts: list[Array]) -> Array:

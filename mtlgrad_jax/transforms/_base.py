@@ -132,6 +132,7 @@ def skip_unless(
     finite: Bool[Array, ""], gradient: PyTree, new_state: PyTree, old_state: PyTree
 ) -> tuple[PyTree, PyTree]:
     """Return gradient and state, or zero and the old state, its infos counting, where something is not finite."""
+    finite = stacks.once(finite)
     gradient = jax.tree.map(lambda leaf: jnp.where(finite, leaf, jnp.zeros_like(leaf)), gradient)
     return gradient, jax.tree.map(lambda new, old: jnp.where(finite, new, old), new_state, mark_skipped(old_state))
 
