@@ -606,16 +606,19 @@ def test_golden_max_min_of_three(c, direction, dtype):
 @pytest.mark.parametrize(
     ("G", "direction", "worst"),
     [
-        ([[-13, 44], [24, 59], [-37, -94]], (-5.12511451, 2.04334642), -2.44532665),  # two nearly opposite
+        ([[-13, 44], [24, 59], [-37, -94]], (-5.12511453, 2.04334632), -2.44531608),  # two nearly opposite
         ([[1, -2], [0.1, -0.2], [100, 100]], (42.08751453, 15.82497094), 1.04375727),  # two proportional
         ([[-1e6, -6e6], [-9, 2], [5, -1]], (-255578.716, -1192700.640), -85192.9400),  # one a million times louder
     ],
 )
 def test_golden_max_min_where_lengths_cancel(G, direction, worst, dtype):
-    """By a search over the circle ‖d - g0‖ = 0.4 ‖g0‖ in float64."""
+    """On the circle ‖d - g0‖ = 0.4 ‖g0‖: by a search in float64, the first where it meets <g_2, d> = <g_3, d>.
+
+    In float32 the Gramian hides 0.4 % of the first one's radius.
+    """
     G = np.array(G, float)
     d = cagrad(G, 0.4, dtype) @ G
-    digits = 3e-3 if dtype == "float32" else 1e-6
+    digits = 5e-3 if dtype == "float32" else 1e-6
     np.testing.assert_allclose(d, direction, rtol=digits)
     np.testing.assert_allclose((G @ d).min(), worst, rtol=digits)
 

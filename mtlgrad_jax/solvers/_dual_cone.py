@@ -212,6 +212,8 @@ def _of_two(
     C: Float[Array, "K K"], inverse: Float[Array, " K"], u: Float[Array, " K"], q: Float[Array, " K"]
 ) -> Float[Array, " K"]:
     """Project u^T G: one of at most two rows makes up for the conflict, or the projection is zero."""
+    if len(u) == 1:
+        return jnp.maximum(u, 0)
     alone = jnp.diag(jnp.maximum(q, 0))  # a candidate a row
     worst = jnp.min(alone @ C - q, axis=1)
     none = jnp.where(jnp.all(u <= 0), 0, -jnp.inf)
