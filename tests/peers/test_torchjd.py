@@ -174,11 +174,14 @@ def test_imtl_g_of_rank_deficient_gradients():
 @pytest.mark.parametrize("scale", ["min", "median", "rmse"])
 @pytest.mark.parametrize(("family", "shape"), [*CASES, ("rank_deficient", (5, 7)), ("duplicate", (8, 20))], ids=str)
 def test_aligned_mtl(scale, family, shape):
-    """Their weights of the tasks are 1/K. Eigenvalues span 12 orders of magnitude in the family of scales."""
+    """Their weights of the tasks are 1/K.
+
+    Eigenvalues span 12 orders of magnitude in the family of scales: the least is exact to K eps 1e12 on either side.
+    """
     G = stack(family, *shape)
     wanted = theirs(agg.AlignedMTLWeighting(scale_mode=scale), G)
     ours = weights("aligned_mtl", G, scale=scale) / len(G)
-    tolerance = 1e-3 if family == "scales" else 1e-9
+    tolerance = 3e-3 if family == "scales" else 1e-9
     np.testing.assert_allclose(ours, wanted, atol=tolerance * abs(wanted).max())
 
 
