@@ -241,7 +241,7 @@ def _floating(tree: PyTree) -> list[Array]:
 
 
 def _rows(leaves: list[Array]) -> list[Array]:
-    """Return leaves as sums over them want them: on one CPU as matrices of K rows, all short ones in one.
+    """Return leaves as sums over them want them: on one CPU as matrices of K rows, short ones joined.
 
     Every leaf costs time to compile, and short ones to run. Elsewhere this would gather those that are sharded.
     """

@@ -220,6 +220,6 @@ def _pair(program: _Program) -> Array:
 
 
 def _nearest_of_two(program: _Program) -> Array:
-    """Two rows: what makes up for the conflict of g_0 with one of them, or with both if they are opposite."""
-    n, b = program.n, program.b
-    return jnp.where(n > 0, jnp.maximum(-b, 0) / jnp.where(n > 0, n, 1) / jnp.where(n > 0, n, 1), 0)
+    """Two rows: what makes up for the conflict of g_0 with one of them; with both it has none."""
+    inverse = inverse_sqrt(program.n**2)
+    return jnp.maximum(-program.b, 0) * inverse * inverse
