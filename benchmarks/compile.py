@@ -29,7 +29,8 @@ from rich.table import Table
 
 from benchmarks.report import fill
 from benchmarks.solvers import machine
-from mtlgrad_jax._registry import ROWS
+from mtlgrad_jax.registry import ROWS
+from mtlgrad_jax.registry import make as make_row
 
 K = 4
 ADAM = "adam"
@@ -50,16 +51,16 @@ def adam(params: Any) -> Call:
 def update(name: str, params: Any, tx: Any = None) -> Call:
     """An update by a row of the registry, or by another transformation with the arguments of that row."""
     row = ROWS[name]
-    tx = row.factory(**row.kwargs(K)) if tx is None else tx
+    tx = make_row(row, K) if tx is None else tx
     stack = jax.tree.map(lambda p: jnp.zeros((K, *p.shape)), params)
     evaluated: dict[str, Callable[..., Any]] = {
         "losses_fn": lambda p: jnp.full(K, jnp.sum(p["leaf0"])),
         "value_fn": lambda p: jnp.sum(p["leaf0"]),
         "grad_fn": lambda p, perturbations: perturbations,
     }
-    functions = {need: evaluated[need] for need in row.needs if need in evaluated}
+    functions = {need: evaluated[need] for need in row.functions if need in evaluated}
     arrays = {"losses": jnp.ones(K)}
-    if any("clean_grads" in need for need in row.needs):
+    if any("clean_grads" in need for need in row.functions):
         arrays["clean_grads"] = stack
 
     def step(grads: Any, state: Any, arrays: Any) -> Any:

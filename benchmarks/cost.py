@@ -4,7 +4,7 @@
 
 Every step goes from losses to new parameters, by `optax.sgd`, in one compiled program with donated parameters and
 state. Routes: "stacked" aggregates K gradients, heads getting their own; "fs_mtl" and "samo" make that sharpness-aware;
-"one backward" is `balanced_value_and_grad`, which for a weighting that looks at losses alone is one backward pass.
+"one backward" is `balanced_value_and_grad`, which for a method that looks at losses alone is one backward pass.
 `dropgrad` stands before `mean`, `gen_learning_rate` after it, fitting at every step (by default at every eighth).
 
 All steps of a network take turns, round by round in one process, so that medians are of the same minutes. In its turn a
@@ -41,7 +41,8 @@ from benchmarks.data import TASKS, Pairs
 from benchmarks.multimnist import is_shared
 from benchmarks.report import fill
 from benchmarks.solvers import machine
-from mtlgrad_jax._registry import METHODS, ROWS
+from mtlgrad_jax.registry import METHODS, ROWS, needs
+from mtlgrad_jax.registry import make as make_row
 
 BASES = ("mean", "mgda", "pcgrad", "cagrad", "imtl_g", "nash_mtl", "fairgrad")
 ALONE = ("sam_gs", "emtl")  # beside all loss weightings; those that the library has
@@ -152,11 +153,11 @@ def samo(network: Network, method: optax.GradientTransformation) -> Route:
     return tx.init, step
 
 
-def one_backward(network: Network, weighting: mtl.weighting.Weighting) -> Route:
-    oracle = mtl.balanced_value_and_grad(network.losses_fn, weighting)
+def one_backward(network: Network, method: mtl.Method) -> Route:
+    oracle = mtl.balanced_value_and_grad(network.losses_fn, method)
 
     def init(params: Any) -> tuple[Any, Any]:
-        return weighting.init(network.num_tasks), OPTIMIZER.init(params)
+        return method.init(params), OPTIMIZER.init(params)
 
     def step(params: Any, state: Any, batch: Any) -> tuple[Any, Any]:
         _, gradient, own = oracle(params, state[0], batch)
@@ -175,17 +176,17 @@ def routes(network: Network, bases: list[str]) -> Iterator[tuple[str, str, Route
 
     yield "mean loss", PLAIN, plain(network)
     for name in bases:
-        method = ROWS[name].make(K)
+        method = make_row(ROWS[name], K)
         yield name, "stacked", heads_own(method)
         yield name, "fs_mtl", fs_mtl(network, method)
         yield name, "samo", samo(network, method)
     for row in METHODS:
-        if row.kind == "loss weighting":
-            yield row.name, "stacked", stacked(network, optax.chain(row.make(K), OPTIMIZER))
-            yield row.name, "one backward", one_backward(network, row.weighting(**row.kwargs(K)))
+        if row.folder == "losses" and needs(row):
+            yield row.name, "stacked", stacked(network, optax.chain(make_row(row, K), OPTIMIZER))
+            yield row.name, "one backward", one_backward(network, make_row(row, K))
     for name in ALONE:
         if name in ROWS:
-            yield name, "stacked", heads_own(ROWS[name].make(K))
+            yield name, "stacked", heads_own(make_row(ROWS[name], K))
     if "dropgrad" in ROWS:
         yield "dropgrad", "stacked", heads_own(optax.chain(mtl.dropgrad(), mtl.mean()))
     if "gen_learning_rate" in ROWS:

@@ -30,7 +30,8 @@ import mtlgrad_jax as mtl
 from benchmarks.data import TASKS, DataError, Digits, Pairs, load, pair
 from benchmarks.multimnist import accuracies, initial_params, is_shared, late_interrupts, losses_fn, progress_bar
 from benchmarks.report import COLORS, fill
-from mtlgrad_jax._registry import ROWS
+from mtlgrad_jax.registry import ROWS
+from mtlgrad_jax.registry import make as make_row
 
 BASES = ("mean", "mgda", "pcgrad", "cagrad", "imtl_g", "nash_mtl", "fairgrad")
 SETS = {"MultiMNIST": ("mnist", "mnist"), "MultiFashion": ("fashion", "fashion"), "Fashion+MNIST": ("mnist", "fashion")}
@@ -46,7 +47,7 @@ def conflict(task_grads: dict) -> jax.Array:
 
 def make(base: str, sharp: bool, args: argparse.Namespace) -> tuple[optax.GradientTransformation, Callable]:
     """The optimizer, and one compiled step: parameters, state, whether the gradients of either kind conflict."""
-    method = ROWS[base].make(len(TASKS))
+    method = make_row(ROWS[base], len(TASKS))
     adam = optax.adam(optax.cosine_decay_schedule(LEARNING_RATE, args.steps))
     wrapped = mtl.fs_mtl(method, is_shared=is_shared) if sharp else mtl.shared_private(method, is_shared)
     tx = optax.chain(wrapped, adam)

@@ -32,7 +32,7 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 import mtlgrad_jax as mtl
 from benchmarks import report
 from benchmarks.data import TASKS, DataError, Digits, Pairs, load, pair
-from mtlgrad_jax._registry import METHODS
+from mtlgrad_jax.registry import METHODS
 
 DEFAULT_METHODS = "mean,pcgrad,cagrad,nash_mtl,upgrad"
 BATCH, LEARNING_RATE = 128, 5e-3
@@ -113,7 +113,7 @@ def single_task(task: str, optimizer: optax.GradientTransformation) -> Contender
     return Contender(f"{report.SINGLE}{task}", optimizer, step, cost=1)
 
 
-def multi_task(name: str, method: mtl.TaskTransformation, optimizer: optax.GradientTransformation) -> Contender:
+def multi_task(name: str, method: mtl.Method, optimizer: optax.GradientTransformation) -> Contender:
     """Both tasks in one network, the gradients of its trunk aggregated by `method`."""
     method = mtl.shared_private(mtl.with_metrics(method, num_tasks=len(TASKS)), is_shared)
     tx = optax.chain(method, optimizer)
@@ -178,7 +178,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     return args
 
 
-def make_method(name: str) -> mtl.TaskTransformation:
+def make_method(name: str) -> mtl.Method:
     """The method of this name in the library, with its defaults; per-task arguments under the tasks' names."""
     rows = {row.name: row for row in METHODS if row.fewest <= len(TASKS)}
     if name not in rows:

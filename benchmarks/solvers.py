@@ -31,7 +31,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from mtlgrad_jax import weighting
+import mtlgrad_jax as mtl
 
 SIZES = (2, 4, 8, 16, 40, 128)
 KINDS: dict[str, Callable[[int], int]] = {"wide": lambda K: 4 * K, "square": lambda K: K, "tall": lambda K: K // 2}
@@ -43,28 +43,28 @@ DRAWS = 6
 SECONDS = 0.5  # for a measurement; at least two solves
 
 
-def methods(num_tasks: int) -> dict[str, weighting.Weighting]:
+def methods(num_tasks: int) -> dict[str, mtl.Method]:
     """The methods that both libraries have, under the same parameters."""
     K = num_tasks
     return {
-        "mgda": weighting.mgda(),
-        "pcgrad": weighting.pcgrad(),
-        "gradvac": weighting.gradvac(num_tasks=K),
-        "cagrad": weighting.cagrad(c=0.4),
-        "nash_mtl": weighting.nash_mtl(),
-        "fairgrad": weighting.fairgrad(alpha=2.0),
-        "imtl_g": weighting.imtl_g(),
-        "aligned_mtl": weighting.aligned_mtl(),
-        "upgrad": weighting.upgrad(),
-        "upgrad regularized": weighting.upgrad(regularization=1e-4),
-        "dualproj": weighting.dualproj(),
-        "dualproj regularized": weighting.dualproj(regularization=1e-4),
-        "conflict_free": weighting.conflict_free(),
-        "krum": weighting.krum(num_byzantine=0),
-        "pcd": weighting.pcd(num_tasks=K),
-        "modo": weighting.modo(num_tasks=K),
-        "sdmgrad": weighting.sdmgrad(num_tasks=K),
-        "mean": weighting.mean(),
+        "mgda": mtl.mgda(),
+        "pcgrad": mtl.pcgrad(),
+        "gradvac": mtl.gradvac(num_tasks=K),
+        "cagrad": mtl.cagrad(c=0.4),
+        "nash_mtl": mtl.nash_mtl(),
+        "fairgrad": mtl.fairgrad(alpha=2.0),
+        "imtl_g": mtl.imtl_g(),
+        "aligned_mtl": mtl.aligned_mtl(),
+        "upgrad": mtl.upgrad(),
+        "upgrad regularized": mtl.upgrad(regularization=1e-4),
+        "dualproj": mtl.dualproj(),
+        "dualproj regularized": mtl.dualproj(regularization=1e-4),
+        "conflict_free": mtl.conflict_free(),
+        "krum": mtl.krum(num_byzantine=0),
+        "pcd": mtl.pcd(num_tasks=K),
+        "modo": mtl.modo(num_tasks=K),
+        "sdmgrad": mtl.sdmgrad(num_tasks=K),
+        "mean": mtl.mean(),
     }
 
 
@@ -159,14 +159,14 @@ def milliseconds(runs: list[Callable[[], Any]]) -> float:
 def compiled(name: str, num_tasks: int) -> tuple[Callable, Callable, Any]:
     """A scan of a method over Gramians, a single update, and its first state."""
     method = methods(num_tasks)[name]
-    extra = "cross_gramian" if "cross_gramian" in method.needs else "gramian"
+    crossed = any(argument.name == "cross_gramian" for argument in method.arguments)
 
     def solve(state: Any, matrix: Any) -> tuple[Any, Any]:
-        weights, state = method.update(**{"gramian": matrix, extra: matrix}, state=state)
+        weights, state = method.weigh(matrix, state, **({"cross_gramian": matrix} if crossed else {}))
         return state, (weights, state.info)
 
     scanned = jax.jit(lambda state, matrices: jax.lax.scan(solve, state, matrices)[1])
-    return scanned, jax.jit(solve), method.init(num_tasks)
+    return scanned, jax.jit(solve), method.init(None)
 
 
 def measure(name: str, num_tasks: int, kind: str) -> dict[str, Any]:

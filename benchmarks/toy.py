@@ -30,7 +30,8 @@ from rich.table import Table
 import mtlgrad_jax as mtl
 from benchmarks.report import fill
 from benchmarks.toy_problem import SETTINGS, landscape, losses_fn
-from mtlgrad_jax._registry import METHODS, WRAPPERS, Row
+from mtlgrad_jax.registry import METHODS, WRAPPERS, Row
+from mtlgrad_jax.registry import make as make_row
 
 LEARNING_RATE = 1e-3
 EVERY = 100  # steps between two points of a recorded path
@@ -74,12 +75,12 @@ def contender(row: Row) -> Contender:
     arguments = {name: value for name, value in row.kwargs(2).items() if name not in ("num_tasks", "method")}
     listed = ", ".join(f"{name}={value}" for name, value in arguments.items())
     name = f"{row.name}({listed})" if listed else row.name
-    return Contender(name, lambda: row.make(2), row.fewest, of_mean="losses_fn" in row.needs)
+    return Contender(name, lambda: make_row(row, 2), row.fewest, of_mean="losses_fn" in row.functions)
 
 
 def contenders() -> dict[str, Contender]:
     """All that are to run, under what the command line calls them."""
-    perturbed = [row for row in WRAPPERS if row.kind == "perturbed"]
+    perturbed = [row for row in WRAPPERS if row.folder == "sharpness"]
     smallest = {row.name: contender(row) for row in (*METHODS, *perturbed)}
     return smallest | {each.name: each for each in PUBLISHED}
 

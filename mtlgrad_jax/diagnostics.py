@@ -5,8 +5,8 @@ from typing import Any
 import jax
 from jaxtyping import Array, PyTree
 
-from mtlgrad_jax._step import Info
-from mtlgrad_jax.transforms._with_metrics import Metrics
+from mtlgrad_jax._core.step import Info
+from mtlgrad_jax.wrappers.with_metrics import Metrics
 
 
 def metrics(opt_state: PyTree) -> dict[str, Array]:
@@ -16,9 +16,9 @@ def metrics(opt_state: PyTree) -> dict[str, Array]:
       opt_state: state of an optimizer with a method of this library in it, however chained and wrapped.
 
     Returns:
-      The fields of `with_metrics`, where the method is wrapped in it, and of `Info`: residual, steps, result (a key of
-      `RESULTS`), fallbacks, skipped. Per-task values are (K,) arrays; `unstack(values, like=losses)` names them. With
-      several methods in the state the keys begin with where they are.
+      The fields of `with_metrics`, where the method is wrapped in it (no `weights` for one without), and of `Info`:
+      residual, steps, result (a key of `RESULTS`), fallbacks, skipped. Per-task values are (K,) arrays;
+      `unstack(values, like=losses)` names them. With several methods in the state the keys begin with where they are.
 
     Raises:
       ValueError: the state holds neither.
@@ -41,5 +41,8 @@ def metrics(opt_state: PyTree) -> dict[str, Array]:
         raise ValueError("`opt_state` must hold the state of a method of mtlgrad_jax, found none.")
     several = max(sum(isinstance(node, kind) for _, node in found) for kind in (Metrics, Info)) > 1
     return {
-        f"{where}.{name}" if several else name: value for where, node in found for name, value in node._asdict().items()
+        f"{where}.{name}" if several else name: value
+        for where, node in found
+        for name, value in node._asdict().items()
+        if value is not None
     }

@@ -15,8 +15,8 @@ from jax import lax
 from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool, Float, PyTree
 
-from mtlgrad_jax._checks import leaf_name
-from mtlgrad_jax._tasks import accumulator_dtype, present_tasks, task_flags, task_vector
+from mtlgrad_jax._core.checks import leaf_name
+from mtlgrad_jax._core.tasks import Jacobian, accumulator_dtype, present_tasks, task_flags, task_vector
 
 _BLOCK = 1 << 15  # entries of a block that stays in cache on CPU
 _RUN = 256  # columns that are added up one after the other on CPU
@@ -40,6 +40,8 @@ def num_tasks(task_grads: PyTree, params: PyTree | None = None, *, name: str = "
     Raises:
       ValueError: a leaf has no leading axis, another K than the first leaf, or does not match its parameter.
     """
+    if isinstance(task_grads, Jacobian):
+        return task_grads.num_tasks
     leaves = jax.tree_util.tree_leaves_with_path(task_grads)
     if not leaves:
         raise ValueError(f"`{name}` must have at least one leaf, got an empty tree.")
@@ -72,7 +74,11 @@ def num_tasks(task_grads: PyTree, params: PyTree | None = None, *, name: str = "
     return K
 
 
-@partial(jax.jit, static_argnames="axis_name")
+def zeros(params: PyTree, num_tasks: int) -> PyTree:
+    """Return a stack of zero gradients, sharded as the parameters are."""
+    return jax.tree.map(lambda p: jnp.broadcast_to(jnp.zeros_like(p), (num_tasks, *jnp.shape(p))), params)
+
+
 def gramian(
     task_grads: PyTree, task_mask: Bool[Array, " K"] | None = None, *, axis_name: AxisName = None
 ) -> Float[Array, "K K"]:
@@ -84,10 +90,13 @@ def gramian(
     have one sign too; elsewhere it is what the device's own sums round.
 
     Args:
-      task_grads: stack of K gradients.
+      task_grads: stack of K gradients, or a TaskJacobian.
       task_mask: tasks that are absent get a zero row and column.
       axis_name: inside shard_map, the mesh axes over which parameters are split; never a data axis.
     """
+    if isinstance(task_grads, Jacobian):
+        present = present_tasks(task_mask, task_grads.num_tasks)
+        return jnp.where(present[:, None] & present[None, :], task_grads.gramian(), 0)
     return gramians([task_grads], task_mask, axis_name=axis_name)[0]
 
 
@@ -132,15 +141,23 @@ def cross_gramian(first: PyTree, second: PyTree, *, axis_name: AxisName = None) 
 
 def project(task_grads: PyTree, direction: PyTree, *, axis_name: AxisName = None) -> Float[Array, " K"]:
     """Return J d: the inner product of every task's gradient with one direction."""
+    if isinstance(task_grads, Jacobian):
+        return task_grads.pushforward(direction)
     num_tasks(task_grads)
     row = jax.tree.map(lambda leaf: jnp.asarray(leaf)[None], direction)
     check_like("direction", row, task_grads)
     return cross_gramian(task_grads, row, axis_name=axis_name)[:, 0]
 
 
-@partial(jax.jit, static_argnames="axis_name")
 def task_norms(task_grads: PyTree, *, axis_name: AxisName = None) -> Float[Array, " K"]:
     """Return the Euclidean norm of every task's gradient, without overflow or underflow."""
+    if isinstance(task_grads, Jacobian):
+        return jnp.sqrt(jnp.diagonal(task_grads.gramian()))
+    return _task_norms(task_grads, axis_name=axis_name)
+
+
+@partial(jax.jit, static_argnames="axis_name")
+def _task_norms(task_grads: PyTree, *, axis_name: AxisName) -> Float[Array, " K"]:
     K = num_tasks(task_grads)
     return _norms([_floating(task_grads)], K, axis_name)[0]
 
@@ -152,12 +169,16 @@ def leaf_norms(task_grads: PyTree) -> Float[Array, "leaves K"]:
     return _norms([_floating(leaf) for leaf in leaves], num_tasks(task_grads), None)
 
 
-@jax.jit
 def combine(weights: Float[Array, " L"], task_grads: PyTree) -> PyTree:
     """Return sum_i w_i g_i in the gradients' dtype.
 
     A task of weight zero is left out, not multiplied: its row may hold NaN.
     """
+    return task_grads.pullback(weights) if isinstance(task_grads, Jacobian) else _combine(weights, task_grads)
+
+
+@jax.jit
+def _combine(weights: Float[Array, " L"], task_grads: PyTree) -> PyTree:
     K = num_tasks(task_grads) if jax.tree.leaves(task_grads) else None
     weights = once(task_vector("weights", weights, num_tasks=K))
 

@@ -8,11 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 
 import mtlgrad_jax as mtl
-from mtlgrad_jax._registry import METHODS, ROWS
+from mtlgrad_jax.registry import METHODS, ROWS
+from mtlgrad_jax.registry import make as make_row
 
 P = 7
 PARAMS = {"b": (1,), "w": (2, 3)}
 EVERY = [row.name for row in METHODS]
+WEIGHED = [row.name for row in METHODS if make_row(row, 3).weigh is not None]
 FIXED = {name: {"order": "fixed"} for name in ("pcgrad", "gradvac")}  # makes a method deterministic
 
 
@@ -32,7 +34,7 @@ def zeros(dtype=None):
 
 
 def make(name, num_tasks, **kwargs):
-    return ROWS[name].make(num_tasks, **{**FIXED.get(name, {}), **kwargs})
+    return make_row(ROWS[name], num_tasks, **{**FIXED.get(name, {}), **kwargs})
 
 
 def hyper(name, num_tasks, **kwargs):

@@ -14,9 +14,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from families import FAMILIES, stack
-from harness import EVERY, FIXED
+from harness import EVERY, FIXED, WEIGHED
 
-from mtlgrad_jax._registry import (
+from mtlgrad_jax.registry import (
     CONTINUOUS,
     DESCENT,
     HOMOGENEOUS,
@@ -25,6 +25,9 @@ from mtlgrad_jax._registry import (
     PERMUTATION,
     ROWS,
     SCALE_FREE,
+)
+from mtlgrad_jax.registry import (
+    make as make_row,
 )
 
 FILE = pathlib.Path(__file__).parent.parent / "docs" / "properties.md"
@@ -111,17 +114,17 @@ def method(name, K, **kwargs):
     row = ROWS[name]
     steps = 1 if row.state == "none" else 2
 
-    def of_weighting(G, losses):
-        weighting = row.weighting(**{**row.kwargs(K), **kwargs})
+    def by_weights(G, losses):
+        method = make_row(row, K, **kwargs)
 
         def step(state, _):
-            weights, state = weighting.update(G @ G.T, state, losses=losses)
+            weights, state = method.weigh(G @ G.T, state, losses=losses)
             return state, (weights @ G, jnp.abs(weights) @ jnp.linalg.norm(G, axis=1))
 
-        return jax.lax.scan(step, weighting.init(K), length=steps)[1]
+        return jax.lax.scan(step, method.init(None), length=steps)[1]
 
-    def of_transformation(G, losses):
-        tx = row.make(K, **kwargs)
+    def by_updates(G, losses):
+        tx = make_row(row, K, **kwargs)
 
         def step(state, _):
             update, state = tx.update(G, state, jnp.zeros(P), losses=losses)
@@ -129,7 +132,7 @@ def method(name, K, **kwargs):
 
         return jax.lax.scan(step, tx.init(jnp.zeros(P)), length=steps)[1]
 
-    return of_weighting if row.weighting else of_transformation
+    return by_weights if row.name in WEIGHED else by_updates
 
 
 class Updates:

@@ -15,9 +15,10 @@ from jaxtyping import PyTree
 
 import mtlgrad_jax as mtl
 from mtlgrad_jax import stacks
-from mtlgrad_jax._checks import Number
-from mtlgrad_jax._registry import METHODS, ROWS, WRAPPERS
-from mtlgrad_jax._trees import Labels
+from mtlgrad_jax._core.checks import Number
+from mtlgrad_jax._core.trees import Labels
+from mtlgrad_jax.registry import METHODS, ROWS, WRAPPERS, smallest
+from mtlgrad_jax.registry import make as make_row
 
 K = 3
 MIXED = {"flag": jnp.asarray(True), "count": jnp.asarray([1, 2]), "w": jnp.ones(2)}
@@ -51,13 +52,11 @@ WRONG = {
     Callable: (3, "x"),
     Labels: (3,),
     PyTree | Callable: (3,),
-    Iterable[str]: (3, "gramian", ("gramain",)),
-    Mapping: (3, {"a": 3}, {"a": mtl.weighting.mean()}),
+    Iterable: (3, "losses", ("losses",)),
+    Mapping: (3, {"a": 3}),
     dict: (3, ("weights",)),
-    mtl.weighting.Weighting: (3, mtl.mean()),
-    mtl.TaskTransformation: (3, mtl.weighting.mean()),
-    mtl.weighting.Weighting | mtl.TaskTransformation: (3,),
-    optax.GradientTransformation: (3, "adam", mtl.weighting.mean()),
+    mtl.Method: (3, mtl.mean),
+    optax.GradientTransformation: (3, "adam", mtl.mean),
 }
 WRONG = {parts(annotation): values for annotation, values in WRONG.items()}
 """Wrong values by annotation; None is one more where it is not the default."""
@@ -73,7 +72,7 @@ OTHERWISE = {
 TOOLS = {
     mtl.task_value_and_grad: {"losses_fn": losses_of},
     mtl.linearize: {"losses_fn": losses_of},
-    mtl.balanced_value_and_grad: {"losses_fn": losses_of, "weighting": mtl.weighting.mean()},
+    mtl.balanced_value_and_grad: {"losses_fn": losses_of, "method": mtl.mean()},
     mtl.sam_value_and_grad: {"losses_fn": losses_of, "is_shared": dict.fromkeys(zeros(), True)},
     mtl.perturbed_task_grad: {"losses_fn": losses_of},
     mtl.sam_perturbation: {
@@ -81,16 +80,17 @@ TOOLS = {
         "params": zeros(),
         "is_shared": dict.fromkeys(zeros(), True),
     },
-    mtl.from_weighting: {"weighting": mtl.weighting.mean()},
-    mtl.from_rule: {"rule": losses_of},
-    mtl.weighting.from_kernel: {"kernel": losses_of},
-    mtl.lift: {"factory": mtl.weighting.mean},
+    mtl.from_rule: {"rule": lambda task_grads, *, present: task_grads},
+    mtl.from_kernel: {"kernel": lambda *, present: present},
+    mtl.chain: {},
+    mtl.accumulate: {"tx": mtl.mean(), "num_tasks": K, "steps": 2},
+    mtl.has_updated: {"state": 0},
     mtl.unstack: {"values": np.ones(K), "like": np.ones(K)},
     mtl.metrics: {"opt_state": 0},
 }
 """Public functions beside the registry's, with their smallest arguments."""
 
-SMALLEST = {row.factory: row.kwargs(K) for row in METHODS + WRAPPERS} | TOOLS
+SMALLEST = {row.factory: smallest(row, K) for row in METHODS + WRAPPERS} | TOOLS
 ARGUMENTS = [
     (function, parameter)
     for function in SMALLEST
@@ -116,7 +116,7 @@ def use(function, **kwargs):
 
 def test_every_public_function_is_here():
     public = {value for name, value in vars(mtl).items() if inspect.isfunction(value) and not name.startswith("_")}
-    assert set(SMALLEST) == public | {mtl.weighting.from_kernel}
+    assert set(SMALLEST) == public
     assert set(ROWS) <= {function.__name__ for function in SMALLEST}
 
 
@@ -157,13 +157,6 @@ def test_a_preference_for_nobody_is_refused(zero):
         jax.eval_shape(lambda one, f=function, a=argument: use(f, **{a: [one, 0.0, 0.0]}), 0.0)
     tx = mtl.constant(np.zeros(K))
     assert not flat(tx.update(stack_of(zeros()), tx.init(zeros()))[0]).any()
-
-
-@pytest.mark.usefixtures("unchecked")
-def test_numbers_of_tasks_given_to_init_are_checked():
-    for value in (1.5, True, "x", 0):
-        with pytest.raises(ValueError, match=raises_naming("num_tasks")):
-            mtl.weighting.mean().init(value)
 
 
 ONES, MASK = jnp.ones((K, 2)), jnp.ones(K, bool)
@@ -220,13 +213,13 @@ MODES = {f"fs_mtl({mode})": {"mode": mode, "num_tasks": K} for mode in ("direct"
 def test_leaves_that_are_not_floating_count_as_zero(name):
     """Of bool too, as the oracles give them: their part of the update has their shape and dtype."""
     row = ROWS[name.split("(")[0]]
-    tx = row.factory(**row.kwargs(K), **FIXED.get(name, {}), **MODES.get(name, {}))
+    tx = make_row(row, K, **FIXED.get(name, {}), **MODES.get(name, {}))
     grads = MIXED if row.name in UNSTACKED else stack_of(MIXED)
 
     def step(grads, params):
         return tx.update(grads, tx.init(params), params, losses=jnp.ones(K), **FUNCTIONS.get(row.name, {}))[0]
 
-    wanted = grads if row.kind == "task-wise" else MIXED
+    wanted = grads if row.name in ("per_task", "dropgrad") else MIXED
     assert jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), jax.eval_shape(step, grads, MIXED)) == jax.tree.map(
         lambda leaf: (leaf.shape, leaf.dtype), wanted
     )
@@ -236,6 +229,6 @@ def test_leaves_that_are_not_floating_count_as_zero(name):
 @pytest.mark.usefixtures("unchecked")
 def test_functions_of_a_step_are_named(name):
     method = {"value_fn": "gen_learning_rate", "losses_fn": "samo", "grad_fn": "samo"}[name]
-    tx = ROWS[method].factory(**ROWS[method].kwargs(K))
+    tx = make_row(ROWS[method], K)
     with pytest.raises(ValueError, match=raises_naming(name)):
         tx.update(zeros(), tx.init(zeros()), zeros(), **{**FUNCTIONS[method], name: 3})

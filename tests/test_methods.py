@@ -11,8 +11,9 @@ from families import FAMILIES, stack
 from harness import EVERY, P, hyper, run
 
 import mtlgrad_jax as mtl
-from mtlgrad_jax._registry import HOMOGENEOUS, NON_CONFLICTING, ROWS, SCALE_FREE
-from mtlgrad_jax._step import FAILED, INFEASIBLE, SOLVED
+from mtlgrad_jax._core.step import FAILED, INFEASIBLE, SOLVED
+from mtlgrad_jax.registry import HOMOGENEOUS, NON_CONFLICTING, ROWS, SCALE_FREE
+from mtlgrad_jax.registry import make as make_row
 
 STEPS = 3
 
@@ -217,7 +218,7 @@ STAND_INS = [
 @pytest.mark.parametrize(("name", "G", "wanted"), STAND_INS)
 def test_what_stands_in_for_a_method_is_counted(name, G, wanted):
     """No direction serves both of two opposite tasks, none has equal projections, none makes progress on both."""
-    tx = ROWS[name].make(len(G))
+    tx = make_row(ROWS[name], len(G))
     update, state = tx.update(jnp.asarray(G), tx.init(jnp.zeros(2)))
     np.testing.assert_allclose(update, wanted, atol=1e-6)
     assert int(state.info.fallbacks) == 1
@@ -240,8 +241,8 @@ def test_the_primary_task_has_a_name():
 @pytest.mark.parametrize("name", [name for name, row in ROWS.items() if NON_CONFLICTING in row.promises])
 def test_no_task_ascends_in_float32(name):
     """As the README says it, on the gradients themselves."""
-    weighting, K = ROWS[name].weighting(), 3
-    weigh = jax.jit(lambda G: weighting.update(mtl.stacks.gramian(G), weighting.init(K)))
+    method, K = ROWS[name].factory(), 3
+    weigh = jax.jit(lambda G: method.weigh(mtl.stacks.gramian(G), method.init(None)))
     stacks = [stack(family, K, 3, draw) for family in FAMILIES_AND_ILL_CONDITIONED for draw in range(5)]
     stacks += [
         np.array([[1e-10, 1e-10, 0], [-1e10, 0.5e10, 0], [0, 0, 1]]),
@@ -323,9 +324,7 @@ def test_emtl_descends_the_objective_it_reconstructs():
         norms = np.linalg.norm(G, axis=1)
         for strength in (0.1, 1.0, 100.0):
             objective = jax.grad(lambda loss, lam=strength: loss.sum() + lam * jnp.var(loss / norms))
-            weights, _ = mtl.weighting.emtl(strength).update(
-                jnp.asarray(G @ G.T), mtl.weighting.emtl(strength).init(3), losses=losses
-            )
+            weights, _ = mtl.emtl(strength).update(jnp.asarray(G @ G.T), mtl.emtl(strength).init(3), losses=losses)
             np.testing.assert_allclose(weights, np.maximum(objective(losses), 0), rtol=1e-10)
             assert weights[np.argmax(losses / norms)] >= 1
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from property_table import FILE, PROPERTIES, STEEP, SUMS, outcomes, render
 
-from mtlgrad_jax._registry import (
+from mtlgrad_jax.registry import (
     CONTINUOUS,
     DESCENT,
     HOMOGENEOUS,
@@ -22,6 +22,7 @@ from mtlgrad_jax._registry import (
     ROWS,
     SCALE_FREE,
 )
+from mtlgrad_jax.registry import make as make_row
 
 K = 3
 FEW = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -53,8 +54,8 @@ def test_the_table_is_what_a_run_renders():
 
 @functools.cache
 def weigher(name):
-    weighting = ROWS[name].weighting(**ROWS[name].kwargs(K))
-    return jax.jit(lambda gramian: weighting.update(gramian, weighting.init(K))[0])
+    method = make_row(ROWS[name], K)
+    return jax.jit(lambda gramian: method.weigh(gramian, method.init(None))[0])
 
 
 def worst_change(name, G, vectors=lambda G: G):

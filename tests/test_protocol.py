@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from bad_arguments import BAD
 from families import stack
 from harness import (
     EVERY,
@@ -19,6 +20,7 @@ from harness import (
     FUNCTIONS,
     PARAMS,
     UNSTACKED,
+    WEIGHED,
     P,
     flat,
     losses_of,
@@ -31,9 +33,10 @@ from harness import (
 from reference import pcgrad_outcomes
 
 import mtlgrad_jax as mtl
-from mtlgrad_jax._registry import METHODS, ROWS, WRAPPERS, describe, markdown_table
-from mtlgrad_jax._step import BIASED, SOLVED
-from mtlgrad_jax.transforms._fs_mtl import COPIES
+from mtlgrad_jax._core.step import BIASED, SOLVED
+from mtlgrad_jax.methods.sharpness.fs_mtl import COPIES
+from mtlgrad_jax.registry import METHODS, ROWS, WRAPPERS, describe, markdown_table, needs
+from mtlgrad_jax.registry import make as make_row
 
 K = 3
 STEPS = 3
@@ -165,13 +168,13 @@ def test_in_a_chain_with_strangers(name):
     assert {key: leaf.shape for key, leaf in optax.apply_updates(params, update).items()} == PARAMS
 
 
-@pytest.mark.parametrize("name", [name for name in EVERY if ROWS[name].weighting])
+@pytest.mark.parametrize("name", WEIGHED)
 def test_info_is_found_through_any_nesting(name):
     tx = optax.chain(optax.identity(), optax.chain(mtl.with_metrics(FACTORIES[name](), num_tasks=K), optax.sgd(0.1)))
     grads, losses, _ = arguments()
     _, state = tx.update(grads, tx.init(zeros()), losses=losses)
     info = optax.tree.get(state, "info")
-    assert int(info.result) == (BIASED if ROWS[name].kind == "cross weighting" else SOLVED)
+    assert int(info.result) == (BIASED if ROWS[name].folder == "two_batches" else SOLVED)
     found = mtl.metrics(state)
     weights = np.asarray(found["weights"], float)
     gradient = FACTORIES[name]().update(grads, FACTORIES[name]().init(zeros()), losses=losses)[0]
@@ -219,14 +222,14 @@ def test_a_broken_gradient_is_a_counted_zero_update(name, broken, compiled):
     np.testing.assert_array_equal(flat(following), flat(expected))
 
 
-@pytest.mark.parametrize("name", [name for name in EVERY if ROWS[name].needs])
+@pytest.mark.parametrize("name", [name for name in EVERY if "losses" in needs(ROWS[name])])
 def test_missing_losses(name):
     tx = FACTORIES[name]()
     with pytest.raises(ValueError, match=raises_naming("losses")):
         tx.update(arguments()[0], tx.init(zeros()))
 
 
-@pytest.mark.parametrize("name", [name for name in EVERY if "losses" in ROWS[name].needs])
+@pytest.mark.parametrize("name", [name for name in EVERY if "losses" in needs(ROWS[name])])
 def test_a_broken_loss_is_a_counted_zero_update(name, compiled):
     tx, step = compiled(name)
     grads, losses, _ = arguments()
@@ -308,26 +311,24 @@ def test_wrong_number_of_tasks(name):
     grads = jax.tree.map(lambda leaf: leaf[:2], arguments()[0])
     with pytest.raises(ValueError, match=r"`(num_tasks|weights)` must"):
         tx.update(grads, tx.init(zeros()), losses=jnp.ones(2))
-    if name != "constant" and ROWS[name].weighting:
-        with pytest.raises(ValueError, match=raises_naming("num_tasks")):
-            ROWS[name].weighting(num_tasks=3).init(4)
 
 
-EAGER = FACTORIES | {row.name: (lambda row=row: row.factory(**row.kwargs(K))) for row in WRAPPERS}
+EAGER = FACTORIES | {row.name: (lambda row=row: make_row(row, K)) for row in WRAPPERS}
 EAGER |= {f"fs_mtl({mode})": (lambda m=mode: mtl.fs_mtl(mtl.mgda(), mode=m, num_tasks=K)) for mode in COPIES}
 EAGER |= {
     "gen_learning_rate(every=1)": lambda: mtl.gen_learning_rate(0.1, every=1),
     "grouped(update_every)": lambda: mtl.grouped(mtl.update_every(mtl.mgda(), K, 2), str),
 }
 NINE = partial(losses_of, num_tasks=9)  # more than are unrolled
-MGDA = mtl.weighting.mgda()
+MGDA = mtl.mgda()
 ORACLES = {
     "named": mtl.task_value_and_grad(lambda params: dict(zip("abc", losses_of(params), strict=True))),
     **{f"strategy={s}": mtl.task_value_and_grad(NINE, strategy=s) for s in ("vmap", "unrolled", 1, 2)},
     **{f"sam, strategy={s}": mtl.sam_value_and_grad(NINE, strategy=s) for s in ("vmap", 2)},
-    **{f"gramian({rows})": lambda p, rows=rows: mtl.linearize(NINE, p).gramian(rows) for rows in (None, 2)},
+    **{f"gramian({rows})": lambda p, rows=rows: mtl.linearize(NINE, p, rows=rows).gramian() for rows in (None, 2)},
+    "pullback(2)": lambda params: mtl.linearize(NINE, params, rows=2).pullback(jnp.ones(9)),
     "pushforward": lambda params: mtl.linearize(NINE, params).pushforward(params),
-    "balanced": lambda params: mtl.balanced_value_and_grad(NINE, MGDA)(params, MGDA.init()),
+    "balanced": lambda params: mtl.balanced_value_and_grad(NINE, MGDA)(params, MGDA.init(params)),
 }
 
 
@@ -357,17 +358,12 @@ def test_eager_steps_compile_once(name):
     assert not compiled
 
 
-BAD = [(row.name, bad) for row in METHODS + WRAPPERS for bad in row.bad]
-
-
-@pytest.mark.parametrize(("name", "bad"), BAD, ids=str)
+@pytest.mark.parametrize(("name", "bad"), [(name, bad) for name, cases in BAD.items() for bad in cases], ids=str)
 @pytest.mark.usefixtures("unchecked")
 def test_bad_arguments(name, bad):
-    row = ROWS[name]
-    for factory in filter(None, (row.factory, row.weighting)):
-        with pytest.raises(ValueError, match=raises_naming(next(iter(bad)))) as error:
-            factory(**{**row.kwargs(K), **bad})
-        assert repr(next(iter(bad.values()))) in str(error.value)
+    with pytest.raises(ValueError, match=raises_naming(next(iter(bad)))) as error:
+        make_row(ROWS[name], K, **bad)
+    assert repr(next(iter(bad.values()))) in str(error.value)
 
 
 @pytest.mark.parametrize("name", EVERY)
@@ -398,7 +394,7 @@ def test_injected_hyperparameters(name):
             optax.inject_hyperparams(row.factory)(num_tasks=K).init(zeros())
 
 
-@pytest.mark.parametrize("name", [name for name in EVERY if ROWS[name].weighting])
+@pytest.mark.parametrize("name", WEIGHED)
 def test_weights_are_constants_to_differentiation(name):
     """The derivative of c . d in the gradients is the outer product of the weights and c."""
     tx = mtl.with_metrics(FACTORIES[name](), num_tasks=K)
@@ -423,30 +419,26 @@ def test_help_shows_the_real_thing(name):
     assert public.__name__ == public.__qualname__ == name
     assert describe(row).splitlines()[0] in public.__doc__
     assert ">>>" in public.__doc__
-    if row.weighting is not None:
-        assert list(inspect.signature(public).parameters) == list(inspect.signature(row.weighting).parameters)
-        assert inspect.signature(public).return_annotation is mtl.TaskTransformation
-        assert isinstance(make(name, K), mtl.TaskTransformation)
-        assert describe(row).splitlines()[0] in row.weighting.__doc__
+    if row in METHODS:
+        assert inspect.signature(public).return_annotation is mtl.Method
+        assert isinstance(make(name, K), mtl.Method)
 
 
 def test_every_public_factory_has_a_row():
-    tools = {"from_rule", "from_weighting", "lift", "metrics", "unstack", "linearize"}
+    tools = {"from_rule", "from_kernel", "metrics", "unstack", "linearize", "chain", "accumulate", "has_updated"}
     tools |= {"task_value_and_grad", "balanced_value_and_grad"}
     tools |= {"sam_value_and_grad", "sam_perturbation", "perturbed_task_grad"}
     public = {name for name, value in vars(mtl).items() if inspect.isfunction(value) and not name.startswith("_")}
     assert public - tools == set(ROWS)
-    weightings = {name for name, value in vars(mtl.weighting).items() if inspect.isfunction(value)} - {"from_kernel"}
-    assert weightings == {row.name for row in METHODS if row.weighting}
 
 
 def test_no_array_is_made_before_init():
     """Arrays of a factory would start the backend early, and die with the first donation."""
     program = """
-from mtlgrad_jax._registry import ROWS
+from mtlgrad_jax.registry import ROWS, make
 from jax._src import xla_bridge
 for row in ROWS.values():
-    row.make(3)
+    make(row, 3)
 assert not xla_bridge._backends, "the backend has started"
 import jax.numpy as jnp
 jnp.zeros(())
@@ -516,10 +508,10 @@ def test_losses_that_nobody_needs_may_be_anything():
 
 
 def test_a_method_whose_weights_fail_falls_back_to_the_mean_and_counts():
-    def divided(gramian, state, losses, present):
-        return 1 / jnp.zeros(K), state
+    def divided(*, gramian):
+        return 1 / jnp.zeros(K)
 
-    tx = mtl.from_weighting(mtl.weighting.from_kernel(divided))
+    tx = mtl.from_kernel(divided)
     update, state = tx.update(arguments()[0], tx.init(zeros()))
     np.testing.assert_allclose(flat(update), G[0].mean(axis=0), rtol=1e-5)
     assert int(state.info.fallbacks) == 1
@@ -528,22 +520,19 @@ def test_a_method_whose_weights_fail_falls_back_to_the_mean_and_counts():
 
 @pytest.mark.usefixtures("unchecked")
 def test_authors_of_methods_get_clear_errors():
-    def one(gramian, state, losses, present):
-        return jnp.ones((K, 1)), state
+    def one(*, gramian):
+        return jnp.ones((K, 1))
 
-    for needs in ("gramian", ("gramain",)):
-        with pytest.raises(ValueError, match=raises_naming("needs")):
-            mtl.weighting.from_kernel(one, needs=needs)
-    tx = mtl.from_weighting(mtl.weighting.from_kernel(one))
+    with pytest.raises(ValueError, match=raises_naming("kernel")):
+        mtl.from_kernel(lambda *, gramain: jnp.ones(K))
+    for arguments in ("losses", ("losses",)):
+        with pytest.raises(ValueError, match=raises_naming("arguments")):
+            mtl.from_kernel(one, arguments=arguments)
+    tx = mtl.from_kernel(one)
     with pytest.raises(ValueError, match=raises_naming("kernel")):
         tx.update(arguments()[0], tx.init(zeros()))
     with pytest.raises(ValueError, match=raises_naming("gramian")):
-        mtl.weighting.cagrad().update(None, mtl.weighting.cagrad().init())
-    with pytest.raises(ValueError, match=raises_naming("weighting")):
-        mtl.from_weighting(mtl.mgda())
-    for wrap in (mtl.skip_nonfinite_tasks, lambda m: mtl.shared_private(m, lambda path: True)):
-        with pytest.raises(ValueError, match=raises_naming("method")):
-            wrap(mtl.weighting.mgda())
+        mtl.cagrad().weigh(None, mtl.cagrad().init(None))
     injected = optax.inject_hyperparams(mtl.cagrad)(c=0.3)
     for wrap in (lambda m: mtl.smoothed(m, K), lambda m: mtl.update_every(m, K, 2)):
         with pytest.raises(ValueError, match="inject_hyperparams"):

@@ -16,7 +16,7 @@ import pytest
 import scipy.optimize
 
 from mtlgrad_jax import solvers
-from mtlgrad_jax._step import INFEASIBLE, MAX_STEPS, SOLVED
+from mtlgrad_jax._core.step import INFEASIBLE, MAX_STEPS, SOLVED
 from mtlgrad_jax.solvers import cosines, direction_of_products, project_simplex, significant_eigh
 from mtlgrad_jax.solvers._nonnegative_qp import nonnegative_qp
 from mtlgrad_jax.solvers._solution import shift

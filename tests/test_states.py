@@ -9,8 +9,8 @@ from families import stack
 from harness import P, flat, make, tree, zeros
 
 import mtlgrad_jax as mtl
-from mtlgrad_jax._registry import METHODS, ROWS
-from mtlgrad_jax._step import BIASED, FAILED, NONFINITE, SOLVED
+from mtlgrad_jax._core.step import BIASED, FAILED, NONFINITE, SOLVED
+from mtlgrad_jax.registry import METHODS
 
 K = 3
 G, ONES, EVERYONE = jnp.asarray(stack("normal", K, P), jnp.float32), jnp.ones(K), jnp.ones(K, bool)
@@ -72,24 +72,24 @@ def test_states_stay_finite_and_recover(name):
     assert 0 < min(last) <= max(last) < 100 * last[0] < 1e4 * min(last), last
 
 
-@pytest.mark.parametrize("kind", ["weighting", "rule"])
+@pytest.mark.parametrize("kind", ["kernel", "rule"])
 def test_a_state_that_would_not_be_finite_is_kept_and_counted(kind):
     """The mean takes its step; what absent tasks would have been given does not matter."""
 
-    def kernel(gramian, state, losses, present):
+    def kernel(*, losses, state):
         return jnp.full(K, 2.0), {"log": state["log"] + jnp.log(losses), "count": state["count"] + 1}
 
-    def rule(task_grads, state, losses, present):
-        weights, state = kernel(None, state, losses, present)
+    def rule(task_grads, *, losses, present, state):
+        weights, state = kernel(losses=losses, state=state)
         return mtl.stacks.combine(jnp.where(present, weights, 0), task_grads), state
 
-    def start(_):
-        return {"log": jnp.zeros(K), "count": jnp.zeros(())}
+    def start(num_tasks):
+        return {"log": jnp.zeros(num_tasks), "count": jnp.zeros(())}
 
     if kind == "rule":
-        tx = mtl.from_rule(rule, start, needs=("losses",), num_tasks=K)
+        tx = mtl.from_rule(rule, lambda params, num_tasks: start(num_tasks), num_tasks=K)
     else:
-        tx = mtl.from_weighting(mtl.weighting.from_kernel(kernel, start, needs=("losses",), num_tasks=K))
+        tx = mtl.from_kernel(kernel, start, num_tasks=K)
     step = jax.jit(lambda state, losses, present: tx.update(tree(G), state, losses=losses, task_mask=present))
     state, all_losses = tx.init(zeros()), [ONES, 2 * ONES.at[1].set(0), 2 * ONES]
     updates = []
@@ -163,9 +163,9 @@ MEETINGS += [("matrix-free", wrapper, "avgnorm") for wrapper in ("smoothed", "no
 def test_weights_that_meet_gradients_of_another_scale(route, wrapper, name):
     """Averages and held weights of one scale: an update is finite, or zero and counted, and the next is as ever."""
     if route == "matrix-free":
-        weighting = WRAP[wrapper](ROWS[name].weighting(**ROWS[name].kwargs(2)))
-        update = mtl.balanced_value_and_grad(lambda w, G, losses: G @ w + losses, weighting)
-        start, call = weighting.init(2), lambda G, s: update(jnp.zeros(2), s, G, jnp.ones(2))[1:]
+        method = WRAP[wrapper](make(name, 2))
+        update = mtl.balanced_value_and_grad(lambda w, G, losses: G @ w + losses, method)
+        start, call = method.init(None), lambda G, s: update(jnp.zeros(2), s, G, jnp.ones(2))[1:]
     else:
         tx = WRAP[wrapper](make(name, 2))
         start, call = tx.init(jnp.zeros(2)), lambda G, s: tx.update(G, s, losses=jnp.ones(2))
@@ -271,5 +271,5 @@ def test_a_state_shares_no_array(name):
         return optax.apply_updates(params, update), state
 
     assert all_finite(jax.jit(step, donate_argnums=(0, 1))(params, tx.init(params)))
-    weighting = mtl.weighting.uw(K, optax.contrib.prodigy())
-    jax.jit(lambda s: weighting.update(None, s, losses=ONES), donate_argnums=0)(weighting.init())
+    method = mtl.uw(K, optax.contrib.prodigy())
+    jax.jit(lambda s: method.weigh(None, s, losses=ONES), donate_argnums=0)(method.init(None))

@@ -6,11 +6,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from harness import WEIGHED
 
 import mtlgrad_jax as mtl
 from benchmarks import toy
 from benchmarks.toy_problem import SETTINGS, landscape, losses_fn
-from mtlgrad_jax._registry import METHODS, ROWS
+from mtlgrad_jax.registry import METHODS, ROWS
 
 
 @pytest.mark.parametrize(
@@ -85,12 +86,12 @@ def test_sam_gs_reaches_the_optimum_from_all_its_starts():
 
 
 def test_runs_of_a_method_that_draws_are_independent():
-    def draw(gramian, key, losses, present):
-        key, now = jax.random.split(key)
+    def draw(*, state):
+        key, now = jax.random.split(state)
         return jax.random.uniform(now, (2,)), key
 
     cases = toy.Case(np.tile([-4.9, 4.0], (8, 1)), np.ones(8), np.zeros(8, bool))
-    method = mtl.from_weighting(mtl.weighting.from_kernel(draw, lambda K: jax.random.key(0), num_tasks=2))
+    method = mtl.from_kernel(draw, lambda K: jax.random.key(0), num_tasks=2)
     for make, different in ((lambda: method, 8), (mtl.mgda, 1)):
         path = toy.train(toy.Contender("", make), cases, records=1).path
         assert len(np.unique(path[-1], axis=0)) == different
@@ -100,7 +101,7 @@ def test_every_method_runs_or_says_why_not(unchecked):
     reasons = {name: toy.obstacle(method) for name, method in toy.contenders().items()}
     assert set(reasons) >= {row.name for row in METHODS} | {"fs_mtl", "samo"}
     assert {name for name, reason in reasons.items() if reason is not None} >= {"krum", "trimmed_mean"}
-    assert all(reasons[row.name] is None for row in METHODS if row.weighting and row.fewest <= 2)
+    assert all(reasons[row.name] is None for row in METHODS if row.name in WEIGHED and row.fewest <= 2)
     assert reasons["fs_mtl"] is reasons["samo"] is None
     assert "task axis" in toy.obstacle(toy.contender(ROWS["per_task"]))
 

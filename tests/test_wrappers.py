@@ -12,7 +12,7 @@ from families import FAMILIES, stack
 from harness import PARAMS, P, flat, raises_naming, tree, zeros
 
 import mtlgrad_jax as mtl
-from mtlgrad_jax._step import BIASED, SOLVED
+from mtlgrad_jax._core.step import BIASED, SOLVED
 
 K = 3
 RNG = np.random.default_rng(0)
@@ -124,7 +124,7 @@ def test_shared_private_weighted():
     np.testing.assert_allclose(updates, np.einsum("tk,tkp->tp", weights, G), rtol=1e-4, atol=1e-5)
 
 
-def test_shared_private_by_path_with_any_kind_of_method():
+def test_shared_private_by_path_with_any_kind_of_weighting():
     def is_shared(path):
         return path[0].key == "w"
 
@@ -275,7 +275,7 @@ def test_groups_skip_together_and_count_apart():
 def test_groups_draw_on_their_own():
     """Two groups with the same gradients, many steps: their random orders differ."""
     state = mtl.grouped(mtl.pcgrad(), LABELS).init(zeros())
-    first, second = jax.random.key_data(state.method.key)
+    first, second = state.method.key.data
     assert (first != second).any()
 
 
@@ -432,46 +432,46 @@ def test_non_conflicting_counts_its_solve():
     assert max(int(mtl.metrics(state)["steps"]) for state in states) > 0
 
 
-@pytest.mark.parametrize("make", [lambda: mtl.weighting.modo(num_tasks=K), lambda: mtl.weighting.sdmgrad(num_tasks=K)])
+@pytest.mark.parametrize("make", [lambda: mtl.modo(num_tasks=K), lambda: mtl.sdmgrad(num_tasks=K)])
 def test_a_cross_gramian_takes_the_place_of_the_gramian(make):
     """It need not be symmetric, the Gramian is then not formed, and the result code says when it is missing."""
-    weighting = make()
+    method = make()
     cross = mtl.stacks.cross_gramian(tree(jnp.asarray(G[0])), tree(jnp.asarray(G[1])))
     np.testing.assert_allclose(cross, G[0] @ G[1].T, rtol=1e-4, atol=1e-5)
 
     def never():
         raise AssertionError
 
-    weights, state = weighting.update(never, weighting.init(), cross_gramian=cross)
+    weights, state = method.weigh(never, method.init(None), cross_gramian=cross)
     assert state.info.result == SOLVED
     assert float(jnp.sum(weights)) == pytest.approx(1, rel=1e-5)
-    alone, state = weighting.update(cross @ cross.T, weighting.init())
+    alone, state = method.weigh(cross @ cross.T, method.init(None))
     assert state.info.result == BIASED
     assert np.abs(weights - alone).max() > 1e-3
     present = jnp.asarray([True, False, True])
     spoiled = cross.at[1].set(jnp.nan).at[:, 1].set(jnp.inf)
-    masked, state = weighting.update(None, weighting.init(), cross_gramian=spoiled, task_mask=present)
+    masked, state = method.weigh(None, method.init(None), cross_gramian=spoiled, task_mask=present)
     assert masked[1] == 0
     assert np.isfinite(masked).all()
     assert state.method.weights[1] == pytest.approx(1 / K)
     assert float(jnp.sum(state.method.weights)) == pytest.approx(1, rel=1e-5)
-    skipped, state = weighting.update(None, weighting.init(), cross_gramian=spoiled)
+    skipped, state = method.weigh(None, method.init(None), cross_gramian=spoiled)
     assert not skipped.any()
     assert state.info.skipped == 1
 
 
-@pytest.mark.parametrize("make", [lambda: mtl.weighting.modo(num_tasks=K), lambda: mtl.weighting.sdmgrad(num_tasks=K)])
+@pytest.mark.parametrize("make", [lambda: mtl.modo(num_tasks=K), lambda: mtl.sdmgrad(num_tasks=K)])
 def test_tasks_without_weight_learn_where_the_others_are_absent(make):
     """From a corner of the simplex, as from the equal weights of the tasks alone."""
-    weighting, alone = make(), make()
+    method, alone = make(), make()
     M = jnp.asarray(G[0] @ G[0].T)
-    state = weighting.init()
+    state = method.init(None)
     state = state._replace(method=state.method._replace(weights=jnp.asarray([1.0, 0, 0])))
     absent = {"task_mask": jnp.asarray([False, True, True])}
-    found, wanted, fresh = [], [], alone.init()
+    found, wanted, fresh = [], [], alone.init(None)
     for _ in range(3):
-        weights, state = weighting.update(None, state, cross_gramian=M, **absent)
-        others, fresh = alone.update(None, fresh, cross_gramian=M, **absent)
+        weights, state = method.weigh(None, state, cross_gramian=M, **absent)
+        others, fresh = alone.weigh(None, fresh, cross_gramian=M, **absent)
         found.append(weights)
         wanted.append(others)
     np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-6)
@@ -479,9 +479,9 @@ def test_tasks_without_weight_learn_where_the_others_are_absent(make):
 
 
 def test_a_cross_gramian_goes_the_matrix_free_way():
-    step = mtl.balanced_value_and_grad(lambda w: jnp.asarray(G[0]) @ w, mtl.weighting.modo(num_tasks=K))
+    step = mtl.balanced_value_and_grad(lambda w: jnp.asarray(G[0]) @ w, mtl.modo(num_tasks=K))
     cross = jnp.asarray(G[0] @ G[1].T)
-    _, gradient, state = step(jnp.zeros(P), mtl.weighting.modo(num_tasks=K).init(), cross_gramian=cross)
+    _, gradient, state = step(jnp.zeros(P), mtl.modo(num_tasks=K).init(None), extra_args={"cross_gramian": cross})
     assert state.info.result == SOLVED
     w = np.full(K, 1 / K)
     w = reference.simplex(w - 0.1 * (G[0] @ G[1].T @ w + 0.1 * w))
@@ -490,18 +490,16 @@ def test_a_cross_gramian_goes_the_matrix_free_way():
 
 @pytest.mark.usefixtures("unchecked")
 def test_a_cross_gramian_of_another_size_is_refused():
-    weighting = mtl.weighting.modo(num_tasks=K)
+    method = mtl.modo(num_tasks=K)
     with pytest.raises(ValueError, match=raises_naming("cross_gramian")):
-        weighting.update(None, weighting.init(), losses=jnp.ones(K), cross_gramian=jnp.eye(K + 1)[:K])
+        method.weigh(None, method.init(None), losses=jnp.ones(K), cross_gramian=jnp.eye(K + 1)[:K])
 
 
 @pytest.mark.parametrize(
     "wrap", [lambda m: mtl.smoothed(m, K), lambda m: mtl.update_every(m, K, 2), lambda m: mtl.non_conflicting(m)]
 )
-def test_wrappers_of_weights_take_both_kinds(wrap):
-    """A Weighting gives a Weighting, a transformation a transformation; what has no weights is refused."""
-    assert isinstance(wrap(mtl.weighting.mgda()), mtl.weighting.Weighting)
-    assert isinstance(wrap(mtl.mgda()), mtl.TaskTransformation)
+def test_wrappers_of_weights_refuse_what_has_none(wrap):
+    assert wrap(mtl.mgda()).weigh is not None
     for other in (mtl.trimmed_mean(), mtl.shared_private(mtl.mgda(), SHARED), mtl.skip_nonfinite_tasks(mtl.mgda())):
         with pytest.raises(ValueError, match=raises_naming("method")):
             wrap(other)

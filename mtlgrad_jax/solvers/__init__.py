@@ -31,11 +31,13 @@ from mtlgrad_jax.solvers._max_min import max_min_direction as max_min_direction
 from mtlgrad_jax.solvers._min_norm import min_norm as min_norm
 from mtlgrad_jax.solvers._progress import progress_direction as progress_direction
 from mtlgrad_jax.solvers._simplex import project_simplex as project_simplex
+from mtlgrad_jax.solvers._solution import RESULTS as RESULTS
 from mtlgrad_jax.solvers._solution import Solution as Solution
 from mtlgrad_jax.solvers._solution import inverse_sqrt as inverse_sqrt
 from mtlgrad_jax.solvers._solution import normalized as normalized
 
 __all__ = [
+    "RESULTS",
     "Solution",
     "alpha_fair",
     "capped_min_norm",

@@ -15,9 +15,8 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float
 
-from mtlgrad_jax._step import INFEASIBLE
 from mtlgrad_jax.solvers._min_norm import min_norm
-from mtlgrad_jax.solvers._solution import Solution, inverse_sqrt, normalized, shift, smallest_row, solution
+from mtlgrad_jax.solvers._solution import INFEASIBLE, Solution, inverse_sqrt, normalized, shift, smallest_row, solution
 
 _MAX_STEPS = 100
 

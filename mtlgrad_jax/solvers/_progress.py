@@ -13,9 +13,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from mtlgrad_jax._step import INFEASIBLE
 from mtlgrad_jax.solvers._nonnegative_qp import MAX_STEPS, nonnegative_qp
-from mtlgrad_jax.solvers._solution import Solution, inverse_sqrt, normalized, solution
+from mtlgrad_jax.solvers._solution import INFEASIBLE, Solution, inverse_sqrt, normalized, solution
 
 
 @partial(jax.jit, static_argnames=("primary", "max_steps"))

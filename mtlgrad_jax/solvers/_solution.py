@@ -5,7 +5,30 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from mtlgrad_jax._step import MAX_STEPS, SOLVED
+SOLVED = 0
+MAX_STEPS = 1
+TOO_FEW_TASKS = 2
+NO_TASKS = 3
+NONFINITE = 4
+FAILED = 5
+BIASED = 6
+INFEASIBLE = 7
+
+RESULTS = {
+    SOLVED: "Solved.",
+    MAX_STEPS: "The solver stopped at its maximum number of steps; `residual` says how close it came. Likely causes: "
+    "(a) gradients that are almost Pareto stationary, (b) row norms more than about 1e6 apart, (c) float32.",
+    TOO_FEW_TASKS: "Fewer tasks were present than the method needs: the mean of those present was used.",
+    NO_TASKS: "No task was present: the update is zero.",
+    NONFINITE: "A present task had a loss or gradient that is not finite, a gradient whose square overflows, or a loss "
+    "<= 0 where the method takes its logarithm or divides by it, or the update overflows: the update is zero and the "
+    "state unchanged. Wrap the method in `skip_nonfinite_tasks` to drop tasks that are not finite alone.",
+    FAILED: "The method's weights, their sum of the gradients or its next state would not be finite, or are not "
+    "defined for these gradients: the mean of the tasks present is used and the state unchanged.",
+    BIASED: "No `cross_gramian` was given: the Gramian of one batch took its place, which biases the method.",
+    INFEASIBLE: "No direction does what the method asks of it: the gradient that its documentation names was used.",
+}
+"""What the result codes in `Info.result` mean."""
 
 # A float32 Gramian is indefinite by up to about K eps of its diagonal. Every solver adds (K + SHIFT) eps to the
 # diagonal of the Gramian scaled to unit diagonal, which also keeps the Cholesky factors of singular Gramians finite.

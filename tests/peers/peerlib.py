@@ -10,23 +10,22 @@ import jax.numpy as jnp
 import numpy as np
 
 import mtlgrad_jax as mtl
-from mtlgrad_jax import weighting
 
 
-def _make(module, name, kwargs):
+def _make(name, kwargs):
     kwargs = {key: list(value) if isinstance(value, tuple) else value for key, value in kwargs}
-    return getattr(module, name)(**kwargs)
+    return getattr(mtl, name)(**kwargs)
 
 
 @functools.cache
-def _weighting(name, kwargs, num_tasks, extra):
-    method = _make(weighting, name, kwargs)
-    return method, jax.jit(lambda gramian, state, values: method.update(gramian, state, **values))
+def _weigher(name, kwargs, num_tasks, extra):
+    method = _make(name, kwargs)
+    return method, jax.jit(lambda gramian, state, values: method.weigh(gramian, state, **values))
 
 
 @functools.cache
 def _transformation(name, kwargs, shape, extra):
-    method = _make(mtl, name, kwargs)
+    method = _make(name, kwargs)
     return method, jax.jit(lambda grads, state, values: method.update(grads, state, **values))
 
 
@@ -39,17 +38,17 @@ def _walk(step, method, start, inputs, extra):
 
 
 def weigh(name, gramians, losses=None, cross_gramian=None, **kwargs):
-    """Weights (T, K) of a weighting on Gramians (T, K, K), and its last state."""
+    """Weights (T, K) of a method on Gramians (T, K, K), and its last state."""
     given = {"losses": losses, "cross_gramian": cross_gramian}
     extra = {key: np.asarray(value, float) for key, value in given.items() if value is not None}
     gramians = np.asarray(gramians, float)
     with jax.enable_x64(True):
-        method, step = _weighting(name, tuple(kwargs.items()), gramians.shape[1], tuple(extra))
-        return _walk(step, method, method.init(gramians.shape[1]), gramians, extra)
+        method, step = _weigher(name, tuple(kwargs.items()), gramians.shape[1], tuple(extra))
+        return _walk(step, method, method.init(None), gramians, extra)
 
 
 def weights(name, G, losses=None, **kwargs):
-    """Weights (K,) of a weighting on the Gramian of G (K, P)."""
+    """Weights (K,) of a method on the Gramian of G (K, P)."""
     G = np.asarray(G, float)
     return weigh(name, (G @ G.T)[None], None if losses is None else [losses], **kwargs)[0][0]
 
@@ -66,7 +65,7 @@ def updates(name, grads, losses=None, **kwargs):
 def update(name, G, losses=None, **kwargs):
     """Update (P,) of a method on one stack G (K, P), through its weights where it has any."""
     G = np.asarray(G, float)
-    if hasattr(weighting, name):
+    if _make(name, tuple(kwargs.items())).weigh is not None:
         return weights(name, G, losses, **kwargs) @ G
     return updates(name, G[None], None if losses is None else [losses], **kwargs)[0]
 

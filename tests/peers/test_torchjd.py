@@ -279,7 +279,7 @@ def test_smoothed(decay):
     peer = agg.CRMOGMWeighting(agg.UPGradWeighting(), alpha=decay)
     wanted = [theirs(peer, G) for G in grads]
     with jax.enable_x64(True):
-        method = mtl.smoothed(mtl.weighting.upgrad(regularization=1e-4), num_tasks=3, decay=decay)
+        method = mtl.smoothed(mtl.upgrad(regularization=1e-4), num_tasks=3, decay=decay)
         state, ours = method.init(), []
         for G in grads:
             w, state = method.update(jnp.asarray(G @ G.T), state)

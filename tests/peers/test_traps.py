@@ -20,7 +20,7 @@ from torchjd import aggregation as agg  # noqa: E402
 from torchjd.linalg import QuadprogProjector  # noqa: E402
 
 import mtlgrad_jax as mtl  # noqa: E402
-from mtlgrad_jax._step import BIASED, SOLVED  # noqa: E402
+from mtlgrad_jax.solvers._solution import BIASED, SOLVED  # noqa: E402
 
 J = np.asarray([[-4.0, 1, 1], [6, 1, 1]])
 CONFLICTING = np.asarray([[1.0, 0.3, 0], [-0.7, 1, 0], [-0.4, -0.8, 0.9]])

@@ -14,10 +14,11 @@ from jax.sharding import PartitionSpec as S
 
 import mtlgrad_jax as mtl
 from mtlgrad_jax import stacks
-from mtlgrad_jax._registry import METHODS, ROWS
+from mtlgrad_jax.registry import METHODS, ROWS
+from mtlgrad_jax.registry import make as make_row
 
 K = 3
-WEIGHTINGS = [row.name for row in METHODS if row.weighting]
+WEIGHTINGS = [row.name for row in METHODS if make_row(row, K).weigh]
 COLLECTIVE = re.compile(r"= (.*?) (all-reduce|all-gather|all-to-all|collective-permute|reduce-scatter)(?:-start)?\(")
 
 
@@ -81,16 +82,16 @@ def compiled(tx, grads, mesh, losses):
 @pytest.mark.parametrize("name", WEIGHTINGS)
 def test_an_update_sends_one_gramian_and_gathers_nothing(name, mesh, grads):
     losses = jnp.asarray([1.0, 2.0, 3.0])
-    tx = ROWS[name].make(K)
+    tx = make_row(ROWS[name], K)
     step, state = compiled(tx, grads, mesh, losses)
     sent = collectives(step.as_text())
     assert all(kind == "all-reduce" for kind, _ in sent), sent
-    if "gramian" in tx.weighting.needs:
+    if tx.looks:
         [(_, shape)] = sent  # one message; XLA:CPU sends a K×K matrix per leaf in it, where XLA:TPU adds them up first
         assert set(re.findall(r"\w+\[[\d,]*\]", shape)) == {f"f32[{K},{K}]"}, sent
     else:
         # Whether the update is finite; and the Gramian, where no cross-Gramian takes its place.
-        assert len(sent) <= (2 if "cross_gramian" in tx.weighting.needs else 1)
+        assert len(sent) <= (2 if ROWS[name].folder == "two_batches" else 1)
     update, _ = step(put(grads, mesh), state)
     alone, _ = tx.update(grads, tx.init(None), losses=losses)
     for leaf in update:
@@ -102,7 +103,7 @@ def test_explicitly_sharded_parameters(name, grads):
     """The axes of jax.make_mesh are explicit: products that sum over them must say where the result goes."""
     mesh = jax.make_mesh((8,), ("model",), axis_types=(AxisType.Explicit,))
     losses = jnp.asarray([1.0, 2.0, 3.0])
-    tx = mtl.with_metrics(ROWS[name].make(K), K)
+    tx = mtl.with_metrics(make_row(ROWS[name], K), K)
     step, state = compiled(tx, grads, mesh, losses)
     update, _ = step(put(grads, mesh), state)
     alone, _ = tx.update(grads, tx.init(None), losses=losses)
@@ -172,9 +173,9 @@ def test_what_a_sharded_batch_sends():
         return [sum(int(size) // params.size for size in group) for group in sizes]
 
     assert sum(gradients_sent(mtl.task_value_and_grad(losses_fn), params, x)) == K
-    weighting = mtl.weighting.mgda()
-    step = mtl.balanced_value_and_grad(losses_fn, weighting)
-    sent = gradients_sent(step, params, weighting.init(K), x)
+    method = mtl.mgda()
+    step = mtl.balanced_value_and_grad(losses_fn, method)
+    sent = gradients_sent(step, params, method.init(None), x)
     assert sum(sent) == K + 1
     assert max(sent) == 1
 

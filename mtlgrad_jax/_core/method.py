@@ -1,0 +1,452 @@
+"""The one kind of object of this library, and the two ways to make one of a formula."""
+
+import inspect
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float, PyTree
+
+from mtlgrad_jax import stacks
+from mtlgrad_jax._core.checks import check_count, check_function, leaf_name
+from mtlgrad_jax._core.control import cond
+from mtlgrad_jax._core.step import (
+    CROSS_GRAMIAN,
+    LOSSES,
+    TASK_MASK,
+    Argument,
+    MethodState,
+    commit,
+    first_info,
+    mark_skipped,
+    read_step,
+    refuse_misspelt,
+    task_axes,
+    was_skipped,
+)
+from mtlgrad_jax._core.tasks import Jacobian, accumulator_dtype, check_num_tasks, task_names, task_vector
+from mtlgrad_jax._core.trees import unaliased
+from mtlgrad_jax._core.weights import fit, uniform
+from mtlgrad_jax.solvers._solution import SOLVED, Solution
+
+Gramian = Float[Array, "K K"]
+Losses = Float[Array, " K"]
+Weights = Float[Array, " K"] | Solution
+LazyGramian = Gramian | Callable[[], Gramian]
+
+
+class Method(optax.GradientTransformationExtraArgs):
+    """An optax transformation from K gradients to one.
+
+    Attributes:
+      init: `init(params) -> state`; params are not stacked.
+      update: `update(task_grads, state, params=None, **extra_args) -> (gradient, state)`; `task_grads` is a stack,
+        leaves (K, *parameter shape), or a TaskJacobian.
+      weigh: `weigh(gramian, state, **extra_args) -> (weights, state)`, or None where the gradient is no weighted sum
+        of the tasks'. The Gramian may be a function that returns it, called only where it is looked at.
+      arguments: what `update` and `weigh` look at besides the gradients.
+    """
+
+    weigh: Callable[..., tuple[Float[Array, " K"], PyTree]] | None = None
+    arguments: tuple[Argument, ...] = (TASK_MASK,)
+    looks: bool = False  # whether `weigh` looks at every Gramian, and gives zero weights where that is not finite
+
+    def __new__(
+        cls,
+        init: Callable[[PyTree], PyTree],
+        update: Callable[..., tuple[PyTree, PyTree]] | None = None,
+        weigh: Callable[..., tuple[Float[Array, " K"], PyTree]] | None = None,
+        arguments: Iterable[Argument] = (),
+        *,
+        looks: bool = False,
+        takes_jacobian: bool = False,
+    ) -> "Method":
+        """Make one of functions that need not check what all methods check.
+
+        Args:
+          init: of the parameters; of None too where there is `weigh`.
+          update: of a stack; None for the sum of the gradients by the weights of `weigh`.
+          weigh: from the Gramian to weights.
+          arguments: what they look at; `task_mask` is always among them.
+          looks: whether `weigh` looks at every Gramian and gives zero weights where that is not finite.
+          takes_jacobian: whether `update` takes a TaskJacobian as it is, in place of its rows.
+        """
+        if update is None:
+            if weigh is None:
+                raise ValueError("`update` must be given, or `weigh`.")
+            update, takes_jacobian = _weighted_sum(weigh, looks), True
+        known = tuple(dict.fromkeys((*arguments, TASK_MASK)))
+        shared = update
+
+        def init_fn(params: PyTree) -> PyTree:
+            reject_masked(params)
+            return unaliased(init(params), params)
+
+        def update_fn(
+            task_grads: PyTree, state: PyTree, params: PyTree | None = None, **extra: Any
+        ) -> tuple[PyTree, PyTree]:
+            refuse_misspelt(extra, known)
+            if isinstance(task_grads, Jacobian):
+                if extra.get("losses") is not None:
+                    raise ValueError("`losses` must not be given beside a TaskJacobian, which has its own.")
+                extra["losses"] = task_grads.losses
+                task_grads = task_grads if takes_jacobian else task_grads.rows()
+            if not isinstance(task_grads, Jacobian):
+                reject_masked(task_grads)
+                stacks.num_tasks(task_grads, params)
+                task_grads = jax.tree.map(jnp.asarray, task_grads)
+            return shared(task_grads, state, params, **extra)
+
+        self = super().__new__(cls, init_fn, update_fn)
+        self.weigh, self.arguments, self.looks = weigh, known, looks
+        return self
+
+    def _replace(self, **changes: Any) -> "Method":
+        """Return a copy with another init or update; another update has its own weights, which nobody knows."""
+        new = super()._replace(**changes)
+        new.arguments = self.arguments
+        if "update" not in changes:
+            new.weigh, new.looks = self.weigh, self.looks
+        return new
+
+
+def _weighted_sum(weigh: Callable[..., Any], looks: bool) -> Callable[..., tuple[PyTree, PyTree]]:
+    def update(
+        task_grads: PyTree, state: PyTree, params: PyTree | None, *, task_mask: PyTree = None, **extra: Any
+    ) -> tuple[PyTree, PyTree]:
+        return sum_by_weights(weigh, looks, task_grads, task_grads, state, task_mask=task_mask, **extra)
+
+    return update
+
+
+def sum_by_weights(
+    weigh: Callable[..., Any],
+    looks: bool,
+    shown: PyTree,
+    task_grads: PyTree,
+    state: PyTree,
+    *,
+    losses: PyTree = None,
+    task_mask: PyTree = None,
+    **extra: Any,
+) -> tuple[PyTree, PyTree]:
+    """Return the gradients' sum by the weights that the Gramian of `shown` gives, and the next state."""
+    K = stacks.num_tasks(task_grads)
+    present = read_step((), K, losses=losses, task_mask=task_mask).present
+    weights, new_state = weigh(
+        lambda: stacks.gramian(shown, present), state, losses=losses, task_mask=task_mask, **extra
+    )
+    gradient = stacks.combine(weights, task_grads)
+    if looks and not _narrow(gradient):
+        return gradient, new_state
+    return skip_unless(stacks.all_finite(gradient), gradient, new_state, state)
+
+
+def weighed_over(method: Method, weigh: Callable[..., Any], part: Callable[[PyTree], PyTree]) -> Method:
+    """Return the method that is shown a part of the stack, its weights applied to all of it."""
+
+    def init(params: PyTree) -> PyTree:
+        part(params)
+        return method.init(params)
+
+    def update(task_grads: PyTree, state: PyTree, params: PyTree | None, **extra: Any) -> tuple[PyTree, PyTree]:
+        return sum_by_weights(weigh, False, part(task_grads), task_grads, state, **extra)
+
+    return Method(init, update, arguments=method.arguments)
+
+
+def _narrow(tree: PyTree) -> bool:
+    """Return whether a tree has a dtype of smaller range than a Gramian, which may then overflow alone."""
+    wide = jnp.finfo(accumulator_dtype()).maxexp
+    dtypes = [leaf.dtype for leaf in jax.tree.leaves(tree)]
+    return any(jnp.issubdtype(dtype, jnp.floating) and jnp.finfo(dtype).maxexp < wide for dtype in dtypes)
+
+
+def skip_unless(finite: Array, gradient: PyTree, new_state: PyTree, old_state: PyTree) -> tuple[PyTree, PyTree]:
+    """Return gradient and state, or zero and the old state, its infos counting, where something is not finite."""
+    finite = stacks.once(finite)
+    gradient = jax.tree.map(lambda leaf: jnp.where(finite, leaf, jnp.zeros_like(leaf)), gradient)
+    return gradient, jax.tree.map(lambda new, old: jnp.where(finite, new, old), new_state, mark_skipped(old_state))
+
+
+def skip_together(gradient: PyTree, new_state: PyTree, old_state: PyTree) -> tuple[PyTree, PyTree]:
+    """Skip a step of several parts where any part is not finite or was skipped itself."""
+    finite = stacks.all_finite(gradient) & ~was_skipped(new_state, old_state)
+    return skip_unless(finite, gradient, new_state, old_state)
+
+
+def from_kernel(
+    kernel: Callable[..., Any],
+    init: Callable[[Any], PyTree] | None = None,
+    *,
+    arguments: Iterable[Argument] = (),
+    num_tasks: int | None = None,
+    per_task: dict[str, PyTree] | None = None,
+    fewest: int = 1,
+) -> Method:
+    """Make a method of a formula for its weights; everything that all methods share happens here, once.
+
+    The names of the formula's keyword arguments say what it looks at:
+
+    - `gramian`: the K×K Gramian of the gradients,
+    - `losses`: the K losses,
+    - `cross_gramian`: the update's argument of this name; where it is missing the Gramian takes its place, which the
+      result code says,
+    - `present`: which tasks take part in this step, (K,) bool,
+    - `state`: its own state; the formula then returns `(weights, state)`, else the weights.
+
+    A keyword with a default is given only where `arguments` declares it.
+
+    Numbers are finite, float32 (float64 under x64) and constants to differentiation. Rows and columns of absent tasks
+    are zero, their losses one; whatever the formula returns for them is ignored. Named tasks are flattened, missing
+    arguments and wrong shapes raise, a step with a loss or gradient that is not finite gives zero weights, too few
+    tasks give their mean, and all of it is counted in the state's `info`.
+
+    Args:
+      kernel: the formula; its weights are (K,) or a solver's Solution.
+      init: `init(num_tasks)` makes the method's own state; None for a method without state.
+      arguments: other or stricter arguments of the update than those above, such as `POSITIVE_LOSSES`.
+      num_tasks: K, where the method keeps per-task state: axes whose length follows K hold one entry per task.
+      per_task: the per-task arguments of the factory, checked against the tasks' names and number.
+      fewest: present tasks without which the weights are those of the mean.
+
+    Example:
+      >>> import jax.numpy as jnp, mtlgrad_jax as mtl
+      >>> def louder(*, gramian):  # weights by squared gradient norm
+      ...     return jnp.diagonal(gramian)
+      >>> tx = mtl.from_kernel(louder)
+      >>> grads = jnp.asarray([[1.0, 0.0], [0.0, 3.0]])
+      >>> update, _ = tx.update(grads, tx.init(jnp.zeros(2)))
+      >>> update.tolist()
+      [1.0, 27.0]
+    """
+    declared, wanted = declare("kernel", kernel, ("gramian", "present", "state"), arguments)
+    _check_parts(init, num_tasks, fewest)
+    if not isinstance(per_task, dict | None):
+        raise ValueError(f"`per_task` must be a dict of arguments by name, got per_task={per_task!r}.")
+    known_tasks = num_tasks
+
+    def init_fn(params: PyTree) -> MethodState:
+        return MethodState(optax.EmptyState() if init is None else init(known_tasks), first_info())
+
+    def weigh(
+        gramian: LazyGramian | None,
+        state: MethodState,
+        *,
+        losses: PyTree = None,
+        task_mask: PyTree = None,
+        **extra: Any,
+    ) -> tuple[Float[Array, " K"], MethodState]:
+        crossed = any(a.stand_in == "gramian" and extra.get(a.name) is None for a in declared)
+        matrix = _matrix(gramian, known_tasks) if "gramian" in wanted or crossed else None
+        K = _count_tasks(gramian if matrix is None else matrix, losses, known_tasks)
+        check_num_tasks(known_tasks, K)
+        for name, values in (per_task or {}).items():
+            if values is not None:
+                task_vector(name, values, num_tasks=K, names=task_names(losses))
+        step = read_step(declared, K, name=_name(kernel), gramian=matrix, losses=losses, task_mask=task_mask, **extra)
+        given = {"present": step.present, "state": state.method, **step.values}
+        solved = kernel(**{name: given[name] for name in wanted})
+        solved, method_state = solved if "state" in wanted else (solved, state.method)
+        if not isinstance(solved, Solution):
+            solved = Solution(solved, jnp.zeros(()), jnp.zeros((), int), jnp.asarray(SOLVED))
+        if jnp.shape(solved.value) != (K,):
+            raise ValueError(f"`kernel` must return weights of shape ({K},), got shape {jnp.shape(solved.value)}.")
+        axes = task_axes(None if init is None else lambda K: jax.eval_shape(lambda: init(K)), known_tasks)
+        sane = fit(solved.value, step.values["gramian"] if "gramian" in wanted else None, step.present)
+        new_state, enough = commit(step, state, method_state, axes, sane=sane, fewest=fewest, solved=solved)
+        weights = jnp.where(enough, solved.value, uniform(step.present))
+        return jnp.where(step.present, weights, 0), new_state
+
+    return Method(init_fn, weigh=weigh, arguments=declared, looks="gramian" in wanted)
+
+
+def from_rule(
+    rule: Callable[..., Any],
+    init: Callable[[PyTree, Any], PyTree] | None = None,
+    *,
+    arguments: Iterable[Argument] = (),
+    num_tasks: int | None = None,
+    fewest: int = 1,
+) -> Method:
+    """Make a method of a rule on the stack itself: coordinate-wise, or with a buffer for every task.
+
+    What `from_kernel` promises to a formula holds here for a rule, but rows of absent tasks may hold anything: select,
+    do not multiply.
+
+    Args:
+      rule: called as `rule(task_grads, ...)` with those of `losses`, `present` and `state` by keyword that it names;
+        returns the gradient, with `state` among them `(gradient, state)`.
+      init: `init(params, num_tasks)` makes the method's own state; None for a method without state.
+      arguments: other or stricter arguments of the update, such as `POSITIVE_LOSSES`.
+      num_tasks: K, where the method keeps per-task state: axes whose length follows K hold one entry per task.
+      fewest: present tasks without which the gradient is their mean.
+
+    Example:
+      >>> import jax, jax.numpy as jnp, mtlgrad_jax as mtl
+      >>> def largest(task_grads, *, present):
+      ...     seen = mtl.stacks.select(present, task_grads)
+      ...     return jax.tree.map(lambda leaf: jnp.max(leaf, axis=0), seen)
+      >>> tx = mtl.from_rule(largest)
+      >>> update, _ = tx.update(jnp.asarray([[1.0, 0.0], [0.0, 3.0]]), tx.init(jnp.zeros(2)))
+      >>> update.tolist()
+      [1.0, 3.0]
+    """
+    declared, wanted = declare("rule", rule, ("present", "state"), arguments, positional=1)
+    _check_parts(init, num_tasks, fewest)
+    known_tasks = num_tasks
+
+    def init_fn(params: PyTree) -> MethodState:
+        return MethodState(optax.EmptyState() if init is None else init(params, known_tasks), first_info())
+
+    def update_fn(
+        task_grads: PyTree,
+        state: MethodState,
+        params: PyTree | None,
+        *,
+        losses: PyTree = None,
+        task_mask: PyTree = None,
+        **extra: Any,
+    ) -> tuple[PyTree, MethodState]:
+        K = stacks.num_tasks(task_grads)
+        check_num_tasks(known_tasks, K)
+        step = read_step(declared, K, name=_name(rule), losses=losses, task_mask=task_mask, **extra)
+        step = step.also(jnp.all(stacks.finite_tasks(task_grads) | ~step.present))
+        given = {"present": step.present, "state": state.method, **step.values}
+        gradient = rule(task_grads, **{name: given[name] for name in wanted})
+        gradient, method_state = gradient if "state" in wanted else (gradient, state.method)
+        own = jax.tree.map(lambda leaf, like: leaf.astype(like.dtype), gradient, task_grads)
+        fits = stacks.all_finite(own) | ~step.finite
+        like = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), task_grads)
+        axes = task_axes(None if init is None else lambda K: jax.eval_shape(lambda p: init(p, K), like), known_tasks)
+        new_state, enough = commit(step.also(fits), state, method_state, axes, fewest=fewest)
+        mean = uniform(step.present & fits)
+        update = cond(enough, lambda: own, lambda: _bounded(stacks.combine(mean, task_grads)))
+        return update, new_state
+
+    return Method(init_fn, update_fn, arguments=declared)
+
+
+def _bounded(mean: PyTree) -> PyTree:
+    """Return a mean of finite gradients with what rounding carried beyond the largest number brought back."""
+
+    def bound(leaf: Array) -> Array:
+        if not jnp.issubdtype(leaf.dtype, jnp.floating):
+            return leaf
+        largest = jnp.finfo(leaf.dtype).max
+        return jnp.clip(leaf, -largest, largest)
+
+    return jax.tree.map(bound, mean)
+
+
+def declare(
+    name: str, formula: Any, given: tuple[str, ...], arguments: Iterable[Argument], positional: int = 0
+) -> tuple[tuple[Argument, ...], tuple[str, ...]]:
+    """Return the arguments of the update that a formula declares by its keywords, and all that it wants."""
+    check_function(name, formula)
+    if not isinstance(arguments, Iterable) or not all(isinstance(argument, Argument) for argument in arguments):
+        raise ValueError(f"`arguments` must be a collection of Argument, got arguments={arguments!r}.")
+    arguments = tuple(arguments)
+    standard = {argument.name: argument for argument in (LOSSES, CROSS_GRAMIAN, *arguments)}
+    keywords = list(inspect.signature(formula).parameters.values())[positional:]
+    own = {argument.name for argument in arguments}
+    wanted = tuple(k.name for k in keywords if k.default is k.empty or k.name in own)
+    unknown = sorted(set(wanted) - {*given, *standard})
+    if unknown:
+        known = ", ".join([*given, *standard])
+        raise ValueError(f"`{name}` must take keywords among {known}, got {', '.join(unknown)}.")
+    return tuple(standard[keyword] for keyword in wanted if keyword in standard), wanted
+
+
+def _check_parts(init: Any, num_tasks: Any, fewest: Any) -> None:
+    if init is not None:
+        check_function("init", init)
+    if num_tasks is not None:
+        check_count("num_tasks", num_tasks, at_least=1)
+    check_count("fewest", fewest, at_least=1)
+
+
+def _name(formula: Any) -> str:
+    return getattr(formula, "__qualname__", repr(formula)).split(".")[0]
+
+
+def _matrix(gramian: Any, num_tasks: int | None) -> Gramian:
+    matrix = gramian() if callable(gramian) else gramian
+    if matrix is None:
+        raise ValueError("`gramian` must be a (K, K) array or a function that returns one, got None.")
+    K = "K" if num_tasks is None else num_tasks
+    shape = jnp.shape(matrix)
+    if len(shape) != 2 or shape[0] != shape[1]:
+        raise ValueError(f"`gramian` must have shape ({K}, {K}), got shape {shape}.")
+    return matrix
+
+
+def _count_tasks(gramian: Any, losses: PyTree, num_tasks: int | None) -> int:
+    if gramian is not None and not callable(gramian):
+        return jnp.shape(gramian)[0]
+    if losses is not None:
+        return task_vector("losses", losses).shape[0]
+    if num_tasks is not None:
+        return num_tasks
+    if gramian is None:
+        raise ValueError("`gramian` must be given where neither losses nor num_tasks tell the number of tasks.")
+    return jax.eval_shape(gramian).shape[0]
+
+
+def update_without_task_axis(
+    name: str,
+    transform: optax.GradientTransformation,
+    task_grads: PyTree,
+    state: PyTree,
+    params: PyTree | None,
+    **extra: Any,
+) -> tuple[PyTree, PyTree]:
+    """Update by what was given as the argument `name`, or raise where a leaf comes out with its task axis."""
+    update, new_state = optax.with_extra_args_support(transform).update(task_grads, state, params, **extra)
+    for (path, leaf), rows in zip(
+        jax.tree_util.tree_leaves_with_path(update), jax.tree.leaves(task_grads), strict=True
+    ):
+        got, expected = jnp.shape(leaf), jnp.shape(rows)[1:]
+        if got != expected:
+            raise ValueError(
+                f"`{name}` must take the task axis away: {leaf_name(path)} came out with shape {got}, expected "
+                f"{expected}. Begin it with a method: optax.chain(mtlgrad_jax.mean(), ...)."
+            )
+    return update, new_state
+
+
+def check_transformation(method: Any) -> None:
+    """Raise unless a wrapper is given a transformation."""
+    if not isinstance(method, optax.GradientTransformation):
+        raise ValueError(
+            f"`method` must be a transformation such as mtlgrad_jax.cagrad(), got {type(method).__name__}."
+        )
+
+
+def weights_of(method: Any, wrapper: str) -> Callable[..., tuple[Float[Array, " K"], PyTree]]:
+    """Return what weighs the tasks in a method, or raise in the name of the wrapper that needs it."""
+    check_transformation(method)
+    weigh = getattr(method, "weigh", None)
+    if weigh is None:
+        raise ValueError(
+            f"`method` must combine the tasks by weights, as mtlgrad_jax.cagrad() does: {wrapper} changes weights, got "
+            f"{type(method).__name__} without any. Chain and wrap (inject_hyperparams, shared_private, ...) around it."
+        )
+    return weigh
+
+
+def reject_masked(tree: PyTree) -> None:
+    """Raise if leaves are hidden from a method: they would keep their task axis."""
+    leaves, _ = jax.tree_util.tree_flatten_with_path(tree, is_leaf=lambda node: isinstance(node, optax.MaskedNode))
+    for path, leaf in leaves:
+        if isinstance(leaf, optax.MaskedNode):
+            raise ValueError(
+                f"`params` must be a whole tree, got a MaskedNode at {leaf_name(path)}. optax.masked, multi_transform "
+                "and partition let leaves pass by that still have a task axis, and such a leaf changes its parameter's "
+                "shape. Use mtlgrad_jax.partition(transforms, labels) for a method per group of leaves, "
+                "mtlgrad_jax.shared_private(method, is_shared) for shared and task-specific leaves, "
+                "mtlgrad_jax.grouped(method, labels) for a solve of one method per group, and for parameters that do "
+                "not train optax.freeze(...) before the method."
+            )

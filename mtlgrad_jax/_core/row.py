@@ -1,0 +1,62 @@
+"""What a method says about itself: tests, tables, documentation and help() read it from here."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+# What a row can promise; each is a property test, and each that is missing has a counterexample in docs/properties.md.
+NON_CONFLICTING = "non-conflicting"  # no task ascends to first order: <g_i, d> >= 0
+PERMUTATION = "permutation-equivariant"  # the order of the tasks does not matter
+HOMOGENEOUS = "scale-equivariant"  # method(s G) = s method(G) for s > 0
+SCALE_FREE = "invariant to task scaling"  # rescaling one task's gradient leaves d as it is
+DESCENT = "descent direction"  # the mean loss does not ascend to first order: <g_0, d> >= 0
+CONTINUOUS = "continuous"  # a change of G that tends to zero changes d by something that tends to zero
+LINEAR = "linear under scaling"  # d(diag(a c1 + b c2) G) = a d(diag(c1) G) + b d(diag(c2) G), all positive
+
+
+def num_tasks_only(num_tasks: int) -> dict[str, Any]:
+    """Return the smallest arguments of a factory that must know K."""
+    return {"num_tasks": num_tasks}
+
+
+@dataclass(frozen=True)
+class Row:
+    """A public factory.
+
+    Attributes:
+      factory: in `mtlgrad_jax`.
+      scale: native scale of the update.
+      paper: reference.
+      state: what its state costs.
+      promises: properties that hold for every input, with the default arguments.
+      kwargs: smallest arguments, as a function of K.
+      wraps: for a wrapper, the method that stands inside it in tests and tables.
+      around: how it is given that method; `kwargs` leave it out.
+      functions: functions and stacks that the update must be given, beside the arguments that the method declares.
+      fewest: present tasks below which it falls back to their mean.
+      checked: what it was compared with.
+      randomized: whether it draws; then permutation and masks hold in distribution.
+    """
+
+    factory: Callable[..., Any]
+    scale: str
+    paper: str
+    state: str = "none"
+    promises: frozenset[str] = frozenset()
+    kwargs: Callable[[int], dict[str, Any]] = lambda num_tasks: {}
+    wraps: str = ""
+    around: Callable[[Any], dict[str, Any]] = lambda method: {"method": method}
+    functions: tuple[str, ...] = ()
+    fewest: int = 1
+    checked: str = "numpy float64 of the published formula"
+    randomized: bool = False
+
+    @property
+    def name(self) -> str:
+        """The factory's name."""
+        return self.factory.__name__
+
+    @property
+    def folder(self) -> str:
+        """What a method must see, which is what it costs: the folder that it is in; "wrappers" for a wrapper."""
+        return self.factory.__module__.split(".")[-2]

@@ -1,0 +1,331 @@
+"""One step of a method: what it is given, which tasks count in it, what becomes of the state, and how it went."""
+
+import difflib
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Bool, Float, Int, PyTree
+
+from mtlgrad_jax._core.tasks import accumulator_dtype, present_tasks, task_names, task_vector
+from mtlgrad_jax.solvers._solution import (
+    BIASED,
+    FAILED,
+    INFEASIBLE,
+    NO_TASKS,
+    NONFINITE,
+    SOLVED,
+    TOO_FEW_TASKS,
+    Solution,
+)
+from mtlgrad_jax.stacks import once
+
+
+class Info(NamedTuple):
+    """How the last step went, and how often steps went wrong; found in any state by `optax.tree.get(state, "info")`."""
+
+    residual: Float[Array, ""]  # scale-free optimality residual of the solver, 0 for closed forms
+    steps: Int[Array, ""]  # solver steps taken
+    result: Int[Array, ""]  # a key of RESULTS
+    fallbacks: Int[Array, ""]  # updates so far in which another gradient stood in for the method's
+    skipped: Int[Array, ""]  # updates so far that were zero because something was not finite
+
+
+def first_info() -> Info:
+    """Return the info of a method that has not been called yet."""
+    residual, *counts = (jnp.zeros((), dtype) for dtype in (accumulator_dtype(), *4 * (jnp.int32,)))
+    return Info(residual, *counts)
+
+
+def next_info(
+    info: Info,
+    *,
+    residual: Float[Array, ""] | float = 0.0,
+    steps: Int[Array, ""] | int = 0,
+    result: Int[Array, ""] | int = SOLVED,
+    count: Int[Array, ""],
+    fewest: int,
+    finite: Bool[Array, ""] | bool = True,
+    solved: Bool[Array, ""] | bool = True,
+) -> Info:
+    """Return the info after a step with `count` tasks present of the `fewest` that the method needs."""
+    instead = (count < fewest) | ~jnp.asarray(solved) | (jnp.asarray(result) == INFEASIBLE)
+    fallback = finite & (count > 0) & instead
+    result = jnp.where(solved, result, FAILED)
+    result = jnp.where(count < fewest, TOO_FEW_TASKS, result)
+    result = jnp.where(count == 0, NO_TASKS, result)
+    result = jnp.where(finite, result, NONFINITE)
+    return Info(
+        residual=jnp.asarray(residual, info.residual.dtype),
+        steps=jnp.asarray(steps, jnp.int32),
+        result=result.astype(jnp.int32),
+        fallbacks=jnp.where(fallback, optax.safe_increment(info.fallbacks), info.fallbacks),
+        skipped=jnp.where(finite, info.skipped, optax.safe_increment(info.skipped)),
+    )
+
+
+def _map_infos(change: Callable[[Info], Info], state: PyTree) -> PyTree:
+    return jax.tree.map(
+        lambda node: change(node) if isinstance(node, Info) else node,
+        state,
+        is_leaf=lambda node: isinstance(node, Info),
+    )
+
+
+def infos(state: PyTree) -> list[Info]:
+    """Return all infos in a state."""
+    nodes = jax.tree.leaves(state, is_leaf=lambda node: isinstance(node, Info))
+    return [node for node in nodes if isinstance(node, Info)]
+
+
+def was_empty(state: PyTree) -> Bool[Array, ""]:
+    """Return whether the last step of a method moved nothing: it was skipped, or no task was present anywhere."""
+    results = jnp.concatenate([jnp.ravel(info.result) for info in infos(state)])
+    return jnp.any(results == NONFINITE) | jnp.all(results == NO_TASKS)
+
+
+def keep_infos(state: PyTree, other: PyTree) -> PyTree:
+    """Return a state with the infos of another."""
+    found = iter(infos(other))
+    return _map_infos(lambda _: next(found), state)
+
+
+def mark_skipped(state: PyTree) -> PyTree:
+    """Return a state unchanged but for its infos, which count a step that was skipped as not finite."""
+
+    def skipped(info: Info) -> Info:
+        return info._replace(result=jnp.full_like(info.result, NONFINITE), skipped=optax.safe_increment(info.skipped))
+
+    return _map_infos(skipped, state)
+
+
+def mark_idle(state: PyTree, present: Bool[Array, " K"]) -> PyTree:
+    """Return a state unchanged but for its infos, which say that nothing had to be solved in this step."""
+
+    def idle(info: Info) -> Info:
+        result = jnp.where(jnp.any(present), SOLVED, NO_TASKS).astype(info.result.dtype)
+        return info._replace(
+            residual=jnp.zeros_like(info.residual),
+            steps=jnp.zeros_like(info.steps),
+            result=jnp.broadcast_to(result, info.result.shape),
+        )
+
+    return _map_infos(idle, state)
+
+
+def mark_solved(state: PyTree, residual: Array, steps: Array, result: Array) -> PyTree:
+    """Return a state unchanged but for its infos, to which one more solve of the same step is added."""
+
+    def solved(info: Info) -> Info:
+        return info._replace(
+            residual=jnp.maximum(info.residual, residual.astype(info.residual.dtype)),
+            steps=info.steps + steps.astype(info.steps.dtype),
+            result=jnp.where(
+                (info.result == SOLVED) | ((info.result == BIASED) & (result != SOLVED)),
+                result.astype(info.result.dtype),
+                info.result,
+            ),
+        )
+
+    return _map_infos(solved, state)
+
+
+def was_skipped(state: PyTree, before: PyTree) -> Bool[Array, ""]:
+    """Return whether a step was skipped by a method whose state this is: whether an info has counted one more."""
+    changes = [jnp.any(new.skipped != old.skipped) for new, old in zip(infos(state), infos(before), strict=True)]
+    return jnp.stack(changes).any() if changes else jnp.asarray(False)
+
+
+class MethodState(NamedTuple):
+    """State of a method: its own, and how the last step went."""
+
+    method: PyTree  # what the method keeps
+    info: Info
+
+
+class Argument(NamedTuple):
+    """What an update is given besides the gradients, as `update(..., name=value)`."""
+
+    name: str
+    axes: str = "K"  # "K": a number for every task; "K K": one for every pair; "": anything, passed on as it is
+    positive: bool = False
+    stand_in: str | None = None  # what takes its place where it is missing; None: it must be given
+    missing: int = SOLVED  # the result code that says so
+
+
+TASK_MASK = Argument("task_mask")
+LOSSES = Argument("losses")
+POSITIVE_LOSSES = Argument("losses", positive=True)
+CROSS_GRAMIAN = Argument("cross_gramian", "K K", stand_in="gramian", missing=BIASED)
+
+UPDATE_ARGUMENTS = frozenset({"losses", "task_mask", "cross_gramian", "clean_grads", "grad_fn", "losses_fn"})
+"""What methods and wrappers here declare, which an optimizer behind them knows nothing of."""
+
+_KNOWN = UPDATE_ARGUMENTS | {"value", "grad", "value_fn"}
+_CLOSE = 0.8  # of difflib: `task_masks`, `losess`, `loss`
+
+
+def refuse_misspelt(extra: dict[str, Any], arguments: Iterable[Argument]) -> None:
+    """Raise for an argument of the update that nobody declares but whose name is close to one that is declared."""
+    known = {*_KNOWN, *(argument.name for argument in arguments)}
+    for name in extra.keys() - known:
+        short = {"mask": "task_mask", "masks": "task_mask"}
+        close = [short[name]] if name in short else difflib.get_close_matches(name, sorted(known), 1, _CLOSE)
+        if close:
+            raise ValueError(f"`{name}` is no argument of update: write {close[0]}=....")
+
+
+class Step(NamedTuple):
+    """What a formula sees of a step: numbers are finite, and say nothing about absent tasks."""
+
+    values: dict[str, Array]
+    present: Bool[Array, " K"]
+    finite: Bool[Array, ""]
+    result: int = SOLVED  # what missing arguments make of it
+
+    @property
+    def num_present(self) -> Int[Array, ""]:
+        """How many tasks count."""
+        return jnp.sum(self.present)
+
+    def also(self, finite: Bool[Array, ""]) -> "Step":
+        """Return the step in which something more must be finite: else no task counts."""
+        values = {name: jnp.where(finite, value, _neutral(value)) for name, value in self.values.items()}
+        return Step(values, self.present & finite, self.finite & finite, self.result)
+
+
+def _neutral(value: Array) -> int:
+    return 1 if value.ndim == 1 else 0  # losses are divided by
+
+
+def read_step(
+    arguments: Iterable[Argument],
+    num_tasks: int,
+    *,
+    name: str = "",
+    gramian: Float[Array, "K K"] | None = None,
+    losses: PyTree = None,
+    task_mask: PyTree = None,
+    **extra: Any,
+) -> Step:
+    """Check and make canonical what an update was given.
+
+    Args:
+      arguments: what the method declares; of losses that it does not, only number and names are checked.
+      num_tasks: K.
+      name: the method's, for errors.
+      gramian: where it looks at it.
+      losses: K losses or None.
+      task_mask: K flags or None.
+      **extra: the other arguments of the update.
+    """
+    given = {"gramian": gramian, "losses": losses, **extra}
+    names, present = task_names(losses), present_tasks(task_mask, num_tasks, losses)
+    if losses is not None:
+        task_vector("losses", losses, num_tasks=num_tasks)
+    values, finite, result = {}, jnp.asarray(True), SOLVED
+    for argument in (*arguments, *([Argument("gramian", "K K")] if gramian is not None else [])):
+        value = given.get(argument.name)
+        if value is None and argument.stand_in is not None:
+            value, result = given[argument.stand_in], argument.missing
+        if value is None:
+            raise ValueError(
+                f"`{argument.name}` must be given: {name} needs it. Write update(..., {argument.name}={argument.name})."
+            )
+        entries = _entries(argument, value, num_tasks, names)
+        counted = present if entries.ndim == 1 else present[:, None] & present[None, :]
+        entries = jnp.where(counted, entries, _neutral(entries))
+        valid = jnp.isfinite(entries) & (entries > 0) if argument.positive else jnp.isfinite(entries)
+        values[argument.name], finite = entries, finite & valid.all()
+    return Step(values, present, jnp.asarray(True), result).also(finite)
+
+
+def _entries(argument: Argument, value: Any, num_tasks: int, names: Any) -> Array:
+    if argument.axes == "K":
+        value = task_vector(argument.name, value, num_tasks=num_tasks, names=names)
+    entries = jnp.asarray(value)
+    shape = (num_tasks,) * len(argument.axes.split())
+    if entries.shape != shape:
+        raise ValueError(f"`{argument.name}` must have shape {shape}, got shape {entries.shape}.")
+    return jax.lax.stop_gradient(entries.astype(accumulator_dtype()))
+
+
+Axes = Any  # a tree like a state, of the axes of its leaves along which there is an entry for every task
+
+
+def task_axes(shapes: Callable[[Any], PyTree] | None, num_tasks: int | None) -> Axes:
+    """Return along which axes a state has an entry for every task: those that one task more makes longer.
+
+    Args:
+      shapes: of the state for so many tasks; None for a method without state.
+      num_tasks: K, None for a method without per-task state.
+    """
+    if shapes is None:
+        return optax.EmptyState()
+    if num_tasks is None:
+        return jax.tree.map(lambda leaf: (), shapes(None))
+    states = [shapes(K) for K in (num_tasks, num_tasks + 1)]
+
+    def longer(leaf: jax.ShapeDtypeStruct, other: jax.ShapeDtypeStruct) -> tuple[int, ...]:
+        return tuple(i for i, sizes in enumerate(zip(leaf.shape, other.shape, strict=True)) if sizes[0] != sizes[1])
+
+    return jax.tree.map(longer, *states)
+
+
+def commit(
+    step: Step,
+    state: MethodState,
+    method_state: PyTree,
+    axes: Axes,
+    *,
+    fewest: int,
+    sane: Bool[Array, ""] | bool = True,
+    solved: Solution | None = None,
+) -> tuple[MethodState, Bool[Array, ""]]:
+    """Return the next state, and whether the method's own answer counts: else the mean of the tasks present.
+
+    Absent tasks keep their entries. Everything stays as it was, but for `info`, where the answer does not count, or
+    where something that was finite would not be any more.
+
+    Args:
+      step: as the method saw it.
+      state: from before.
+      method_state: what the method would keep.
+      axes: of the state, by `task_axes`.
+      fewest: present tasks that the method needs.
+      sane: whether its answer is finite.
+      solved: how the solver fared, where there was one.
+    """
+
+    def counted(leaf: Array, along: tuple[int, ...]) -> Bool[Array, "..."]:
+        rows = [step.present.reshape([-1 if i == axis else 1 for i in range(leaf.ndim)]) for axis in along]
+        return jnp.asarray(True) if not rows else rows[0] if len(rows) == 1 else rows[0] & rows[1]
+
+    def remains_finite(new: Array, old: Array, along: tuple[int, ...]) -> Bool[Array, ""]:
+        if not jnp.issubdtype(old.dtype, jnp.inexact):
+            return jnp.asarray(True)
+        finite = jnp.isfinite(new.astype(old.dtype)) | ~jnp.isfinite(old)
+        return jnp.all(finite | ~counted(old, along))
+
+    checks = jax.tree.leaves(jax.tree.map(remains_finite, method_state, state.method, axes))
+    sane = once(jnp.stack([jnp.asarray(sane), *checks]).all())
+    enough = sane & (step.num_present >= max(fewest, 1))
+
+    def select(new: Array, old: Array, along: tuple[int, ...]) -> Array:
+        new = new if new.dtype == old.dtype else new.astype(old.dtype)
+        return jnp.where(enough & counted(old, along), new, old)
+
+    residual, steps, result = (0.0, 0, SOLVED) if solved is None else solved[1:]
+    info = next_info(
+        state.info,
+        residual=residual,
+        steps=steps,
+        result=jnp.where(jnp.asarray(result) == SOLVED, step.result, result),
+        count=step.num_present,
+        fewest=fewest,
+        finite=step.finite,
+        solved=sane,
+    )
+    return MethodState(jax.tree.map(select, method_state, state.method, axes), info), enough

@@ -1,0 +1,144 @@
+"""The task axis: named tasks, absent tasks, numbers of tasks."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, PyTree
+
+from mtlgrad_jax._core.checks import check_count
+
+
+class Jacobian:
+    """K gradients that are never stored; `mtlgrad_jax.TaskJacobian` is one."""
+
+    losses: PyTree
+    num_tasks: int
+
+    def gramian(self) -> Array:
+        """Return the K×K Gramian."""
+        raise NotImplementedError
+
+    def pullback(self, weights: Any) -> PyTree:
+        """Return the weighted sum of the gradients."""
+        raise NotImplementedError
+
+    def pushforward(self, direction: PyTree) -> Array:
+        """Return the inner product of every gradient with a direction."""
+        raise NotImplementedError
+
+    def rows(self) -> PyTree:
+        """Return the stack."""
+        raise NotImplementedError
+
+
+def accumulator_dtype() -> jnp.dtype:
+    """Return the dtype of Gramians, weights and losses: float32, float64 under x64."""
+    return jnp.result_type(float)
+
+
+FLAT = "a flat array"
+
+
+def task_names(values: PyTree) -> Any:
+    """Return the tree structure that names the tasks, FLAT for arrays and plain sequences, None for None."""
+    if values is None:
+        return None
+    if isinstance(values, (list, tuple)) and not hasattr(values, "_fields"):
+        return FLAT
+    return FLAT if jax.tree_util.all_leaves([values]) else jax.tree.structure(values)
+
+
+def _same(names: Any, others: Any) -> bool:
+    return names is others or (names is not FLAT and others is not FLAT and names == others)
+
+
+def task_vector(name: str, values: PyTree, *, num_tasks: int | None = None, names: Any = None) -> Array:
+    """Flatten a per-task argument to (K,).
+
+    Args:
+      name: the argument's name, for errors.
+      values: a (K,) array, a sequence of K scalars, or a pytree of K scalars under the tasks' names.
+      num_tasks: K, checked where it is known.
+      names: `task_names` of the losses, which `values` must share where there are losses.
+    """
+    own = task_names(values)
+    if names is not None and not _same(own, names):
+        raise ValueError(
+            f"`{name}` must have the structure of the losses, {names}, got {own}. "
+            "Named tasks are flattened in sorted order, in which a flat array would silently swap tasks."
+        )
+    if own is FLAT and not isinstance(values, (list, tuple)):
+        vector = jnp.asarray(values)
+    else:
+        leaves = jax.tree.leaves(values)
+        shapes = [jnp.shape(leaf) for leaf in leaves]
+        if any(shape != () for shape in shapes):
+            raise ValueError(f"`{name}` must hold one scalar per task, got shapes {shapes}.")
+        vector = jnp.stack([jnp.asarray(leaf) for leaf in leaves]) if leaves else jnp.zeros((0,))
+    if vector.ndim != 1 or (num_tasks is not None and vector.shape[0] != num_tasks):
+        expected = "(K,)" if num_tasks is None else f"({num_tasks},)"
+        raise ValueError(f"`{name}` must have shape {expected}, one entry per task, got shape {vector.shape}.")
+    if jnp.issubdtype(vector.dtype, jnp.complexfloating):
+        raise ValueError(f"`{name}` must be real, got dtype {vector.dtype}.")
+    return vector
+
+
+def present_tasks(task_mask: PyTree, num_tasks: int, losses: PyTree = None) -> Bool[Array, " K"]:
+    """Return which tasks are present: `task_mask` as (K,) bool, all of them for None."""
+    if task_mask is None:
+        return jnp.ones((num_tasks,), bool)
+    return task_flags("task_mask", task_mask, num_tasks=num_tasks, names=task_names(losses))
+
+
+def task_flags(name: str, values: PyTree, *, num_tasks: int | None = None, names: Any = None) -> Bool[Array, " K"]:
+    """Flatten a per-task argument of flags to (K,) bool, as `task_vector` does."""
+    flags = task_vector(name, values, num_tasks=num_tasks, names=names)
+    if flags.dtype != bool:
+        raise ValueError(f"`{name}` must be bool, got dtype {flags.dtype}. Write {name}=mask != 0.")
+    return flags
+
+
+def unstack(values: Array, like: PyTree) -> PyTree:
+    """Put K values back under the user's task names.
+
+    Args:
+      values: (K, ...) array, one entry per task.
+      like: anything with the tasks' structure, usually the losses.
+
+    Returns:
+      A pytree with the structure of `like`, whose leaves are the rows of `values`; an array `like` gives `values` back.
+
+    Example:
+      >>> import jax.numpy as jnp, mtlgrad_jax as mtl
+      >>> mtl.unstack(jnp.asarray([1.0, 2.0]), like={"seg": 0.0, "depth": 0.0})
+      {'depth': Array(1., dtype=float32), 'seg': Array(2., dtype=float32)}
+    """
+    if not isinstance(values, (jax.Array, np.ndarray)) or not values.ndim:
+        raise ValueError(f"`values` must be an array, one row per task, got values={values!r}.")
+    is_array = task_names(like) is FLAT and not isinstance(like, (list, tuple))
+    treedef: Any = jax.tree.structure(like)
+    K = next(iter(jnp.shape(like)), 0) if is_array else treedef.num_leaves
+    if not K:
+        raise ValueError(f"`like` must have a task at least, as losses have, got like={like!r}.")
+    if len(values) != K:
+        raise ValueError(f"`values` must have one row per task of `like`, {K}, got {len(values)}.")
+    if is_array:
+        return values
+    return treedef.unflatten(list(values))
+
+
+def agree_num_tasks(own: int | None, given: int | None) -> int | None:
+    """Return the number of tasks on which construction and init agree."""
+    if given is not None:
+        check_count("num_tasks", given, at_least=1)
+    if own is not None and given is not None and own != given:
+        raise ValueError(f"`num_tasks` must be the one given at construction, {own}, got num_tasks={given}.")
+    return given if own is None else own
+
+
+def check_num_tasks(own: int | None, num_tasks: int) -> None:
+    """Raise unless a method made for `own` tasks sees that many."""
+    if own is not None and own != num_tasks:
+        raise ValueError(f"`num_tasks` must be the number of tasks, {num_tasks}, got num_tasks={own}.")

@@ -1,0 +1,64 @@
+"""Arithmetic of K weights that methods share."""
+
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, PyTree
+
+from mtlgrad_jax._core.tasks import accumulator_dtype, task_vector
+
+Present = Bool[Array, " K"]
+
+
+def uniform(present: Present) -> Float[Array, " K"]:
+    """Return 1/K over the K tasks present."""
+    return present / jnp.maximum(jnp.sum(present), 1).astype(accumulator_dtype())
+
+
+def of_tasks(name: str, values: PyTree, present: Present, default: Float[Array, " K"] | float) -> Float[Array, " K"]:
+    """Return a per-task argument of a factory as an array, or a default for None; zero for absent tasks."""
+    values = default if values is None else task_vector(name, values)
+    return jnp.where(present, values, 0).astype(accumulator_dtype())
+
+
+def fit(weights: Float[Array, " K"], gramian: Float[Array, "K K"] | None, among: Present) -> Bool[Array, ""]:
+    """Return whether a weighted sum of the gradients of some tasks cannot overflow, whatever their angles."""
+    lengths = 1 if gramian is None else jnp.sqrt(jnp.diagonal(gramian))
+    longest = jnp.sum(jnp.where(among, jnp.abs(weights) * lengths, 0))
+    return jnp.isfinite(2 * longest)  # twice: rounding
+
+
+def ratios(values: Float[Array, " K"], by: Float[Array, " K"], among: Present) -> Float[Array, " K"]:
+    """Return values / by, all times one power of two that makes the largest among some tasks about 1.
+
+    So their relations are exact and finite, however far apart their scales.
+    """
+    (numerators, up), (denominators, down) = jnp.frexp(values), jnp.frexp(by)
+    exponents = up - down
+    largest = jnp.max(exponents, where=among & (values != 0), initial=4 * jnp.finfo(values.dtype).minexp)
+    return jnp.ldexp(numerators / denominators, jnp.minimum(exponents - largest, 0))
+
+
+def mean_of(values: Float[Array, " K"], among: Present) -> Float[Array, ""]:
+    """Return the mean over some tasks, 0 over none."""
+    return jnp.sum(jnp.where(among, values, 0)) / jnp.maximum(jnp.sum(among), 1)
+
+
+def over_mean(values: Float[Array, " K"], among: Present) -> Float[Array, " K"]:
+    """Return values over their mean over some tasks, so that there they add up to the number of those tasks."""
+    mean = mean_of(values, among)
+    return values / jnp.where(mean != 0, mean, 1)
+
+
+def share(weights: Float[Array, " K"], present: Present, whole: int = 1) -> Float[Array, ""]:
+    """Return what absent tasks leave of a whole to those present, which thus keep their sum and no rounding adds up.
+
+    Where that is nothing it is eps squared of it, which no sum shows, so that those present can have ratios to learn.
+    """
+    absent = jnp.sum(jnp.where(present, 0, weights))
+    return jnp.maximum(whole - absent, whole * jnp.finfo(weights.dtype).eps ** 2)
+
+
+def on_simplex(weights: Float[Array, " K"], present: Present) -> Float[Array, " K"]:
+    """Return weights of sum one on the tasks present, in the ratios of those kept, or equal where those are zero."""
+    kept = jnp.where(present, weights, 0)
+    total = jnp.sum(kept)
+    return jnp.where(total > 0, kept / jnp.where(total > 0, total, 1), uniform(present))

@@ -1,0 +1,55 @@
+"""AvgNorm (Guo et al. 2025, arXiv 2509.23915, "Revisit the Imbalance Optimization in Multi-task Learning").
+
+Read through detailed notes, not in the original. The paper takes the norms of the last shared layer: `gram_over` does.
+"""
+
+from typing import Literal
+
+import jax.numpy as jnp
+
+from mtlgrad_jax._core.checks import check_choice
+from mtlgrad_jax._core.method import Gramian, Method, Weights, from_kernel
+from mtlgrad_jax._core.row import HOMOGENEOUS, PERMUTATION, Row
+from mtlgrad_jax._core.weights import Present, mean_of
+from mtlgrad_jax.solvers import inverse_sqrt, normalized
+
+
+def avgnorm(scale: Literal["sum_norm", "mean_norm", "one"] = "sum_norm") -> Method:
+    r"""Give every gradient the length of their sum.
+
+    .. math:: d = S \sum_i \frac{g_i}{\|g_i\|}, \qquad S = \Big\| \sum_j g_j \Big\|
+
+    Tasks of zero gradient take no part.
+
+    Args:
+      scale: :math:`S`: the norm of the sum ("sum_norm", paper), which vanishes where gradients cancel, the mean norm
+        ("mean_norm") or 1 ("one").
+
+    Example:
+      >>> import jax.numpy as jnp, mtlgrad_jax as mtl
+      >>> tx = mtl.avgnorm()
+      >>> grads = jnp.asarray([[3.0, 0.0], [0.0, 4.0]])
+      >>> update, _ = tx.update(grads, tx.init(jnp.zeros(2)))
+      >>> update.tolist()
+      [5.0, 5.0]
+    """
+    check_choice("scale", scale, ("sum_norm", "mean_norm", "one"))
+
+    def kernel(*, gramian: Gramian, present: Present) -> Weights:
+        norms = jnp.sqrt(jnp.diagonal(gramian))
+        lengths = {
+            "sum_norm": jnp.sqrt(jnp.maximum(jnp.sum(normalized(gramian)), 0)) * jnp.max(norms),
+            "mean_norm": mean_of(norms, present),
+            "one": jnp.ones((), gramian.dtype),
+        }
+        return lengths[scale] * inverse_sqrt(jnp.diagonal(gramian))
+
+    return from_kernel(kernel)
+
+
+ROW = Row(
+    avgnorm,
+    scale="sum of K gradients of the sum's norm",
+    paper="Guo et al., 2025, arXiv 2509.23915 (read through notes)",
+    promises=frozenset({HOMOGENEOUS, PERMUTATION}),
+)

@@ -1,0 +1,59 @@
+"""CAGrad, conflict-averse gradient descent (Liu et al. 2021, arXiv 2110.14048, Algorithm 1).
+
+Solved exactly, in the primal; the official code and LibMTL run SLSQP on the dual. They divide by 1 + c^2 (the toy
+example by 1 + c), the paper does not.
+"""
+
+from typing import Literal
+
+import jax.numpy as jnp
+
+from mtlgrad_jax._core.checks import Number, check_choice, check_number
+from mtlgrad_jax._core.method import Gramian, Method, Weights, from_kernel
+from mtlgrad_jax._core.row import DESCENT, HOMOGENEOUS, PERMUTATION, Row
+from mtlgrad_jax._core.weights import Present, uniform
+from mtlgrad_jax.solvers import max_min_direction
+
+
+def cagrad(c: Number = 0.4, rescale: Literal["none", "1+c^2", "1+c"] = "none") -> Method:
+    r"""Improve the worst-off task as much as a ball around the mean gradient allows.
+
+    .. math:: d = \arg\max_d \min_i \langle g_i, d \rangle \quad \text{s.t.} \quad \|d - g_0\| \le c \|g_0\|
+
+    with :math:`g_0` the mean gradient. Where the gradients are Pareto stationary and several d are best, it is the one
+    nearest :math:`g_0`. d never leaves the ball: lengths that rounding of the Gramian hides count in full. `info` has
+    the duality gap as its residual, an upper bound on how much better the worst-off task could fare.
+
+    Args:
+      c: radius over the norm of the mean gradient, >= 0. At 0 it is the mean; below 1 it converges to a stationary
+        point of the mean loss; towards infinity it has MGDA's direction.
+      rescale: "none" (paper), or divide by "1+c^2" (official NYUv2 code, LibMTL) or "1+c" (official toy example).
+
+    Example:
+      >>> import jax.numpy as jnp, mtlgrad_jax as mtl
+      >>> tx = mtl.cagrad(c=0.5)
+      >>> grads = jnp.asarray([[-4.0, 1.0, 1.0], [6.0, 1.0, 1.0]])
+      >>> update, _ = tx.update(grads, tx.init(jnp.zeros(3)))
+      >>> update.tolist()
+      [0.1835, 1.2041, 1.2041]
+    """
+    check_number("c", c, at_least=0)
+    check_choice("rescale", rescale, ("none", "1+c^2", "1+c"))
+
+    def kernel(*, gramian: Gramian, present: Present) -> Weights:
+        radius = jnp.asarray(c, gramian.dtype)
+        solved = max_min_direction(gramian, radius, present)
+        weights = uniform(present) + solved.value
+        divisor = {"none": 1, "1+c^2": 1 + radius**2, "1+c": 1 + radius}[rescale]
+        return solved._replace(value=weights / divisor)
+
+    return from_kernel(kernel)
+
+
+ROW = Row(
+    cagrad,
+    scale="mean",
+    paper="Liu et al., NeurIPS 2021, arXiv 2110.14048",
+    promises=frozenset({DESCENT, HOMOGENEOUS, PERMUTATION}),
+    checked="Brent's method on the dual; duality gap; published values",
+)

@@ -1,0 +1,48 @@
+"""Capped MGDA (Hu, Ho & Yu 2026, arXiv 2605.30452).
+
+The paper's own parametrisation of the cap could not be read (abstract only): here it bounds each weight.
+"""
+
+import jax.numpy as jnp
+
+from mtlgrad_jax._core.checks import Number, check_number
+from mtlgrad_jax._core.method import Gramian, Method, Weights, from_kernel
+from mtlgrad_jax._core.row import CONTINUOUS, DESCENT, HOMOGENEOUS, PERMUTATION, Row
+from mtlgrad_jax._core.weights import Present
+from mtlgrad_jax.solvers import capped_min_norm
+
+
+def capped_mgda(cap: Number) -> Method:
+    r"""Follow the min-norm point of the gradients' convex hull that gives no task more than a share.
+
+    .. math:: w = \arg\min_w \Big\| \sum_i w_i g_i \Big\|^2 \quad \text{s.t.} \quad
+              0 \le w_i \le c, \quad \sum_i w_i = 1
+
+    Args:
+      cap: largest weight :math:`c` in (0, 1]. At 1 it is MGDA; at 1/K, and below, the mean.
+
+    Example:
+      >>> import jax.numpy as jnp, mtlgrad_jax as mtl
+      >>> tx = mtl.capped_mgda(cap=0.7)
+      >>> grads = jnp.asarray([[1.0, 0.0], [0.0, 3.0]])
+      >>> update, _ = tx.update(grads, tx.init(jnp.zeros(2)))
+      >>> update.tolist()
+      [0.7, 0.9]
+    """
+    check_number("cap", cap, above=0)
+    check_number("cap", cap, at_most=1)
+
+    def kernel(*, gramian: Gramian, present: Present) -> Weights:
+        return capped_min_norm(gramian, jnp.asarray(cap, gramian.dtype), present)
+
+    return from_kernel(kernel)
+
+
+ROW = Row(
+    capped_mgda,
+    scale="mean (weights sum to 1)",
+    paper="Hu, Ho & Yu, 2026, arXiv 2605.30452 (the cap's parametrisation is a reconstruction)",
+    promises=frozenset({DESCENT, HOMOGENEOUS, PERMUTATION, CONTINUOUS}),
+    kwargs=lambda num_tasks: {"cap": 0.5},
+    checked="an independent exact solve; duality gap",
+)

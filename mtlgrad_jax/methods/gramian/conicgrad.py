@@ -1,0 +1,51 @@
+"""ConicGrad (Hassanpour et al. 2025, arXiv 2502.00217).
+
+Only the abstract could be read. The program below follows from what it states and from the norm bound that it implies;
+it is solved exactly. The closed form printed in the paper is unverified and not used.
+"""
+
+import jax.numpy as jnp
+
+from mtlgrad_jax._core.checks import Number, check_number
+from mtlgrad_jax._core.method import Gramian, Method, Weights, from_kernel
+from mtlgrad_jax._core.row import DESCENT, HOMOGENEOUS, PERMUTATION, Row
+from mtlgrad_jax._core.weights import Present
+from mtlgrad_jax.solvers import conic_direction
+
+
+def conicgrad(c: Number = 0.5) -> Method:
+    r"""Serve the worst-off task best among all directions within an angle of the mean gradient.
+
+    .. math:: d = \|g_0\| \arg\max_{\|u\| \le 1} \min_i \langle g_i, u \rangle \quad \text{s.t.} \quad
+              \langle g_0, u \rangle \ge c \|g_0\| \|u\|
+
+    with :math:`g_0` the mean gradient. Where no direction in the cone descends every task, d is :math:`g_0`, which
+    is counted.
+
+    Args:
+      c: cosine of the cone's half-angle, in [0, 1): 0 allows a half-space, towards 1 it is the mean. The paper's values
+        are not known; MGDA's direction is found by any c that its angle to the mean allows.
+
+    Example:
+      >>> import jax.numpy as jnp, mtlgrad_jax as mtl
+      >>> tx = mtl.conicgrad(c=0.9)
+      >>> grads = jnp.asarray([[3.0, 1.0, 0.0], [-1.0, 2.0, 1.0], [0.5, -1.0, 4.0]])
+      >>> update, _ = tx.update(grads, tx.init(jnp.zeros(3)))
+      >>> update.tolist()
+      [0.6582, 1.4112, 1.2214]
+    """
+    check_number("c", c, at_least=0, below=1)
+
+    def kernel(*, gramian: Gramian, present: Present) -> Weights:
+        return conic_direction(gramian, jnp.asarray(c, gramian.dtype), present)
+
+    return from_kernel(kernel)
+
+
+ROW = Row(
+    conicgrad,
+    scale="norm of the mean gradient",
+    paper="Hassanpour et al., 2025, arXiv 2502.00217 (abstract only; its closed form is unverified)",
+    promises=frozenset({DESCENT, HOMOGENEOUS, PERMUTATION}),
+    checked="an independent solve of the dual; brute force over directions",
+)

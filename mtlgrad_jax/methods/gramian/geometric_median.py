@@ -1,0 +1,38 @@
+"""The geometric median of the gradients (robust aggregation, Pillutla, Kakade & Harchaoui 2022, arXiv 1912.13445).
+
+Converged; the paper stops Weiszfeld's iteration after a few steps and smooths it by an absolute constant.
+"""
+
+from mtlgrad_jax._core.method import Gramian, Method, Weights, from_kernel
+from mtlgrad_jax._core.row import HOMOGENEOUS, Row
+from mtlgrad_jax._core.weights import Present
+from mtlgrad_jax.solvers import geometric_median as solve
+
+
+def geometric_median() -> Method:
+    r"""Follow the vector with the least sum of distances to the gradients; less than half of them cannot carry it off.
+
+    .. math:: d = \arg\min_x \sum_i \|g_i - x\|
+
+    Example:
+      >>> import jax.numpy as jnp, mtlgrad_jax as mtl
+      >>> tx = mtl.geometric_median()
+      >>> grads = jnp.asarray([[1.0, 0.0], [-1.0, 0.0], [0.0, 1.0], [0.0, -1.0], [100.0, 0.0]])
+      >>> update, _ = tx.update(grads, tx.init(jnp.zeros(2)))
+      >>> update.tolist()
+      [0.577, 0.0]
+    """
+
+    def kernel(*, gramian: Gramian, present: Present) -> Weights:
+        return solve(gramian, present)
+
+    return from_kernel(kernel)
+
+
+ROW = Row(
+    geometric_median,
+    scale="mean (weights sum to 1)",
+    paper="Pillutla, Kakade & Harchaoui, IEEE TSP 2022, arXiv 1912.13445",
+    promises=frozenset({HOMOGENEOUS}),
+    checked="an independent solve; optimality conditions",
+)

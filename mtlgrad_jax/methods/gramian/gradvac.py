@@ -1,0 +1,126 @@
+"""GradVac, gradient vaccine (Wang et al. 2021, arXiv 2010.05874).
+
+Projections act on coefficients, so only the Gramian is needed. The paper's moving average is slow, 0.01; TorchJD,
+LibMTL and Samsung's code take 0.5. Samsung's also moves it after corrections only, so that targets never rise above
+zero. The paper sets targets for groups of parameters: `grouped` does that.
+"""
+
+from functools import partial
+from typing import Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+from mtlgrad_jax._core.checks import Number, check_choice, check_count, check_number
+from mtlgrad_jax._core.method import Gramian, Method, Weights, from_kernel
+from mtlgrad_jax._core.random import Key, Seed, check_key, draw_key, draw_orders, make_key
+from mtlgrad_jax._core.row import HOMOGENEOUS, LINEAR, PERMUTATION, Row, num_tasks_only
+from mtlgrad_jax._core.tasks import accumulator_dtype
+from mtlgrad_jax._core.weights import Present
+
+
+class GradVacState(NamedTuple):
+    """State of gradvac."""
+
+    target: Float[Array, "K K"]  # cosine that row i, corrected, is to have with j
+    key: Key  # next step's orders
+
+
+def gradvac(
+    num_tasks: int,
+    beta: Number = 0.01,
+    target: Number | None = None,
+    update: Literal["always", "on_conflict"] = "always",
+    order: Literal["random", "fixed"] = "random",
+    key: Seed = 0,
+) -> Method:
+    r"""Turn every gradient towards those it is less similar to than usual, one after the other.
+
+    .. math:: \hat g_i \leftarrow \hat g_i + \frac{\|\hat g_i\| \big(\hat\phi_{ij} \sqrt{1 - \phi^2} - \phi
+              \sqrt{1 - \hat\phi_{ij}^2}\big)}{\|g_j\| \sqrt{1 - \hat\phi_{ij}^2}} \, g_j
+              \quad \text{where} \quad \phi = \cos(\hat g_i, g_j) < \hat\phi_{ij}, \qquad d = \sum_i \hat g_i
+
+    followed by :math:`\hat\phi_{ij} \leftarrow (1 - \beta) \hat\phi_{ij} + \beta \phi`. Targets begin at 0, at which
+    this is PCGrad.
+
+    Args:
+      num_tasks: K.
+      beta: rate :math:`\beta` in [0, 1] at which the targets follow the cosines.
+      target: a fixed :math:`\hat\phi` in (-1, 1) for all pairs, in place of the averages.
+      update: after every look at a pair (TorchJD, LibMTL) or only after a correction (Samsung's code).
+      order: in which the other tasks are visited: drawn for every task and step, or "fixed", 0 to K-1.
+      key: seed or key; the same on every process.
+
+    Example:
+      >>> import jax.numpy as jnp, mtlgrad_jax as mtl
+      >>> tx = mtl.gradvac(num_tasks=2)
+      >>> grads = jnp.asarray([[-4.0, 1.0, 1.0], [6.0, 1.0, 1.0]])
+      >>> gradient, _ = tx.update(grads, tx.init(jnp.zeros(3)))
+      >>> gradient.tolist()
+      [0.5848, 3.8012, 3.8012]
+    """
+    check_count("num_tasks", num_tasks, at_least=1)
+    check_number("beta", beta, at_least=0, at_most=1)
+    if target is not None:
+        check_number("target", target, above=-1, below=1)
+    check_choice("update", update, ("always", "on_conflict"))
+    check_choice("order", order, ("random", "fixed"))
+    check_key(key)
+
+    def init(num_tasks: int) -> GradVacState:
+        targets = jnp.full((num_tasks, num_tasks), 0.0 if target is None else target, accumulator_dtype())
+        return GradVacState(targets, make_key(key))
+
+    def kernel(*, gramian: Gramian, present: Present, state: GradVacState) -> tuple[Weights, GradVacState]:
+        following, draw = draw_key(state.key)
+        orders = draw_orders(draw, order, len(gramian))
+        goals = state.target if target is None else jnp.full_like(state.target, target)
+        coefficients, cosines, corrected = _vaccinate(gramian, jnp.arange(len(gramian)), orders, goals)
+        seen = jnp.isfinite(cosines) & (corrected | (update == "always")) & present[None, :]
+        moved = (1 - beta) * state.target + beta * jnp.where(seen, cosines, 0)
+        targets = jnp.where(seen & (target is None), moved, state.target)
+        return coefficients.sum(axis=0), GradVacState(targets, following)
+
+    return from_kernel(kernel, init, num_tasks=num_tasks)
+
+
+@jax.jit
+@partial(jax.vmap, in_axes=(None, 0, 0, 0))
+def _vaccinate(
+    gramian: Gramian, i: Array, order: Array, target: Float[Array, " K"]
+) -> tuple[Float[Array, " K"], Float[Array, " K"], Bool[Array, " K"]]:
+    """Return the coefficients of the corrected row i, its cosines on the way (NaN if undefined), what was corrected."""
+    K, eps = len(order), jnp.finfo(gramian.dtype).eps
+
+    def visit(step: Array | int, carry: tuple) -> tuple:
+        coefficients, cosines, corrected = carry
+        j = order[step]
+        products = gramian @ coefficients
+        square, size = coefficients @ products, jnp.sqrt(gramian[j, j])
+        rounding = 4 * K * eps * (jnp.abs(coefficients) @ jnp.sqrt(jnp.diagonal(gramian))) ** 2
+        norm = jnp.sqrt(jnp.maximum(square, 0))
+        defined = (square > rounding) & (size > 0) & (j != i)
+        safe_norm, safe_size = jnp.where(defined, norm, 1), jnp.where(defined, size, 1)
+        cosine = jnp.clip(products[j] / safe_norm / safe_size, -1, 1)
+        goal = jnp.clip(target[j], -1 + eps, 1 - eps)
+        below = defined & (cosine < goal)
+        tangent = goal / jnp.sqrt((1 - goal) * (1 + goal))
+        pull = safe_norm / safe_size * (tangent * jnp.sqrt((1 - cosine) * (1 + cosine)) - cosine)
+        coefficients = coefficients.at[j].add(jnp.where(below, pull, 0))
+        return coefficients, cosines.at[j].set(jnp.where(defined, cosine, jnp.nan)), corrected.at[j].set(below)
+
+    start = jnp.zeros(K, gramian.dtype).at[i].set(1), jnp.full(K, jnp.nan, gramian.dtype), jnp.zeros(K, bool)
+    return jax.lax.fori_loop(0, K, visit, start)
+
+
+ROW = Row(
+    gradvac,
+    scale="sum",
+    state="K×K target cosines and a random key",
+    paper="Wang et al., ICLR 2021, arXiv 2010.05874",
+    promises=frozenset({HOMOGENEOUS, PERMUTATION, LINEAR}),
+    kwargs=num_tasks_only,
+    checked="numpy float64 of the published formula; TorchJD",
+    randomized=True,
+)

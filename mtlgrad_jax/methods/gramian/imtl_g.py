@@ -1,0 +1,63 @@
+"""IMTL-G, impartial gradients (Liu et al. 2021, ICLR, "Towards Impartial Multi-task Learning").
+
+The paper's closed form inverts a matrix of differences; here the same conditions are solved on the cosines, of any
+rank.
+"""
+
+from typing import Literal
+
+import jax.numpy as jnp
+
+from mtlgrad_jax._core.checks import check_choice
+from mtlgrad_jax._core.method import Gramian, Method, Weights, from_kernel
+from mtlgrad_jax._core.row import HOMOGENEOUS, PERMUTATION, Row
+from mtlgrad_jax.solvers import cosines, direction_of_products
+
+
+def imtl_g(sign: Literal["paper", "descent"] = "paper") -> Method:
+    r"""Find the combination on which all unit gradients project alike.
+
+    .. math:: \langle d, g_i / \|g_i\| \rangle = \langle d, g_j / \|g_j\| \rangle, \qquad d = \sum_i w_i g_i, \qquad
+              \sum_i w_i = 1
+
+    With :math:`C` the cosines, :math:`z = C^+ 1` and :math:`v_i = z_i / \|g_i\|` this is :math:`w = v / \sum_j v_j`.
+    The common projection is positive for v, but the sum of v can be negative, and then d **ascends on every task**;
+    weights grow without bound as it nears zero, where the mean is used instead, and counted. Where unit gradients
+    cancel, w is proportional to their inverse norms and d is zero. Tasks of zero gradient take no part.
+
+    Args:
+      sign: "paper", or "descent" to divide by the absolute value of the sum, so that no task ascends.
+
+    Example:
+      >>> import jax.numpy as jnp, mtlgrad_jax as mtl
+      >>> tx = mtl.imtl_g()
+      >>> grads = jnp.asarray([[-4.0, 1.0, 1.0], [6.0, 1.0, 1.0]])
+      >>> update, _ = tx.update(grads, tx.init(jnp.zeros(3)))
+      >>> update.tolist()
+      [0.0767, 1.0, 1.0]
+    """
+    check_choice("sign", sign, ("paper", "descent"))
+
+    def kernel(*, gramian: Gramian) -> Weights:
+        C, inverse_norms = cosines(gramian)
+        # In units of the smallest row, so that neither v nor its sum overflows.
+        unit = inverse_norms / jnp.maximum(jnp.max(inverse_norms), jnp.finfo(C.dtype).tiny)
+        ones = (unit > 0).astype(C.dtype)
+        z = direction_of_products(C, ones)[0]
+        v = jnp.where(jnp.any(z != 0), z, ones) * unit
+        total = jnp.sum(v)
+        rounding = 4 * jnp.sum(unit > 0) * jnp.finfo(C.dtype).eps * jnp.sum(jnp.abs(v))
+        total = jnp.abs(total) if sign == "descent" else total
+        defined = (jnp.abs(total) > rounding) | ~jnp.any(unit > 0)
+        return jnp.where(defined, v / jnp.where(total != 0, total, 1), jnp.nan)
+
+    return from_kernel(kernel)
+
+
+ROW = Row(
+    imtl_g,
+    scale="weights sum to 1",
+    paper="Liu et al., ICLR 2021, OpenReview IMPnRXEWpvr",
+    promises=frozenset({HOMOGENEOUS, PERMUTATION}),
+    checked="the paper's closed form; equal projections; TorchJD; published values",
+)

@@ -1,0 +1,71 @@
+"""Krum and Multi-Krum (Blanchard et al. 2017, NeurIPS, "Machine Learning with Adversaries").
+
+The paper adds up squared distances; TorchJD plain ones, which selects another gradient now and then.
+"""
+
+import jax.numpy as jnp
+from jax import lax
+
+from mtlgrad_jax._core.checks import check_count, check_flag
+from mtlgrad_jax._core.method import Gramian, Method, Weights, from_kernel
+from mtlgrad_jax._core.row import HOMOGENEOUS, Row
+from mtlgrad_jax._core.weights import Present
+from mtlgrad_jax.solvers import inverse_sqrt
+
+
+def krum(num_byzantine: int, num_selected: int = 1, squared: bool = True) -> Method:
+    r"""Average the gradients that are nearest to their neighbours; outliers are left out.
+
+    .. math:: s_i = \sum_{j \in N_i} \|g_i - g_j\|^2, \qquad d = \operatorname{mean} \{ g_i : s_i \text{ among the
+              lowest} \}
+
+    with :math:`N_i` the K - f - 2 nearest others. Of equal scores the lower index wins; with one neighbour, K = f + 3,
+    the nearest pair always has equal scores.
+
+    Args:
+      num_byzantine: f, how many gradients may be arbitrary; at least f + 3 tasks must be present.
+      num_selected: gradients that are averaged.
+      squared: whether distances are squared (paper) or not (TorchJD).
+
+    Example:
+      >>> import jax.numpy as jnp, mtlgrad_jax as mtl
+      >>> tx = mtl.krum(num_byzantine=1, num_selected=4)
+      >>> grads = jnp.asarray([[1.0, 1, 1], [1, 0, 1], [75, -666, 23], [1, 2, 3], [2, 0, 1]])
+      >>> update, _ = tx.update(grads, tx.init(jnp.zeros(3)))
+      >>> update.tolist()
+      [1.25, 0.75, 1.5]
+    """
+    check_count("num_byzantine", num_byzantine, at_least=0)
+    check_count("num_selected", num_selected, at_least=1)
+    check_flag("squared", squared)
+
+    def kernel(*, gramian: Gramian, present: Present) -> Weights:
+        # In units of a typical row: neither tiny distances nor an outlier's may leave the range of the dtype.
+        typical = jnp.sort(jnp.where(present, jnp.diagonal(gramian), jnp.inf))[
+            jnp.maximum(jnp.sum(present) - 1, 0) // 2
+        ]
+        inverse = inverse_sqrt(typical[None])
+        gramian = gramian * jnp.where(inverse > 0, inverse, 1) * jnp.where(inverse > 0, inverse, 1)
+        diagonal = jnp.diagonal(gramian)
+        distances = jnp.maximum(diagonal[:, None] + diagonal[None, :] - 2 * gramian, 0)
+        distances = distances if squared else jnp.sqrt(distances)
+        others = present[:, None] & present[None, :] & ~jnp.eye(len(gramian), dtype=bool)
+        # All but the f + 1 furthest others are neighbours; a sum less theirs would lose what an outlier swallows.
+        furthest = lax.top_k(jnp.where(others, distances, -1), min(num_byzantine + 1, len(gramian)))[1]
+        near = jnp.put_along_axis(others, furthest, False, axis=1, inplace=False)
+        scores = jnp.where(present, jnp.sum(jnp.where(near, distances, 0), axis=1), jnp.inf)
+        rank = jnp.argsort(jnp.lexsort((scores, ~present)))
+        return (present & (rank < num_selected)) / num_selected
+
+    return from_kernel(kernel, fewest=max(num_byzantine + 3, num_selected))
+
+
+ROW = Row(
+    krum,
+    scale="mean",
+    paper="Blanchard et al., NeurIPS 2017, arXiv 1703.02757",
+    promises=frozenset({HOMOGENEOUS}),
+    kwargs=lambda num_tasks: {"num_byzantine": 0},
+    fewest=3,
+    checked="numpy float64 of the published formula; TorchJD; published values",
+)

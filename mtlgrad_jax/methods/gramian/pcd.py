@@ -1,0 +1,101 @@
+"""PCD, priority-constrained descent (TMLR 2026, arXiv 2606.29521; formulas from TorchJD 0.18).
+
+TorchJD adds 1e-8 to the moving averages; nothing is added here, and a gradient that has always been zero asks nothing.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jaxtyping import Array, Float, Int, PyTree
+
+from mtlgrad_jax._core.checks import Number, check_count, check_number, check_numbers
+from mtlgrad_jax._core.method import Gramian, Method, Weights, from_kernel
+from mtlgrad_jax._core.row import HOMOGENEOUS, LINEAR, Row, num_tasks_only
+from mtlgrad_jax._core.tasks import accumulator_dtype
+from mtlgrad_jax._core.weights import Present, of_tasks
+from mtlgrad_jax.solvers import progress_direction
+
+
+class PCDState(NamedTuple):
+    """State of pcd."""
+
+    norm: Float[Array, " K"]  # root of the moving average of the squared norms, bias corrected
+    step: Int[Array, " K"]  # steps in which each task was present, and the primary task too
+
+
+def pcd(num_tasks: int, primary: int | PyTree = 0, progress: PyTree = 0.02, decay: Number = 0.999) -> Method:
+    r"""Follow the primary task as closely as a guaranteed progress of the others allows.
+
+    .. math:: d \propto \arg\min_d \|d - \tilde g_p\| \quad \text{s.t.} \quad
+              \langle \tilde g_j, d \rangle \ge \tau \|\tilde g_j\|^2, \; j \ne p, \qquad
+              \tilde g_i = g_i / \sqrt{\hat v_i}
+
+    with :math:`\hat v_i` a bias-corrected moving average of :math:`\|g_i\|^2`. d is as long as :math:`g_p`. Where the
+    progress cannot be had for all, d is :math:`g_p`, which is counted. Without the primary task it is the mean of those
+    present.
+
+    Args:
+      num_tasks: K.
+      primary: index of the primary task, named tasks being counted in sorted order, or a pytree of bool under their
+        names, true for it alone.
+      progress: :math:`\tau` in [0, 1], one for all or one per task, the primary task's of no effect.
+      decay: of the moving average, in [0, 1).
+
+    Example:
+      >>> import jax.numpy as jnp, mtlgrad_jax as mtl
+      >>> tx = mtl.pcd(num_tasks=2, progress=0.5)
+      >>> grads = jnp.asarray([[1.0, 0.0], [0.0, 3.0]])
+      >>> update, _ = tx.update(grads, tx.init(jnp.zeros(2)))
+      >>> update.tolist()
+      [0.8944, 0.4472]
+    """
+    check_count("num_tasks", num_tasks, at_least=1)
+    named = {} if isinstance(primary, int) else {"primary": primary}
+    if named:
+        flags = jax.tree.leaves(primary)
+        if not all(isinstance(flag, (bool, np.bool_)) for flag in flags) or flags.count(True) != 1:
+            raise ValueError(
+                f"`primary` must be a static index, or a pytree of bool of which one is True, got primary={primary!r}. "
+                "Under optax.inject_hyperparams, list it: static_args=('primary',)."
+            )
+        primary = flags.index(True)
+    check_count("primary", primary, at_least=0)
+    if primary >= num_tasks:
+        raise ValueError(f"`primary` must be < num_tasks={num_tasks}, got primary={primary}.")
+    check_numbers("progress", progress, at_least=0, at_most=1)
+    check_number("decay", decay, at_least=0, below=1)
+    for_all = jax.tree_util.all_leaves([progress]) and jnp.ndim(progress) == 0
+
+    def init(num_tasks: int) -> PCDState:
+        return PCDState(jnp.zeros((num_tasks,), accumulator_dtype()), jnp.zeros((num_tasks,), jnp.int32))
+
+    def kernel(*, gramian: Gramian, present: Present, state: PCDState) -> tuple[Weights, PCDState]:
+        shares = jnp.where(present, progress, 0) if for_all else of_tasks("progress", progress, present, 0.0)
+        step = optax.safe_increment(state.step)
+        now = jnp.sqrt(jnp.diagonal(gramian))
+        largest = jnp.maximum(state.norm, now)
+        safe = jnp.where(largest > 0, largest, 1)
+        keep = jnp.asarray(decay, now.dtype)
+        share = jnp.where(keep < 1, (1 - keep) / -jnp.expm1(step * jnp.log(jnp.where(keep < 1, keep, 0))), 1 / step)
+        norm = largest * jnp.sqrt((1 - share) * (state.norm / safe) ** 2 + share * (now / safe) ** 2)
+        scale = jnp.where(norm > 0, 1 / jnp.where(norm > 0, norm, 1), 0)
+        solved = progress_direction(gramian * scale[:, None] * scale[None, :], primary, shares.astype(now.dtype))
+        weights = solved.value * scale / jnp.where(scale[primary] > 0, scale[primary], 1)
+        return solved._replace(value=jnp.where(present[primary], weights, jnp.nan)), PCDState(norm, step)
+
+    per_task = named if for_all else {**named, "progress": progress}
+    return from_kernel(kernel, init, num_tasks=num_tasks, per_task=per_task)
+
+
+ROW = Row(
+    pcd,
+    scale="norm of the primary gradient",
+    state="K root mean square norms, K counts",
+    paper="TMLR 2026, arXiv 2606.29521 (formulas from TorchJD 0.18)",
+    promises=frozenset({HOMOGENEOUS, LINEAR}),
+    kwargs=num_tasks_only,
+    checked="an independent solve; TorchJD",
+)

@@ -1,0 +1,53 @@
+"""BMTL, balanced multi-task learning (Liang & Zhang 2020, arXiv 2002.04792).
+
+Of the paper only the abstract was read; the exponential is that of an independent implementation (ponderbb/
+multitask-mayhem), which adds up exp(l/T). That overflows: by default the same direction is taken at the sum's scale.
+"""
+
+import jax.numpy as jnp
+
+from mtlgrad_jax._core.checks import Number, check_flag, check_number
+from mtlgrad_jax._core.method import Losses, Method, Weights, from_kernel
+from mtlgrad_jax._core.row import CONTINUOUS, HOMOGENEOUS, LINEAR, PERMUTATION, Row
+from mtlgrad_jax._core.weights import Present, over_mean
+
+
+def bmtl(temperature: Number = 1.0, normalize: bool = True) -> Method:
+    r"""Descend the sum of the losses' exponentials, which attends to the largest loss.
+
+    .. math:: \min_\theta \sum_i e^{l_i / T}, \qquad w_i = K \frac{e^{l_i / T}}{\sum_j e^{l_j / T}}
+              \quad \text{or} \quad \frac{e^{l_i / T}}{T}
+
+    Equal weights for a high temperature, the largest loss alone for a low one.
+
+    Args:
+      temperature: :math:`T` > 0, in units of the losses; 0.2 and 0.4 in the configurations of that implementation.
+      normalize: whether weights sum to K, for any losses; or are the objective's derivatives (False), which grow with
+        the losses: where they overflow the mean gradient is used and counted.
+
+    Example:
+      >>> import jax.numpy as jnp, mtlgrad_jax as mtl
+      >>> tx = mtl.bmtl()
+      >>> grads = jnp.asarray([[1.0, 0.0], [0.0, 1.0]])
+      >>> update, _ = tx.update(grads, tx.init(jnp.zeros(2)), losses=jnp.log(jnp.asarray([1.0, 3.0])))
+      >>> update.tolist()
+      [0.5, 1.5]
+    """
+    check_number("temperature", temperature, above=0)
+    check_flag("normalize", normalize)
+
+    def kernel(*, losses: Losses, present: Present) -> Weights:
+        if not normalize:
+            return jnp.exp(losses / temperature) / temperature
+        largest = jnp.max(losses, where=present, initial=-jnp.inf)
+        return over_mean(jnp.exp((losses - largest) / temperature), present)
+
+    return from_kernel(kernel)
+
+
+ROW = Row(
+    bmtl,
+    scale="sum (weights sum to K)",
+    paper="Liang & Zhang, IEEE BigData 2021, arXiv 2002.04792 (abstract only; formula from an implementation)",
+    promises=frozenset({HOMOGENEOUS, PERMUTATION, CONTINUOUS, LINEAR}),
+)

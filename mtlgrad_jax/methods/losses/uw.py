@@ -1,0 +1,77 @@
+"""UW, uncertainty weighting (Kendall, Gal & Cipolla 2018, arXiv 1705.07115).
+
+All losses are weighted as regressions, as every peer does; the paper drops the factor 1/2 for classification.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float, PyTree
+
+from mtlgrad_jax._core.checks import Number, check_count, check_number
+from mtlgrad_jax._core.method import Losses, Method, Weights, from_kernel
+from mtlgrad_jax._core.row import CONTINUOUS, HOMOGENEOUS, LINEAR, PERMUTATION, Row, num_tasks_only
+from mtlgrad_jax._core.tasks import accumulator_dtype
+
+_MOST = 1e4  # times its optimum that a weighted loss counts
+
+
+class UWState(NamedTuple):
+    """State of uw."""
+
+    log_variance: Float[Array, " K"]
+    optimizer: PyTree  # the inner optimizer's state, one for every task
+
+
+def uw(num_tasks: int, optimizer: optax.GradientTransformation | None = None, init: Number = 0.0) -> Method:
+    r"""Learn a log-variance :math:`s_i` for every task and weight its loss by the inverse variance.
+
+    .. math:: \min_{\theta, s} \sum_i \tfrac12 e^{-s_i} l_i + \tfrac12 s_i, \qquad w_i = \tfrac12 e^{-s_i}
+
+    The step uses the weights from before its own update of s. In that update :math:`e^{-s_i} l_i`, 1 at the optimum,
+    counts as at most 1e4, so that no optimizer remembers it for ever, and :math:`e^{-s_i}` never exceeds the root of
+    the dtype's largest number.
+
+    Args:
+      num_tasks: K.
+      optimizer: of s, one copy for every task; `optax.adam(0.025)` for None, as in the Nash-MTL code.
+      init: first :math:`s_i`; LibMTL starts at -0.5.
+
+    Example:
+      >>> import jax.numpy as jnp, mtlgrad_jax as mtl
+      >>> tx = mtl.uw(num_tasks=2)
+      >>> grads = jnp.asarray([[1.0, 0.0], [0.0, 3.0]])
+      >>> update, _ = tx.update(grads, tx.init(jnp.zeros(2)), losses=jnp.asarray([0.3, 2.0]))
+      >>> update.tolist()
+      [0.5, 1.5]
+    """
+    check_count("num_tasks", num_tasks, at_least=1)
+    check_number("init", init)
+    if not (optimizer is None or isinstance(optimizer, optax.GradientTransformation)):
+        raise ValueError(f"`optimizer` must be an optax transformation, got optimizer={optimizer!r}.")
+    inner = optax.adam(0.025) if optimizer is None else optimizer
+
+    def start(num_tasks: int) -> UWState:
+        s = jnp.full((num_tasks,), init, accumulator_dtype())
+        return UWState(s, jax.vmap(inner.init)(s))
+
+    def kernel(*, losses: Losses, state: UWState) -> tuple[Weights, UWState]:
+        s = jnp.maximum(state.log_variance, -jnp.log(jnp.finfo(losses.dtype).max) / 2)
+        precision = jnp.exp(-s)
+        slope = (1 - jnp.clip(precision * losses, -_MOST, _MOST)) / 2
+        steps, optimizer_state = jax.vmap(inner.update)(slope, state.optimizer, s)
+        return precision / 2, UWState(optax.apply_updates(s, steps), optimizer_state)
+
+    return from_kernel(kernel, start, num_tasks=num_tasks)
+
+
+ROW = Row(
+    uw,
+    scale="half the sum at first, then learned",
+    state="K log-variances and their optimizer's state",
+    paper="Kendall, Gal & Cipolla, CVPR 2018, arXiv 1705.07115",
+    promises=frozenset({HOMOGENEOUS, PERMUTATION, CONTINUOUS, LINEAR}),
+    kwargs=num_tasks_only,
+)

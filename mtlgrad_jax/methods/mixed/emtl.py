@@ -1,0 +1,57 @@
+"""EMTL, equitable multi-task learning (Yuan & Zhang 2023, arXiv 2306.09373): a RECONSTRUCTION from its abstract.
+
+The abstract says what is made equal, a task's loss over its raw gradient norm, and that a variance regulariser does it.
+The update rule was not at hand and no code is published: here it is the gradient of that objective, norms constant.
+"""
+
+import jax.numpy as jnp
+
+from mtlgrad_jax._core.checks import Number, check_number
+from mtlgrad_jax._core.method import Gramian, Losses, Method, Weights, from_kernel
+from mtlgrad_jax._core.row import PERMUTATION, Row
+from mtlgrad_jax._core.step import POSITIVE_LOSSES
+from mtlgrad_jax._core.weights import Present, mean_of
+from mtlgrad_jax.solvers import inverse_sqrt
+
+
+def emtl(strength: Number) -> Method:
+    r"""Bring the tasks' relative contributions, loss over gradient norm, together. A reconstruction, not the authors'.
+
+    .. math:: \min_\theta \sum_i l_i + \lambda \operatorname{Var}_i(r_i), \quad r_i = \frac{l_i}{\|g_i\|}, \qquad
+              w_i = \max\!\Big(1 + \frac{2 \lambda}{K} \frac{r_i - \bar r}{\|g_i\|}, \, 0\Big)
+
+    with the norms held constant. Losses must be positive; a step with one that is not is skipped and counted. Tasks of
+    zero gradient take no part: they have weight 1 and are not among the K. Not all weights can be zero: that of the
+    largest :math:`r_i` is at least 1.
+
+    Args:
+      strength: :math:`\lambda` >= 0, in units of squared gradient norm over loss; 0 is the sum.
+
+    Example:
+      >>> import jax.numpy as jnp, mtlgrad_jax as mtl
+      >>> tx = mtl.emtl(strength=1.0)
+      >>> grads = jnp.asarray([[1.0, 0.0], [0.0, 2.0]])
+      >>> update, _ = tx.update(grads, tx.init(jnp.zeros(2)), losses=jnp.asarray([2.0, 2.0]))
+      >>> update.tolist()
+      [1.5, 1.5]
+    """
+    check_number("strength", strength, at_least=0)
+
+    def kernel(*, gramian: Gramian, losses: Losses, present: Present) -> Weights:
+        inverse = inverse_sqrt(jnp.diagonal(gramian))
+        moving = present & (inverse > 0)
+        ratio = losses * inverse
+        excess = ratio - mean_of(ratio, moving)
+        return jnp.maximum(1 + 2 * strength / jnp.maximum(jnp.sum(moving), 1) * excess * inverse, 0)
+
+    return from_kernel(kernel, arguments=(POSITIVE_LOSSES,))
+
+
+ROW = Row(
+    emtl,
+    scale="sum where all r are equal",
+    paper="Yuan & Zhang, 2023, arXiv 2306.09373 (a reconstruction from the abstract)",
+    promises=frozenset({PERMUTATION}),
+    kwargs=lambda num_tasks: {"strength": 1.0},
+    checked="numpy float64 of the reconstructed objective's derivative, not of a published formula",
+)

@@ -1,0 +1,200 @@
+"""SAMO, a lightweight sharpness-aware approach (Ban, Subramani & Ji, ICCV 2025, arXiv 2507.07883).
+
+Formulas from the official code (github OptMN-Lab/SAMO, read); the paper was not at hand. Unlike the code, which
+divides 0 by 0 there, a task whose two losses are equal has no local part, and the estimate runs the network as the
+caller's `losses_fn` does, not in evaluation mode.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jaxtyping import Array, Float, PyTree
+
+from mtlgrad_jax import stacks
+from mtlgrad_jax._core.checks import Number, check_flag, check_function, check_number
+from mtlgrad_jax._core.method import check_transformation, reject_masked, skip_together
+from mtlgrad_jax._core.random import Key, Seed, check_key, draw_key, make_key
+from mtlgrad_jax._core.row import Row
+from mtlgrad_jax._core.tasks import present_tasks
+from mtlgrad_jax._core.trees import cut, draw_like, label_leaves, merge
+from mtlgrad_jax.oracles.losses import check_losses, flatten_losses, loss_of
+from mtlgrad_jax.oracles.perturbed import sam_perturbation
+from mtlgrad_jax.oracles.task_value_and_grad import each_task
+from mtlgrad_jax.wrappers.shared_private import own_heads
+
+
+class SAMOState(NamedTuple):
+    """State of samo."""
+
+    key: Key  # next step's probes
+    inner: PyTree  # the method's state
+
+
+def samo(
+    method: optax.GradientTransformation,
+    rho: Number = 0.003,
+    beta: Number = 0.1,
+    *,
+    probe: Number = 0.01,
+    heads: Callable[[Any], Any] | None = None,
+    adaptive: bool = False,
+    key: Seed = 0,
+) -> optax.GradientTransformationExtraArgs:
+    r"""Make any method sharpness-aware with one gradient and 2K forward passes for all K perturbations.
+
+    .. math:: s_i = \operatorname{sign}(l_i(\theta + \delta z_i) - l_i(\theta - \delta z_i)), \qquad
+              e_i \propto (1 - \beta) \, g_0 + \beta \, \|g_0\| \, s_i \, z_i / \|z_i\|, \qquad \|e_i\| = \rho
+
+    with :math:`g_0` the gradient of the mean loss, :math:`z_i` normal, and the norms beside :math:`\beta` of each leaf
+    (the code's "layer"). The method then combines the gradients at :math:`\theta + e_i`. A zeroth-order estimate of the
+    gradient is a multiple of :math:`z_i`, so normalised it is only that sign. Heads are perturbed along their own
+    gradient, to radius rho, and get the gradient of their task at the perturbed point.
+
+        update(mean_grad, state, params, losses_fn=losses_of, grad_fn=f)
+
+    where `mean_grad` is an ordinary gradient, `losses_of(params)` gives the losses of the batch at hand, and
+    `f(params, perturbations)` is `perturbed_task_grad` on it.
+
+    Args:
+      method: any transformation of this library, or a chain that begins with one.
+      rho: radius >= 0 of the perturbations. Official code: 0.003, runs with 0.001.
+      beta: share :math:`\beta` of the local part, in [0, 1]. Official code: 0.1, runs with 0.5.
+      probe: step :math:`\delta` > 0 of the difference, in units of the parameters.
+      heads: a function of a leaf's path that names the head it belongs to, and says None for shared leaves.
+      adaptive: whether rho is measured in units of the parameters, as in `sam_perturbation`.
+      key: seed or key; the same on every process.
+
+    Returns:
+      An optax transformation from ordinary gradients to ordinary gradients.
+
+    Example:
+      >>> import jax, jax.numpy as jnp, mtlgrad_jax as mtl
+      >>> def losses_fn(p):
+      ...     return {"a": jnp.sum((p - 1.0) ** 2), "b": jnp.sum((p + 1.0) ** 2)}
+      >>> tx, params = mtl.samo(mtl.mean(), rho=0.5, beta=0.0), jnp.asarray([3.0, 4.0])
+      >>> mean_grad = jax.grad(lambda p: sum(losses_fn(p).values()) / 2)(params)
+      >>> update, _ = tx.update(
+      ...     mean_grad, tx.init(params), params, losses_fn=losses_fn, grad_fn=mtl.perturbed_task_grad(losses_fn)
+      ... )
+      >>> update.tolist()
+      [6.6, 8.8]
+    """
+    check_transformation(method)
+    check_number("rho", rho, at_least=0)
+    check_number("beta", beta, at_least=0, at_most=1)
+    check_number("probe", probe, above=0)
+    check_flag("adaptive", adaptive)
+    check_key(key)
+    if heads is not None:
+        check_function("heads", heads)
+    inner = method if heads is None else own_heads(method, lambda path: heads(path) is None)
+    inner = optax.with_extra_args_support(inner)
+
+    def init(params: PyTree) -> SAMOState:
+        reject_masked(params)
+        return SAMOState(make_key(key), inner.init(params))
+
+    def update(
+        mean_grad: PyTree,
+        state: SAMOState,
+        params: PyTree | None = None,
+        *,
+        losses_fn: Callable[[PyTree], PyTree] | None = None,
+        grad_fn: Callable[[PyTree, PyTree], PyTree] | None = None,
+        losses: PyTree = None,
+        task_mask: PyTree = None,
+        **extra: Any,
+    ) -> tuple[PyTree, SAMOState]:
+        for name, given in (("params", params), ("losses_fn", losses_fn), ("grad_fn", grad_fn)):
+            if given is None:
+                raise ValueError(
+                    f"`{name}` must be given: update(mean_grad, state, params, losses_fn=losses_of, grad_fn=f)."
+                )
+        assert losses_fn is not None
+        assert grad_fn is not None
+        check_function("losses_fn", losses_fn)
+        check_function("grad_fn", grad_fn)
+        mean_grad = jax.tree.map(jnp.asarray, mean_grad)
+        given, wanted = (
+            (jax.tree.structure(tree), [jnp.shape(leaf) for leaf in jax.tree.leaves(tree)])
+            for tree in (mean_grad, params)
+        )
+        if given != wanted:
+            raise ValueError(f"`mean_grad` must be one gradient and no stack, {wanted} as params, got {given}.")
+        labels = label_leaves(heads or (lambda path: None), params, "heads")
+        if None not in labels:
+            raise ValueError("`heads` must be None for some leaf, which all tasks share, got none.")
+        jax.eval_shape(lambda params: check_losses(losses_fn(params), has_aux=False), params)
+        K = jax.eval_shape(lambda params: flatten_losses(losses_fn(params)), params).shape[0]
+        following, draw = draw_key(state.key)
+        drawn = [
+            label is None and jnp.issubdtype(jnp.result_type(leaf), jnp.floating)
+            for leaf, label in zip(jax.tree.leaves(params), labels, strict=True)
+        ]
+        shared = _pick(params, drawn)
+        probes = jax.vmap(lambda key: draw_like(jax.random.normal, key, shared))(jax.random.split(draw, K))
+        probes = [z.astype(p.dtype) for z, p in zip(probes, shared, strict=True)]
+
+        def sign(i: Any, probe_of_task: list[Array]) -> Float[Array, ""]:
+            def at(step: Number) -> Float[Array, ""]:
+                moved = [p + step * z for p, z in zip(shared, probe_of_task, strict=True)]
+                return loss_of(losses_fn(_put(params, drawn, moved)), i)
+
+            return jnp.sign(at(probe) - at(-probe))
+
+        signs = each_task(sign, (np.arange(K), probes), "auto")
+        signs = stacks.once(jnp.where(present_tasks(task_mask, K, losses), signs, 0))
+        rows = jax.tree.map(lambda g: _repeat(g, K), mean_grad)
+        rows = _put(rows, drawn, _rows(_pick(mean_grad, drawn), probes, signs, beta))
+        groups = [(cut(rows, labels, label), cut(params, labels, label)) for label in dict.fromkeys(labels)]
+        e = merge(params, *[sam_perturbation(*group, rho, adaptive=adaptive) for group in groups])
+        task_grads = grad_fn(params, e)
+        stacks.check_like("grad_fn", task_grads, e, rows=True)
+        gradient, new_inner = inner.update(task_grads, state.inner, params, losses=losses, task_mask=task_mask, **extra)
+        return skip_together(gradient, SAMOState(following, new_inner), state)
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _pick(tree: PyTree, flags: list[bool]) -> list[Array]:
+    return [jnp.asarray(leaf) for leaf, flag in zip(jax.tree.leaves(tree), flags, strict=True) if flag]
+
+
+def _put(tree: PyTree, flags: list[bool], values: list[Array]) -> PyTree:
+    """Return a tree with other values in the leaves that are flagged."""
+    treedef: Any
+    leaves, treedef = jax.tree.flatten(tree)
+    others = iter(values)
+    return treedef.unflatten([next(others) if flag else leaf for leaf, flag in zip(leaves, flags, strict=True)])
+
+
+def _repeat(leaf: Array, K: int) -> Array:
+    """Return K rows of a floating leaf, zeros for another."""
+    return jnp.broadcast_to(leaf if jnp.issubdtype(leaf.dtype, jnp.floating) else 0, (K, *leaf.shape))
+
+
+def _rows(mean_grad: list[Array], probes: list[Array], signs: Float[Array, " K"], beta: Number) -> list[Array]:
+    """Return, for each leaf and task, (1 - beta) g + beta |g| s z / |z|; g where there is no probe."""
+    length, lengths = stacks.leaf_norms([g[None] for g in mean_grad]), stacks.leaf_norms(probes)
+    probed = lengths > 0
+    local = jnp.where(probed, beta * length * signs / jnp.where(probed, lengths, 1), 0)
+    return [
+        (stacks.column(keep, z) * g + stacks.column(share, z) * z).astype(g.dtype)
+        for g, z, keep, share in zip(mean_grad, probes, jnp.where(probed, 1 - beta, 1), local, strict=True)
+    ]
+
+
+ROW = Row(
+    samo,
+    scale="the method's",
+    state="the method's and a random key",
+    paper="Ban, Subramani & Ji, ICCV 2025, arXiv 2507.07883 (formulas from the official code)",
+    wraps="mgda",
+    functions=("losses_fn", "grad_fn"),
+    checked="numpy float64 of the official code's formula",
+    randomized=True,
+)

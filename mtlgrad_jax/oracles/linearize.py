@@ -1,0 +1,241 @@
+"""The Jacobian of K losses as an operator: its products with vectors, never its K×P entries.
+
+With J the K×P Jacobian at hand only through its transpose (the vjp), J itself is the transpose of that
+(`jax.linear_transpose`), so everything runs in reverse mode, and custom_vjp, remat, scan and aux work as usual.
+Column i of the Gramian is J (J^T e_i): two passes, one gradient in memory.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PyTree
+
+from mtlgrad_jax import stacks
+from mtlgrad_jax._core.checks import check_count
+from mtlgrad_jax._core.control import loop, repeat
+from mtlgrad_jax._core.tasks import Jacobian, accumulator_dtype, task_names, task_vector
+from mtlgrad_jax.oracles.losses import Argnums, Rest, at_leaf, bind, check_oracle, flatten_losses
+from mtlgrad_jax.oracles.task_value_and_grad import (
+    UNROLLED_TASKS,
+    Strategy,
+    check_strategy,
+    like_losses,
+    pull_rows,
+)
+
+
+class TaskJacobian(Jacobian):
+    """The Jacobian of K losses in P parameters, by its products; whatever takes a stack takes one.
+
+    It is no pytree: make it inside the compiled step. It crosses no jit, scan or vmap boundary.
+
+    Attributes:
+      losses: what `losses_fn` returned.
+      aux: its aux, or None.
+      num_tasks: K.
+    """
+
+    def __init__(
+        self,
+        losses: PyTree,
+        aux: PyTree,
+        vjp: Callable[[PyTree], tuple[list[Array]]],
+        rest: Rest,
+        block: int | None = None,
+    ) -> None:
+        """Hold what `linearize` found."""
+        self.losses, self.aux, self._vjp, self._rest, self._block = losses, aux, vjp, rest, block
+        self.num_tasks = len(flatten_losses(losses))
+
+    def pullback(self, weights: PyTree) -> PyTree:
+        """Return J^T w, the gradient of the weighted sum of the losses; one backward pass, or K by blocks of rows.
+
+        Weights that are all zero give zero whatever the gradients hold: so methods skip a step that is not finite. In
+        one pass the weights are rounded to the losses' dtype.
+
+        Args:
+          weights: a (K,) array, as methods return it, or a pytree like the losses; of named losses never a list.
+        """
+        names = None if jax.tree_util.all_leaves([weights]) else task_names(self.losses)
+        vector = task_vector("weights", weights, num_tasks=self.num_tasks, names=names)
+        if self._block is not None:
+            return self._rest.fill(self._sum_of_blocks(vector))
+        used = jnp.any(vector != 0)
+        return self._rest.fill([jnp.where(used, leaf, jnp.zeros_like(leaf)) for leaf in self._pull(vector)])
+
+    def pushforward(self, direction: PyTree) -> Float[Array, " K"]:
+        """Return J d, the first-order change of every loss along a direction with the structure of the parameters."""
+        expected = jax.eval_shape(
+            lambda: self._rest.fill([jnp.zeros(leaf.shape, leaf.dtype) for leaf in self._shapes()])
+        )
+        picked = self._rest.pick(_fit(direction, expected))
+        if self._block is None:
+            return self._push(picked).astype(accumulator_dtype())
+        products = loop(lambda units: stacks.project(self._rows(units), picked), (self._units(),))
+        return products.reshape(-1)[: self.num_tasks]
+
+    def gramian(self) -> Float[Array, "K K"]:
+        """Return the Gramian J J^T.
+
+        At the memory of one backward pass it is as exact as the model's own arithmetic. By blocks of rows it is exact
+        to float32 at the highest matmul precision.
+
+        Raises:
+          ValueError: losses of 16 bits, or a backward pass that JAX cannot transpose, without `rows=`.
+        """
+        if self._block is not None:
+            return self._gramian_of_blocks()
+        dtype = flatten_losses(self.losses).dtype
+        if dtype.itemsize < 4:
+            raise ValueError(
+                f"`rows` must be given for losses of dtype {dtype}, through which the Gramian would pass: write "
+                "rows=8, or any number of gradients that fit into memory, in linearize or balanced_value_and_grad; or "
+                "return losses in float32."
+            )
+        units = jnp.eye(self.num_tasks, dtype=accumulator_dtype())
+
+        def column(unit: Array) -> Array:
+            return self._push(self._pull(unit)).astype(unit.dtype)
+
+        matrix = loop(column, (units,), unrolled=self.num_tasks <= UNROLLED_TASKS)
+        return (matrix + matrix.T) / 2
+
+    def rows(self, strategy: Strategy = "vmap") -> PyTree:
+        """Return all K gradients stacked, as `task_value_and_grad` does."""
+        check_strategy(strategy)
+        return self._rest.fill(pull_rows(self._pull, flatten_losses(self.losses), strategy), (self.num_tasks,))
+
+    def _pull(self, vector: Array) -> list[Array]:
+        return self._vjp(like_losses(vector, self.losses))[0]
+
+    def _push(self, gradient: list[Array]) -> Array:
+        unit = jax.ShapeDtypeStruct((self.num_tasks,), flatten_losses(self.losses).dtype)
+        try:
+            return jax.linear_transpose(self._pull, unit)(gradient)[0]
+        except (NotImplementedError, TypeError) as error:
+            raise ValueError(
+                "`rows` must be given: JAX cannot transpose this backward pass, as where a custom_vjp holds a kernel "
+                "or is not linear in its cotangent. Write rows=8, or any number of gradients that fit into memory, in "
+                f"linearize or balanced_value_and_grad. JAX says: {error}"
+            ) from error
+
+    def _shapes(self) -> Any:
+        return jax.eval_shape(self._pull, jax.ShapeDtypeStruct((self.num_tasks,), accumulator_dtype()))
+
+    def _units(self) -> Array:
+        """Return the unit cotangents in blocks, the last filled up with zeros."""
+        assert self._block is not None
+        blocks, dtype = -(-self.num_tasks // self._block), flatten_losses(self.losses).dtype
+        return jnp.eye(blocks * self._block, self.num_tasks, dtype=dtype).reshape(blocks, self._block, -1)
+
+    def _rows(self, units: Array) -> list[Array]:
+        return jax.vmap(self._pull)(units)
+
+    def _sum_of_blocks(self, weights: Array) -> list[Array]:
+        units = self._units()
+        padded = jnp.zeros(units.shape[:2], accumulator_dtype()).reshape(-1).at[: self.num_tasks].set(weights)
+        sums = [jnp.zeros(leaf.shape, jnp.promote_types(leaf.dtype, jnp.float32)) for leaf in self._shapes()]
+
+        def add(i: Any, sums: list[Array]) -> list[Array]:
+            wide = [leaf.astype(total.dtype) for leaf, total in zip(self._rows(units[i]), sums, strict=True)]
+            return jax.tree.map(jnp.add, sums, stacks.combine(padded.reshape(units.shape[:2])[i], wide))
+
+        total = repeat(0, len(units), add, sums)
+        return [leaf.astype(like.dtype) for leaf, like in zip(total, self._shapes(), strict=True)]
+
+    def _gramian_of_blocks(self) -> Array:
+        """Return the Gramian from the blocks on and above its diagonal."""
+        units = self._units()
+        count, size = units.shape[:2]
+
+        def row(i: Any, matrix: Array) -> Array:
+            mine = self._rows(units[i])
+
+            def against(j: Any, matrix: Array) -> Array:
+                product = stacks.cross_gramian(mine, self._rows(units[j]))
+                return matrix.at[i, j].set(product).at[j, i].set(product.T)
+
+            return repeat(i + 1, count, against, matrix.at[i, i].set(stacks.gramian(mine)))
+
+        matrix = repeat(0, count, row, jnp.zeros((count, count, size, size), accumulator_dtype()))
+        return matrix.transpose(0, 2, 1, 3).reshape(count * size, -1)[: self.num_tasks, : self.num_tasks]
+
+    def __jax_array__(self, *_: Any) -> Any:
+        """Raise: there are no entries to compute with."""
+        raise TypeError(_OPAQUE)
+
+    __mul__ = __rmul__ = __pow__ = __add__ = __radd__ = __truediv__ = __neg__ = __jax_array__
+
+    @property
+    def shape(self) -> Any:
+        """Raise: there are no entries to compute with."""
+        raise AttributeError(_OPAQUE)
+
+    dtype = real = shape
+
+
+_OPAQUE = (
+    "A TaskJacobian has no entries to compute with. Transformations of the gradients come after its rows(), or before "
+    "the method in mtlgrad_jax.chain, which makes them. It crosses no jit, scan or vmap: make it inside."
+)
+
+
+def _fit(direction: PyTree, params: PyTree) -> PyTree:
+    """Return a direction in the parameters' dtypes; it must have their structure and shapes."""
+    structure: Any = jax.tree.structure(direction)
+    wanted: Any = jax.tree.structure(params)
+    if structure != wanted:
+        raise ValueError(f"`direction` must have the structure of the parameters, {wanted}, got {structure}.")
+
+    def fit(path: tuple[Any, ...], leaf: Any, param: jax.ShapeDtypeStruct) -> Array:
+        if jnp.shape(leaf) != param.shape:
+            expected, got = param.shape, jnp.shape(leaf)
+            raise ValueError(f"`direction` must have its parameter's shape {expected}, got {got}{at_leaf(path)}.")
+        return jnp.asarray(leaf, param.dtype)
+
+    return jax.tree_util.tree_map_with_path(fit, direction, params)
+
+
+def linearize(
+    losses_fn: Callable[..., Any],
+    *args: Any,
+    argnums: Argnums = 0,
+    has_aux: bool = False,
+    rows: int | None = None,
+    **kwargs: Any,
+) -> TaskJacobian:
+    """Run `losses_fn` forward once and return its Jacobian as an operator.
+
+    Its Gramian takes 2K passes, its weighted sum one, at the memory of a single backward pass. A backward pass of your
+    own (custom_vjp) must then be one that JAX can transpose: linear in its cotangent, no clipping and no kernel in it.
+    With `rows` so many gradients are held at a time instead, for Gramian, sum and pushforward alike, which is exact in
+    float32 for losses of 16 bits and for TPU's default precision, and needs no transpose.
+
+    Args:
+      losses_fn: returns a (K,) array or a pytree of K scalars; with `has_aux`, a pair of that and anything.
+      *args: its arguments.
+      argnums: which of them to differentiate in. Leaves that are not floating get zero gradients.
+      has_aux: whether `losses_fn` returns (losses, aux).
+      rows: gradients held at a time, b: the Gramian then costs K + K(K/b - 1)/2 backward passes and the sum K, at the
+        memory of 2b gradients. None: one backward pass at a time, through the transpose.
+      **kwargs: its keyword arguments.
+
+    Returns:
+      A TaskJacobian with `losses`, `aux`, `gramian()`, `pullback(weights)`, `pushforward(direction)` and `rows()`.
+
+    Example:
+      >>> import jax.numpy as jnp, mtlgrad_jax as mtl
+      >>> jac = mtl.linearize(lambda w: jnp.stack([jnp.sum(w**2), jnp.sum(3 * w)]), jnp.asarray([1.0, 2.0]))
+      >>> jac.gramian().tolist()
+      [[20.0, 18.0], [18.0, 18.0]]
+      >>> jac.pullback(jnp.asarray([0.5, 0.5])).tolist()
+      [2.5, 3.5]
+    """
+    check_oracle(losses_fn, argnums, has_aux)
+    if rows is not None:
+        check_count("rows", rows, at_least=1)
+    function, floating, rest = bind(losses_fn, args, kwargs, argnums, has_aux)
+    losses, vjp, aux = jax.vjp(function, floating, has_aux=True)
+    return TaskJacobian(losses, aux, vjp, rest, None if rows is None else min(rows, len(flatten_losses(losses))))

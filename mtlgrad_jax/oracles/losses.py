@@ -1,0 +1,125 @@
+"""Calling the user's loss function: what it returns is checked, what cannot be differentiated is set aside."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, PyTree
+
+from mtlgrad_jax._core.checks import check_flag, check_function, leaf_name
+
+Argnums = int | Sequence[int]
+
+
+def check_oracle(losses_fn: Any, argnums: Any, has_aux: Any) -> None:
+    """Raise a ValueError unless these are a function, positions of its arguments, and a flag."""
+    check_function("losses_fn", losses_fn)
+    check_flag("has_aux", has_aux)
+    positions = argnums if isinstance(argnums, (list, tuple)) else [argnums]
+    if not all(isinstance(i, int) and not isinstance(i, bool) for i in positions):
+        raise ValueError(f"`argnums` must be an int or a sequence of ints, got argnums={argnums!r}.")
+
+
+class Rest(NamedTuple):
+    """The differentiated arguments without their floating leaves; hashable."""
+
+    treedef: Any
+    fixed: tuple[tuple[tuple[int, ...], str] | None, ...]  # shape and dtype of a leaf that is not floating, else None
+
+    def fill(self, gradients: list[Array], leading: tuple[int, ...] = ()) -> PyTree:
+        """Return the user's tree with gradients for leaves, zeros where a leaf is not floating."""
+        remaining = iter(gradients)
+        leaves = [next(remaining) if leaf is None else jnp.zeros((*leading, *leaf[0]), leaf[1]) for leaf in self.fixed]
+        return self.treedef.unflatten(leaves)
+
+    def pick(self, tree: PyTree) -> list[Array]:
+        """Return the floating leaves of a tree like the user's."""
+        leaves = zip(self.treedef.flatten_up_to(tree), self.fixed, strict=True)
+        return [jnp.asarray(leaf) for leaf, fixed in leaves if fixed is None]
+
+
+def bind(
+    losses_fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], argnums: Argnums, has_aux: bool
+) -> tuple[Callable[[list[Array]], tuple[PyTree, Any]], list[Array], Rest]:
+    """Return losses_fn as a function of its floating leaves, those leaves, and the rest."""
+    single = isinstance(argnums, int)
+    positions = [argnums] if isinstance(argnums, int) else list(argnums)
+    if any(not -len(args) <= i < len(args) for i in positions):
+        raise ValueError(f"`argnums` must name positional arguments, {len(args)} were given, got argnums={argnums}.")
+    selected = args[positions[0]] if single else tuple(args[i] for i in positions)
+    treedef: Any
+    leaves, treedef = jax.tree.flatten(selected)
+    _check_differentiable(selected)
+    fixed = tuple(
+        None if jnp.issubdtype(jnp.result_type(leaf), jnp.floating) else (jnp.shape(leaf), jnp.result_type(leaf).name)
+        for leaf in leaves
+    )
+    others = iter(leaf for leaf, own in zip(leaves, fixed, strict=True) if own is not None)
+    constants = [None if own is None else next(others) for own in fixed]
+
+    def function(floating: list[Array]) -> tuple[PyTree, Any]:
+        values = iter(floating)
+        whole = treedef.unflatten([next(values) if own is None else c for own, c in zip(fixed, constants, strict=True)])
+        called = list(args)
+        for i, value in zip(positions, [whole] if single else whole, strict=True):
+            called[i] = value
+        out = losses_fn(*called, **kwargs)
+        if has_aux and not (isinstance(out, tuple) and len(out) == 2):
+            raise ValueError(f"`losses_fn` must return (losses, aux) under has_aux=True, got {type(out).__name__}.")
+        losses, aux = out if has_aux else (out, None)
+        check_losses(losses, has_aux)
+        return jax.tree.map(jnp.asarray, losses), aux
+
+    rest = Rest(treedef, fixed)
+    floating = rest.pick(selected)
+    if not floating:
+        raise ValueError(f"`argnums` must name arguments with a floating leaf, got argnums={argnums} with none.")
+    return function, floating, rest
+
+
+def _check_differentiable(args: PyTree) -> None:
+    for path, leaf in jax.tree_util.tree_leaves_with_path(args):
+        dtype = jnp.result_type(leaf)
+        if jnp.issubdtype(dtype, jnp.complexfloating) or jnp.issubdtype(dtype, jax.dtypes.extended):
+            raise ValueError(
+                f"`argnums` must name arguments of real numbers, got dtype {dtype}{at_leaf(path)}. "
+                "Split complex leaves into their parts; pass random keys as another argument."
+            )
+
+
+def check_losses(losses: PyTree, has_aux: bool) -> None:
+    """Raise a ValueError unless these are K losses."""
+    leaves = jax.tree_util.tree_leaves_with_path(losses)
+    hint = "" if has_aux else " If it returns (losses, aux), pass has_aux=True."
+    wanted = "`losses_fn` must return a (K,) array or a pytree of K scalars"
+    if not any(jnp.size(leaf) for _, leaf in leaves):
+        raise ValueError(f"{wanted}, got no loss at all.")
+    if len(leaves) == 1 and not leaves[0][0] and jnp.ndim(leaves[0][1]) != 1:
+        raise ValueError(
+            f"{wanted}, got shape {jnp.shape(leaves[0][1])}. Stack the tasks' losses before they are summed: "
+            "jnp.stack([loss_a, loss_b])."
+        )
+    for path, leaf in leaves:
+        if path and jnp.ndim(leaf) != 0:
+            raise ValueError(f"{wanted}, got shape {jnp.shape(leaf)}{at_leaf(path)}.{hint}")
+        if not jnp.issubdtype(jnp.result_type(leaf), jnp.floating):
+            raise ValueError(f"{wanted} of floating dtype, got {jnp.result_type(leaf)}{at_leaf(path)}.{hint}")
+
+
+def at_leaf(path: Sequence[Any]) -> str:
+    """Return where an error message finds a leaf: nothing for a bare array."""
+    return f" at {leaf_name(path)}" if path else ""
+
+
+def flatten_losses(losses: PyTree) -> Array:
+    """Return the K losses as (K,)."""
+    leaves = jax.tree.leaves(losses)
+    return leaves[0] if len(leaves) == 1 and jnp.ndim(leaves[0]) == 1 else jnp.stack(leaves)
+
+
+def loss_of(losses: PyTree, task: Any) -> Array:
+    """Return one task's loss; of a pytree and for a task that is known at trace time, without the others in sight."""
+    leaves = jax.tree.leaves(losses)
+    known = len(leaves) > 1 and not isinstance(task, jax.Array)
+    return leaves[int(task)] if known else flatten_losses(losses)[task]

@@ -1,0 +1,106 @@
+"""All rows: of every method, in the order of what it must see, and of every wrapper."""
+
+import functools
+import importlib
+import pkgutil
+import textwrap
+from typing import Any
+
+from mtlgrad_jax import methods, wrappers
+from mtlgrad_jax._core.method import Method
+from mtlgrad_jax._core.row import NON_CONFLICTING, SCALE_FREE, Row
+
+FOLDERS = {
+    "losses": "losses only: one plain backward pass",
+    "gramian": "the Gramian of the gradients",
+    "mixed": "losses and Gramian",
+    "two_batches": "the cross-Gramian of two batches",
+    "coordinates": "every coordinate of the stack",
+    "buffers": "the stack, and a buffer like it",
+    "sharpness": "gradients at perturbed parameters",
+    "wrappers": "what the method inside must see",
+}
+"""What methods of a folder look at, which is what they cost."""
+
+
+def _rows() -> dict[str, Row]:
+    found = [
+        importlib.import_module(module.name).ROW
+        for package in (methods, wrappers)
+        for module in pkgutil.walk_packages(package.__path__, package.__name__ + ".")
+        if not module.ispkg
+    ]
+    found.sort(key=lambda row: (list(FOLDERS).index(row.folder), row.name))
+    return {row.name: row for row in found}
+
+
+ROWS = _rows()
+"""All rows by name."""
+
+METHODS = tuple(row for row in ROWS.values() if row.folder != "wrappers" and not row.wraps)
+"""Every method."""
+
+WRAPPERS = tuple(row for row in ROWS.values() if row not in METHODS)
+"""Every wrapper, and what else stands before or after a method."""
+
+
+def make(row: Row, num_tasks: int, /, **kwargs: Any) -> Any:
+    """Return the method for K tasks with its smallest arguments and those given."""
+    return row.factory(**{**smallest(row, num_tasks), **kwargs})
+
+
+def smallest(row: Row, num_tasks: int) -> dict[str, Any]:
+    """Return the smallest arguments of a factory, the method inside a wrapper among them."""
+    inside = row.around(make(ROWS[row.wraps], num_tasks)) if row.wraps else {}
+    return {**inside, **row.kwargs(num_tasks)}
+
+
+@functools.cache
+def needs(row: Row) -> tuple[str, ...]:
+    """Return the arguments without which an update of the row raises."""
+    method = make(row, 3)
+    declared = method.arguments if isinstance(method, Method) else ()
+    required = [argument.name for argument in declared if argument.name != "task_mask" and argument.stand_in is None]
+    return (*required, *row.functions)
+
+
+def describe(row: Row) -> str:
+    """Return what the row adds to its factory's documentation."""
+    promises = ", ".join(sorted(row.promises)) or "none"
+    inner = "what the method needs" if row.wraps else ""
+    wanted = " and ".join(filter(None, [inner, *(f"`{name}`" for name in needs(row))]))
+    lines = [
+        f"Native scale: {row.scale}.",
+        f"State: {row.state}.",
+        f"Looks at: {FOLDERS[row.folder]}.",
+        f"Update needs: {wanted or 'nothing beyond the gradients'}."
+        + (f" At least {row.fewest} tasks present." if row.fewest > 1 else ""),
+    ]
+    if row in METHODS:
+        lines += [
+            f"Properties, checked for the default arguments: {promises}.",
+            f"Checked against: {row.checked}.",
+        ]
+    lines += [
+        f"Reference: {row.paper}.",
+        "Raises: ValueError for arguments out of range, and in update for wrong shapes.",
+    ]
+    return "\n".join(lines)
+
+
+def markdown_table() -> str:
+    """Return the table of methods."""
+    rows = ["| method | looks at | native scale | state | guarantee | reference |", "|---|---|---|---|---|---|"]
+    for row in METHODS:
+        promises = ", ".join(sorted(row.promises & {NON_CONFLICTING, SCALE_FREE})) or "-"
+        rows.append(f"| `{row.name}` | {FOLDERS[row.folder]} | {row.scale} | {row.state} | {promises} | {row.paper} |")
+    return "\n".join(rows)
+
+
+def _document() -> None:
+    for row in ROWS.values():
+        notes = textwrap.indent(describe(row), " " * 6)
+        row.factory.__doc__ = f"{(row.factory.__doc__ or '').rstrip()}\n\n    Notes:\n{notes}\n    "
+
+
+_document()

@@ -1,0 +1,267 @@
+"""What composes losses, a method and an optimizer: `balanced_value_and_grad`, `chain`, `accumulate`."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Bool, Float, Int, PyTree
+
+from mtlgrad_jax import stacks
+from mtlgrad_jax._core.checks import check_count
+from mtlgrad_jax._core.control import cond
+from mtlgrad_jax._core.method import Method, update_without_task_axis
+from mtlgrad_jax._core.step import UPDATE_ARGUMENTS, infos, keep_infos, was_empty
+from mtlgrad_jax._core.tasks import Jacobian, accumulator_dtype, check_num_tasks, present_tasks, task_vector, unstack
+from mtlgrad_jax._core.trees import unaliased
+from mtlgrad_jax.oracles.linearize import linearize
+from mtlgrad_jax.oracles.losses import Argnums, check_oracle
+
+
+def balanced_value_and_grad(
+    losses_fn: Callable[..., Any],
+    method: optax.GradientTransformation,
+    argnums: Argnums = 0,
+    has_aux: bool = False,
+    rows: int | None = None,
+) -> Callable[..., tuple[Any, PyTree, PyTree]]:
+    """Return a function that gives the losses and the one gradient that a method makes of theirs.
+
+    Shaped like `jax.value_and_grad`, for training loops that want a gradient: nnx.Optimizer, TrainState. The gradient
+    is that of the method on stacked gradients, up to rounding, at the memory of one backward pass: Gramian if the
+    method looks at it, weights, pullback.
+
+    Args:
+      losses_fn: returns a (K,) array or a pytree of K scalars; with `has_aux`, a pair of that and anything.
+      method: any method of this library; its first state is `method.init(params)`. One that is no weighted sum of the
+        gradients makes all K of them.
+      argnums: which positional arguments of `losses_fn` to differentiate in.
+      has_aux: whether `losses_fn` returns (losses, aux).
+      rows: gradients held at a time, as in `linearize`.
+
+    Returns:
+      `step(params, state, *args, extra_args=None, **kwargs) -> (losses, gradient, state)`, where `losses_fn` is called
+      as `losses_fn(params, *args, **kwargs)`, and `extra_args` holds arguments of the method's update, such as
+      `{"task_mask": mask}`; with `has_aux`, `((losses, aux), gradient, state)`.
+
+    Example:
+      >>> import jax.numpy as jnp, mtlgrad_jax as mtl
+      >>> method, params = mtl.mgda(), jnp.asarray([0.5])
+      >>> step = mtl.balanced_value_and_grad(lambda w: jnp.stack([w[0] ** 2, (w[0] - 1) ** 2]), method)
+      >>> losses, gradient, state = step(params, method.init(params))
+      >>> gradient.tolist()  # Pareto stationary
+      [0.0]
+    """
+    check_oracle(losses_fn, argnums, has_aux)
+    if not isinstance(method, optax.GradientTransformation):
+        raise ValueError(f"`method` must be one such as mtlgrad_jax.cagrad(), got {type(method).__name__}.")
+    if rows is not None:
+        check_count("rows", rows, at_least=1)
+    tx = optax.with_extra_args_support(method)
+
+    def step(
+        params: PyTree, state: PyTree, *args: Any, extra_args: dict[str, Any] | None = None, **kwargs: Any
+    ) -> tuple[Any, PyTree, PyTree]:
+        positions = argnums if isinstance(argnums, int) else tuple(argnums)
+        jacobian = linearize(losses_fn, params, *args, argnums=positions, has_aux=has_aux, rows=rows, **kwargs)
+        gradient, new_state = tx.update(jacobian, state, None, **(extra_args or {}))
+        return ((jacobian.losses, jacobian.aux) if has_aux else jacobian.losses), gradient, new_state
+
+    return step
+
+
+def chain(*transforms: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:
+    """Chain a whole optimizer around one method: `optax.chain`, in which a step that is skipped moves nothing.
+
+    In a step that the method skips as not finite, or in which no task is present, the update is zero and every state
+    stays as it was, but for the `Info` that counts it: no momentum, decay, schedule or counter behind the method moves.
+    What lies behind it runs under one `lax.cond`. Arguments of the update that methods declare (`losses`, `task_mask`,
+    ...) end at the method, all others pass on, so that line searches work: give them the mean loss as `value` and the
+    mean gradient as `grad`; a method's direction need not descend on it.
+
+    Args:
+      *transforms: exactly one with a method in it, itself or wrapped (inject_hyperparams, optax.chain); those before it
+        act on stacked gradients, those behind it on the one gradient. A TaskJacobian becomes rows where there are
+        transformations before the method.
+
+    Returns:
+      An optax transformation from stacked gradients, or a TaskJacobian, to updates.
+
+    Example:
+      >>> import jax.numpy as jnp, optax, mtlgrad_jax as mtl
+      >>> tx = mtl.chain(mtl.upgrad(), optax.sgd(0.1, momentum=0.9))
+      >>> grads, params = jnp.asarray([[1.0, 0.5], [-0.5, 1.0]]), jnp.asarray([1.0, -2.0])
+      >>> _, state = tx.update(grads, tx.init(params), params)
+      >>> updates, state = tx.update(grads.at[0, 0].set(jnp.nan), state, params)
+      >>> updates.tolist()
+      [0.0, 0.0]
+    """
+    for transform in transforms:
+        if not isinstance(transform, optax.GradientTransformation):
+            raise ValueError(f"`transforms` must be optax transformations, got {type(transform).__name__}.")
+    members = [optax.with_extra_args_support(transform) for transform in transforms]
+
+    def place(states: tuple[PyTree, ...]) -> int:
+        found = [i for i, state in enumerate(states) if infos(state)]
+        if len(found) != 1:
+            raise ValueError(
+                f"`transforms` must hold exactly one method of mtlgrad_jax, got {len(found)}. For several groups of "
+                "leaves use partition, shared_private or grouped as that one."
+            )
+        return found[0]
+
+    def init(params: PyTree) -> tuple[PyTree, ...]:
+        states = tuple(member.init(params) for member in members)
+        place(states)
+        return unaliased(states, params)
+
+    def update(
+        task_grads: PyTree, state: tuple[PyTree, ...], params: PyTree | None = None, **extra: Any
+    ) -> tuple[PyTree, tuple[PyTree, ...]]:
+        if len(state) != len(members):
+            raise ValueError(
+                f"`state` must be that of this chain, of {len(members)} transformations, got {len(state)}."
+            )
+        at, new = place(state), list(state)
+        if at and isinstance(task_grads, Jacobian):
+            if extra.get("losses") is not None:
+                raise ValueError("`losses` must not be given beside a TaskJacobian, which has its own.")
+            task_grads, extra = task_grads.rows(), {**extra, "losses": task_grads.losses}
+        for i in range(at):
+            task_grads, new[i] = members[i].update(task_grads, state[i], params, **extra)
+        gradient, new[at] = update_without_task_axis(
+            f"transforms[{at}]", members[at], task_grads, state[at], params, **extra
+        )
+        passed = {name: value for name, value in extra.items() if name not in UPDATE_ARGUMENTS}
+
+        def behind() -> tuple[PyTree, list[PyTree]]:
+            updates, states = gradient, []
+            for member, own in zip(members[at + 1 :], state[at + 1 :], strict=True):
+                updates, after = member.update(updates, own, params, **passed)
+                states.append(after)
+            return updates, [*new[: at + 1], *states]
+
+        def nothing() -> tuple[PyTree, list[PyTree]]:
+            updates = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(behind)[0])
+            counted = new[at] if isinstance(members[at], Method) else keep_infos(state[at], new[at])
+            return updates, [*state[:at], counted, *state[at + 1 :]]
+
+        updates, states = cond(~was_empty(new[at]), behind, nothing)
+        return updates, tuple(states)
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+class AccumulateState(NamedTuple):
+    """State of accumulate."""
+
+    sums: PyTree  # leaves (K, *parameter shape): of each task's gradients so far, times their sizes
+    losses: Float[Array, " K"]
+    sizes: Float[Array, " K"]  # of the micro-batches in which each task was present and finite
+    step: Int[Array, ""]  # micro-batches so far, modulo `steps`
+    inner: PyTree
+
+
+def accumulate(tx: optax.GradientTransformation, num_tasks: int, steps: int) -> optax.GradientTransformationExtraArgs:
+    """Average each task's gradient over several micro-batches, and step once with the averages.
+
+    Replaces `optax.MultiSteps`, whose buffers have no task axis. Each task's mean is over the micro-batches in which it
+    was present and finite; one that was in none is absent in the step. Losses are averaged alike, other arguments of
+    the update come from the last micro-batch. The updates in between are zero, and nothing in `tx` moves. For
+    TaskJacobians it makes rows: to keep the memory of one backward pass, let `losses_fn` scan the micro-batches itself,
+    under `jax.checkpoint`.
+
+    Args:
+      tx: a method, or a chain with one.
+      num_tasks: K.
+      steps: micro-batches a step.
+
+    Returns:
+      An optax transformation whose update also takes `sizes`: those of the micro-batch, a number or one for each task,
+      where they are unequal. `has_updated(state)` tells whether the last update was a step.
+
+    Example:
+      >>> import jax.numpy as jnp, optax, mtlgrad_jax as mtl
+      >>> tx = mtl.accumulate(mtl.chain(mtl.upgrad(), optax.sgd(1.0)), num_tasks=2, steps=2)
+      >>> grads, params = jnp.asarray([[1.0, 0.0], [0.0, 1.0]]), jnp.zeros(2)
+      >>> first, state = tx.update(grads, tx.init(params), params)
+      >>> second, state = tx.update(3 * grads, state, params)
+      >>> first.tolist(), second.tolist(), bool(mtl.has_updated(state))
+      ([0.0, 0.0], [-1.0, -1.0], True)
+    """
+    if not isinstance(tx, optax.GradientTransformation):
+        raise ValueError(f"`tx` must be an optax transformation, got {type(tx).__name__}.")
+    check_count("num_tasks", num_tasks, at_least=1)
+    check_count("steps", steps, at_least=1)
+    inner = optax.with_extra_args_support(tx)
+
+    def init(params: PyTree) -> AccumulateState:
+        zeros = jnp.zeros((num_tasks,), accumulator_dtype())
+        sums = jax.tree.map(_wide, stacks.zeros(params, num_tasks))
+        return unaliased(AccumulateState(sums, zeros, zeros, jnp.zeros((), jnp.int32), inner.init(params)), params)
+
+    def update(
+        task_grads: PyTree,
+        state: AccumulateState,
+        params: PyTree | None = None,
+        *,
+        losses: PyTree = None,
+        task_mask: PyTree = None,
+        sizes: Any = 1.0,
+        **extra: Any,
+    ) -> tuple[PyTree, AccumulateState]:
+        if isinstance(task_grads, Jacobian):
+            if losses is not None:
+                raise ValueError("`losses` must not be given beside a TaskJacobian, which has its own.")
+            task_grads, losses = task_grads.rows(), task_grads.losses
+        check_num_tasks(num_tasks, stacks.num_tasks(task_grads, params))
+        seen = present_tasks(task_mask, num_tasks, losses) & stacks.finite_tasks(task_grads)
+        values = jnp.zeros((num_tasks,), accumulator_dtype())
+        if losses is not None:
+            values = task_vector("losses", losses, num_tasks=num_tasks).astype(values.dtype)
+            seen &= jnp.isfinite(values)
+        size = jnp.where(seen, jnp.broadcast_to(jnp.asarray(sizes, values.dtype), (num_tasks,)), 0)
+
+        def add(total: Array, leaf: Array) -> Array:
+            added = stacks.column(size, leaf).astype(total.dtype) * leaf.astype(total.dtype)
+            return total + jnp.where(stacks.column(seen, leaf), added, 0)
+
+        sums = jax.tree.map(add, state.sums, task_grads)
+        loss_sums, total = state.losses + jnp.where(seen, size * values, 0), state.sizes + size
+        count = optax.safe_increment(state.step)
+        present = total > 0
+
+        def finish() -> tuple[PyTree, AccumulateState]:
+            share = jnp.where(present, 1 / jnp.where(present, total, 1), 0)
+            means = jax.tree.map(
+                lambda leaf, like: (stacks.column(share, leaf).astype(leaf.dtype) * leaf).astype(like.dtype),
+                sums,
+                task_grads,
+            )
+            averages = None if losses is None else unstack(jnp.where(present, loss_sums * share, 1), like=losses)
+            mask = present if losses is None else unstack(present, like=losses)
+            updates, after = inner.update(means, state.inner, params, losses=averages, task_mask=mask, **extra)
+            zeros = jnp.zeros_like(total)
+            emptied = jax.tree.map(jnp.zeros_like, sums)
+            return updates, AccumulateState(emptied, zeros, zeros, jnp.zeros_like(count), after)
+
+        def wait() -> tuple[PyTree, AccumulateState]:
+            updates = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(finish)[0])
+            return updates, AccumulateState(sums, loss_sums, total, count, state.inner)
+
+        return cond(count >= steps, finish, wait)
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+def has_updated(state: AccumulateState) -> Bool[Array, ""]:
+    """Return whether the last update of `accumulate` was a step, not one of those in between."""
+    if not isinstance(state, AccumulateState):
+        raise ValueError(f"`state` must be that of accumulate, got {type(state).__name__}.")
+    return state.step == 0
+
+
+def _wide(leaf: Array) -> Array:
+    floating = jnp.issubdtype(leaf.dtype, jnp.floating)
+    return leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32)) if floating else leaf

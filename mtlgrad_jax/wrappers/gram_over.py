@@ -1,0 +1,48 @@
+"""Weights from some of the leaves, applied to all: the last shared layer, adapters, a few blocks."""
+
+from collections.abc import Callable
+from typing import Any
+
+from jaxtyping import PyTree
+
+from mtlgrad_jax._core.method import Method, weighed_over, weights_of
+from mtlgrad_jax._core.row import Row
+from mtlgrad_jax._core.trees import cut, flag_leaves
+
+
+def gram_over(method: Method, where: PyTree | Callable[[Any], bool]) -> Method:
+    """Let a method weigh the tasks by the Gramian of some leaves, and apply its weights to all of them.
+
+    The Gramian then costs as much as those leaves; GradNorm, SLW and AvgNorm are defined on the last shared layer. What
+    a method guarantees, it guarantees for those leaves alone. A step that is not finite in them, or in another leaf of
+    a task with weight, is skipped. A `cross_gramian` must be of the same leaves.
+
+    Args:
+      method: one that combines the tasks by weights.
+      where: a pytree of bool with the structure of params, or a function of a leaf's path (the tuple of keys that
+        `jax.tree_util.tree_leaves_with_path` gives); true for leaves to look at.
+
+    Returns:
+      A transformation with the method's state.
+
+    Example:
+      >>> import jax.numpy as jnp, mtlgrad_jax as mtl
+      >>> tx = mtl.gram_over(mtl.mgda(), {"first": False, "last": True})
+      >>> grads = {"first": jnp.asarray([[4.0], [8.0]]), "last": jnp.asarray([[1.0, 0.0], [0.0, 1.0]])}
+      >>> update, _ = tx.update(grads, tx.init({"first": jnp.zeros(1), "last": jnp.zeros(2)}))
+      >>> update["first"].tolist(), update["last"].tolist()
+      ([6.0], [0.5, 0.5])
+    """
+    return weighed_over(
+        method, weights_of(method, "gram_over"), lambda tree: cut(tree, flag_leaves(where, tree, "where"), True)
+    )
+
+
+ROW = Row(
+    gram_over,
+    scale="the method's",
+    state="the method's",
+    paper="the last shared layer of Chen et al. (GradNorm), ICML 2018, arXiv 1711.02257",
+    kwargs=lambda num_tasks: {"where": lambda path: True},
+    wraps="mgda",
+)

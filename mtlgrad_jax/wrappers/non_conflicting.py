@@ -1,0 +1,64 @@
+"""Any method without conflict: its direction, projected on the dual cone (after Hu, Ho & Yu 2026, arXiv 2605.30452)."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, PyTree
+
+from mtlgrad_jax._core.method import Method, fit, weights_of
+from mtlgrad_jax._core.row import Row
+from mtlgrad_jax._core.step import mark_skipped, mark_solved
+from mtlgrad_jax._core.tasks import accumulator_dtype, present_tasks
+from mtlgrad_jax.solvers import project_weights
+
+
+def non_conflicting(method: Method) -> Method:
+    r"""Replace a method's direction by the nearest one on which no task ascends.
+
+    .. math:: d = \arg\min_{G d \ge 0} \Big\| d - \sum_i w_i g_i \Big\|
+
+    A direction without conflict stays as it is. At Pareto-stationary points the only such direction may be zero. Of
+    `mean` this makes `dualproj`.
+
+    Args:
+      method: one that combines the tasks by weights.
+
+    Returns:
+      The same with the method's own state, whose `info` counts the projection in.
+
+    Example:
+      >>> import jax.numpy as jnp, mtlgrad_jax as mtl
+      >>> tx = mtl.non_conflicting(mtl.sum())
+      >>> grads = jnp.asarray([[1.0, 0.0], [-2.0, 1.0]])
+      >>> update, _ = tx.update(grads, tx.init(jnp.zeros(2)))
+      >>> update.tolist()
+      [0.0, 1.0]
+    """
+    weigh = weights_of(method, "non_conflicting")
+
+    def update(
+        gramian: Any, state: PyTree, *, losses: PyTree = None, task_mask: PyTree = None, **extra: Any
+    ) -> tuple[Array, PyTree]:
+        gramian = gramian() if callable(gramian) else gramian
+        weights, new_state = weigh(gramian, state, losses=losses, task_mask=task_mask, **extra)
+        present = present_tasks(task_mask, len(weights), losses)
+        M = jax.lax.stop_gradient(jnp.asarray(gramian, accumulator_dtype()))
+        M = jnp.where(present[:, None] & present[None, :], M, 0)
+        finite = jnp.isfinite(M).all()
+        solved = project_weights(jnp.where(finite, M, 0), weights.astype(M.dtype))
+        new_state = mark_solved(new_state, solved.residual, solved.steps, solved.result)
+        finite &= fit(weights, M, present) & fit(solved.value, M, present)
+        new_state = jax.tree.map(lambda new, old: jnp.where(finite, new, old), new_state, mark_skipped(state))
+        return jnp.where(present & finite, solved.value, 0), new_state
+
+    return Method(method.init, weigh=update, arguments=method.arguments, looks=True)
+
+
+ROW = Row(
+    non_conflicting,
+    scale="the method's, or less",
+    state="the method's",
+    paper="Hu, Ho & Yu, 2026, arXiv 2605.30452 (abstract only)",
+    wraps="mean",
+)

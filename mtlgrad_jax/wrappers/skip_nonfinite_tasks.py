@@ -1,0 +1,75 @@
+"""Dropping, for one step, the tasks that broke in it."""
+
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Int, PyTree
+
+from mtlgrad_jax import stacks
+from mtlgrad_jax._core.method import Method, check_transformation, update_without_task_axis
+from mtlgrad_jax._core.row import Row
+from mtlgrad_jax._core.tasks import present_tasks, task_vector, unstack
+
+
+class SkipNonfiniteTasksState(NamedTuple):
+    """State of skip_nonfinite_tasks."""
+
+    dropped: Int[Array, ""]  # tasks dropped so far, counted once a step
+    inner: PyTree
+
+
+def skip_nonfinite_tasks(method: optax.GradientTransformation) -> Method:
+    """Treat a task whose loss or gradient is not finite as absent in this step, and count it.
+
+    The other tasks train on as if it had not been there; its own state stays as it was. This helps where a NaN stays
+    in its task: `task_value_and_grad` on named losses with `strategy="unrolled"`, or a vmap over tasks. Otherwise one
+    NaN label spoils every row, all tasks are dropped and the update is zero.
+
+    Args:
+      method: any transformation of this library, or a chain that begins with one.
+
+    Example:
+      >>> import jax.numpy as jnp, mtlgrad_jax as mtl
+      >>> tx = mtl.skip_nonfinite_tasks(mtl.mean())
+      >>> update, state = tx.update(jnp.asarray([[1.0, 2.0], [jnp.nan, 0.0]]), tx.init(jnp.zeros(2)))
+      >>> update.tolist(), int(state.dropped)
+      ([1.0, 2.0], 1)
+    """
+    check_transformation(method)
+
+    def init(params: PyTree) -> SkipNonfiniteTasksState:
+        return SkipNonfiniteTasksState(jnp.zeros((), jnp.int32), method.init(params))
+
+    def update(
+        task_grads: PyTree,
+        state: SkipNonfiniteTasksState,
+        params: PyTree | None,
+        *,
+        losses: PyTree = None,
+        task_mask: PyTree = None,
+        **extra: Any,
+    ) -> tuple[PyTree, SkipNonfiniteTasksState]:
+        K = stacks.num_tasks(task_grads)
+        present = present_tasks(task_mask, K, losses)
+        finite = stacks.finite_tasks(task_grads)
+        if losses is not None:
+            finite &= jnp.isfinite(task_vector("losses", losses, num_tasks=K))
+        kept = present & finite if losses is None else unstack(present & finite, like=losses)
+        gradient, inner = update_without_task_axis(
+            "method", method, task_grads, state.inner, params, losses=losses, task_mask=kept, **extra
+        )
+        dropped = jnp.sum(present & ~finite, dtype=jnp.int32)
+        room = jnp.iinfo(jnp.int32).max - state.dropped
+        return gradient, SkipNonfiniteTasksState(state.dropped + jnp.minimum(dropped, room), inner)
+
+    return Method(init, update, arguments=getattr(method, "arguments", ()))
+
+
+ROW = Row(
+    skip_nonfinite_tasks,
+    scale="the method's",
+    state="a counter",
+    paper="none",
+    wraps="mean",
+)

@@ -1,0 +1,81 @@
+"""CR-MOGM: exponentially averaged weights (Zhou et al., NeurIPS 2022).
+
+The paper's own schedule of the decay was not accessible; constant decay and start at the first weights follow TorchJD.
+"""
+
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, PyTree
+
+from mtlgrad_jax._core.checks import Number, check_count, check_number
+from mtlgrad_jax._core.method import Method, fit, weights_of
+from mtlgrad_jax._core.row import Row
+from mtlgrad_jax._core.step import was_skipped
+from mtlgrad_jax._core.tasks import accumulator_dtype, check_num_tasks, present_tasks
+
+
+class SmoothedState(NamedTuple):
+    """State of smoothed."""
+
+    weights: Float[Array, " K"]
+    seen: Bool[Array, " K"]  # whether the task has been present
+    inner: PyTree
+
+
+def smoothed(method: Method, num_tasks: int, decay: Number = 0.9) -> Method:
+    r"""Average the weights of a method over time, so that they stop following the noise of single batches.
+
+    .. math:: \bar w \leftarrow \lambda \bar w + (1 - \lambda) w
+
+    An average starts at the first weights. Averages of a method that looks at the gradients start anew where the sum of
+    these, so weighted, could overflow. Absent tasks keep theirs, and so do all in a step that the method skips; the
+    averages of the tasks present are not rescaled.
+
+    Args:
+      method: one that combines the tasks by weights.
+      num_tasks: K.
+      decay: :math:`\lambda` in [0, 1).
+
+    Example:
+      >>> import jax.numpy as jnp, mtlgrad_jax as mtl
+      >>> tx = mtl.smoothed(mtl.mgda(), num_tasks=2, decay=0.5)
+      >>> state = tx.init(jnp.zeros(2))
+      >>> _, state = tx.update(jnp.asarray([[1.0, 0.0], [0.0, 1.0]]), state)
+      >>> _, state = tx.update(jnp.asarray([[1.0, 0.0], [2.0, 0.0]]), state)
+      >>> state.weights.tolist()
+      [0.75, 0.25]
+    """
+    weigh = weights_of(method, "smoothed")
+    check_count("num_tasks", num_tasks, at_least=1)
+    check_number("decay", decay, at_least=0, below=1)
+
+    known_tasks = num_tasks
+
+    def init(params: PyTree) -> SmoothedState:
+        weights = jnp.zeros((known_tasks,), accumulator_dtype())
+        return SmoothedState(weights, jnp.zeros((known_tasks,), bool), method.init(params))
+
+    def update(
+        gramian: Any, state: SmoothedState, *, losses: PyTree = None, task_mask: PyTree = None, **extra: Any
+    ) -> tuple[Array, SmoothedState]:
+        gramian = gramian() if method.looks and callable(gramian) else gramian
+        weights, inner = weigh(gramian, state.inner, losses=losses, task_mask=task_mask, **extra)
+        check_num_tasks(known_tasks, len(weights))
+        present = present_tasks(task_mask, known_tasks, losses) & ~was_skipped(inner, state.inner)
+        average = jnp.where(state.seen, decay * state.weights + (1 - decay) * weights, weights)
+        average = jnp.where(fit(average, gramian if method.looks else None, present), average, weights)
+        average = jnp.where(present, average, state.weights)
+        return jnp.where(present, average, 0), SmoothedState(average, state.seen | present, inner)
+
+    return Method(init, weigh=update, arguments=method.arguments, looks=method.looks)
+
+
+ROW = Row(
+    smoothed,
+    scale="the method's",
+    state="K weights",
+    paper="Zhou et al. (CR-MOGM), NeurIPS 2022",
+    kwargs=lambda num_tasks: {"num_tasks": num_tasks},
+    wraps="mgda",
+)

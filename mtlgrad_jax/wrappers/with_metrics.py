@@ -1,0 +1,147 @@
+"""What the tasks' gradients did in a step, kept in the optimizer state for logging."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, PyTree
+
+from mtlgrad_jax import stacks
+from mtlgrad_jax._core.checks import check_count
+from mtlgrad_jax._core.method import Method
+from mtlgrad_jax._core.row import Row
+from mtlgrad_jax._core.step import was_skipped
+from mtlgrad_jax._core.tasks import accumulator_dtype, check_num_tasks, present_tasks
+
+
+class Metrics(NamedTuple):
+    """Metrics of one step; entries of absent tasks are zero."""
+
+    weights: Float[Array, " K"] | None  # None where the method has none
+    norms: Float[Array, " K"]
+    cosines: Float[Array, "K K"]
+    conflict_fraction: Float[Array, ""]  # share of the task pairs whose gradients have a negative inner product
+    magnitude_similarity: Float[Array, ""]  # mean over pairs of 2 n_i n_j / (n_i^2 + n_j^2)
+    predicted_change: Float[Array, " K"]  # first-order change of each loss per unit of learning rate: -<g_i, d>
+
+
+class MetricsState(NamedTuple):
+    """State of with_metrics."""
+
+    metrics: Metrics
+    inner: PyTree
+
+
+def with_metrics(method: Method, num_tasks: int) -> Method:
+    """Keep a step's weights, norms, cosines and conflicts in the state, where `metrics(opt_state)` finds them.
+
+    The Gramian is formed in every step, also for methods that do without it. A step that is skipped as not finite
+    leaves the metrics as they were. A method that does not combine the tasks by weights gets none, and its predicted
+    changes from the update itself: inside `shared_private` or `skip_nonfinite_tasks`, `with_metrics` sees the weights,
+    around them not.
+
+    Args:
+      method: any of this library.
+      num_tasks: K.
+
+    Example:
+      >>> import jax.numpy as jnp, mtlgrad_jax as mtl
+      >>> tx = mtl.with_metrics(mtl.mgda(), num_tasks=2)
+      >>> grads = jnp.asarray([[-4.0, 1.0, 1.0], [6.0, 1.0, 1.0]])
+      >>> _, state = tx.update(grads, tx.init(jnp.zeros(3)))
+      >>> float(mtl.metrics(state)["conflict_fraction"]), mtl.metrics(state)["weights"].tolist()
+      (1.0, [0.6, 0.4])
+    """
+    check_count("num_tasks", num_tasks, at_least=1)
+    known_tasks = num_tasks
+
+    def first_metrics() -> Metrics:
+        row, square = (known_tasks,), (known_tasks, known_tasks)
+        weights, *others = (jnp.zeros(shape, accumulator_dtype()) for shape in (row, row, square, (), (), row))
+        return Metrics(None if method.weigh is None else weights, *others)
+
+    if not isinstance(method, Method):
+        raise ValueError(
+            f"`method` must be a method of this library, got {type(method).__name__}. Put with_metrics inside: "
+            "optax.chain(with_metrics(method, num_tasks), optax.adam(1e-3)), and so with inject_hyperparams."
+        )
+    weigh = method.weigh
+
+    def init(params: PyTree) -> MetricsState:
+        return MetricsState(first_metrics(), method.init(params))
+
+    def weigh_and_measure(
+        gramian: Any, state: MetricsState, *, losses: PyTree = None, task_mask: PyTree = None, **extra: Any
+    ) -> tuple[Array, MetricsState]:
+        assert weigh is not None
+        present = present_tasks(task_mask, known_tasks, losses)
+        gramian = gramian() if callable(gramian) else gramian
+        check_num_tasks(known_tasks, len(gramian))
+        weights, inner = weigh(gramian, state.inner, losses=losses, task_mask=task_mask, **extra)
+        M = _finite(gramian, present)
+        return weights, _next(state, _measure(M, weights, -M @ weights, present), inner)
+
+    if weigh is not None:
+        return Method(init, weigh=weigh_and_measure, arguments=method.arguments, looks=method.looks)
+
+    def update(
+        task_grads: PyTree,
+        state: MetricsState,
+        params: PyTree | None,
+        *,
+        losses: PyTree = None,
+        task_mask: PyTree = None,
+        **extra: Any,
+    ) -> tuple[PyTree, MetricsState]:
+        check_num_tasks(known_tasks, stacks.num_tasks(task_grads))
+        gradient, inner = method.update(task_grads, state.inner, params, losses=losses, task_mask=task_mask, **extra)
+        present = present_tasks(task_mask, known_tasks, losses) & stacks.finite_tasks(task_grads)
+        change = -stacks.project(task_grads, gradient)
+        change = jnp.where(present & jnp.isfinite(change), change, 0)
+        M = _finite(stacks.gramian(task_grads, present), present)
+        return gradient, _next(state, _measure(M, None, change, present), inner)
+
+    return Method(init, update, arguments=method.arguments)
+
+
+def _next(state: MetricsState, metrics: Metrics, inner: PyTree) -> MetricsState:
+    skipped = was_skipped(inner, state.inner)
+    kept = jax.tree.map(lambda new, old: jnp.where(skipped, old, new), metrics, state.metrics)
+    return MetricsState(kept, inner)
+
+
+def _finite(gramian: Array, present: Array) -> Array:
+    return jnp.where(present[:, None] & present[None, :] & jnp.isfinite(gramian), gramian, 0)
+
+
+def _measure(
+    M: Float[Array, "K K"], weights: Array | None, predicted_change: Array, present: Bool[Array, " K"]
+) -> Metrics:
+    K = len(present)
+    norms = jnp.sqrt(jnp.diagonal(M))
+    inverse = jnp.where(norms > 0, 1 / jnp.where(norms > 0, norms, 1), 0)
+    pairs = present[:, None] & present[None, :] & ~jnp.eye(K, dtype=bool)
+    smaller, larger = jnp.minimum(norms[:, None], norms[None, :]), jnp.maximum(norms[:, None], norms[None, :])
+    ratio = smaller / jnp.where(larger > 0, larger, 1)
+
+    def pair_mean(values: Array) -> Array:
+        return jnp.sum(jnp.where(pairs, values, 0)) / jnp.maximum(jnp.sum(pairs), 1)
+
+    return Metrics(
+        weights,
+        norms,
+        jnp.clip(M * inverse[:, None] * inverse[None, :], -1, 1),
+        pair_mean(M < 0),
+        pair_mean(jnp.where(larger > 0, 2 * ratio / (1 + ratio**2), 1)),
+        predicted_change,
+    )
+
+
+ROW = Row(
+    with_metrics,
+    scale="the method's",
+    state="K×K metrics",
+    paper="none",
+    kwargs=lambda num_tasks: {"num_tasks": num_tasks},
+    wraps="mgda",
+)
