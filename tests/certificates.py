@@ -108,7 +108,7 @@ def conic_gap(M, c, weights, rounding=0, enough=0):
     (H² - max(V, 0)²)/(tr(M)/K), V the value of d's direction and H an upper bound; at least by how much the cosine is
     short of c. The support function h of the feasible set gives H = h(g_w) for any w on the simplex: those that d is
     the direction of g_w + m g0 for, the vertices and the min-norm point; then, unless the gap is down to `enough`, the
-    min-norm points of g_i + m g0 for many m.
+    min-norm points of g_i + m g0 for many m: from those that hardly move the smallest row, which may decide.
     """
     M, weights, n = _cast(M, weights)
     K, scale, F = len(M), np.trace(M) / len(M), _factor(M)
@@ -130,7 +130,8 @@ def conic_gap(M, c, weights, rounding=0, enough=0):
 
     tried = [weights.clip(0), (weights - weights.min()).clip(0)]
     best = min([*np.eye(K), min_norm_point(M), *(w / w.sum() for w in tried if w.any())], key=support)
-    for m in sorted(np.logspace(-4, 4, 65), key=lambda m: abs(np.log(m))):
+    first = 1e-4 * min(1, n[n > 0].min() / length)
+    for m in sorted(np.geomspace(first, 1e4, 97), key=lambda m: abs(np.log(m))):
         if gap(best) > enough:
             moved = F + m * np.outer(F @ mean, np.ones(K))
             best = min(best, min_norm_point(moved.T @ moved), key=support)

@@ -56,6 +56,11 @@ def floor(M, w, scale):
     return FLOOR * np.finfo(M.dtype).eps * max(abs(M.astype(float)) @ abs(np.asarray(w, float))) / (scale or 1)
 
 
+def shifted(M):
+    """What the solvers add to a unit diagonal: an entry may be that far off, relative to n_i n_j."""
+    return shift(jnp.asarray(M))
+
+
 def ones(K, dtype):
     return np.full(K, 1 / K, dtype)
 
@@ -84,8 +89,7 @@ def judge_capped(M, cap, w):
 def judge_projection(M, u, v):
     M64, dtype = M.astype(float), str(M.dtype)
     size = np.diag(M64).max() * abs(u).sum()
-    rounding = (len(M) + 16) * np.finfo(dtype).eps  # what the solvers add to the diagonal
-    assert certificates.dual_cone_residual(M64, u, v, rounding) <= TOLERANCE[dtype] + floor(M, v, size)
+    assert certificates.dual_cone_residual(M64, u, v, shifted(M)) <= TOLERANCE[dtype] + floor(M, v, size)
 
 
 def judge_max_min(M, c, t):
@@ -129,7 +133,8 @@ def judge_progress(M, primary, share, w, distance=None):
         assert share.any()
         assert distance**2 <= TOLERANCE[dtype] or hidden
     else:
-        assert not share.any() or distance > 1e-7 or certificates.progress_residual(M64, primary, share, own) == 0
+        possible = not share.any() or distance**2 > FLOOR * eps
+        assert possible or certificates.progress_residual(M64, primary, share, own) == 0
         assert certificates.progress_residual(M64, primary, share, w) <= TOLERANCE[dtype]
         rounding = FLOOR * eps * (n @ abs(w)) ** 2
         assert abs(w @ M64 @ w - n[primary] ** 2) <= TOLERANCE[dtype] * n[primary] ** 2 + rounding
@@ -142,7 +147,9 @@ def judge_alpha_fair(M, alpha, w, tolerance):
     # A weight below the smallest normal number comes out as zero: put back what it would be.
     lost = (n > 0) & (w == 0)
     filled = w.copy()
-    filled[lost] = (M64 @ w)[lost] ** -float(alpha)
+    # Rounding the other weights moves M w by some eps |M| w, which may hide all of it.
+    for _ in range(3):  # it has a small part in M w itself
+        filled[lost] = (M64 @ filled + FLOOR * np.finfo(M.dtype).eps * abs(M64) @ w)[lost] ** -float(alpha)
     assert (filled[lost] < tiny).all()
     assert certificates.alpha_fair_residual(M64, filled, alpha) <= tolerance
     assert certificates.conflict(M64, w) <= tolerance
@@ -157,8 +164,9 @@ def check_project_rows(M):
     uniform = checked(solvers.project_rows(M, ones(K, M.dtype)), 100 * tolerance)
     n = np.sqrt(np.diag(M.astype(float)))
     assert (uniform >= ones(K, M.dtype)).all()
-    size = n.max() + floor(M, uniform, n.max()) / tolerance
-    # The projections add up, and so do their residuals: each is at most its tolerance times 1/K n_max.
+    # The projections add up, and so do their residuals: each is at most its tolerance times 1/K n_max, and what the
+    # shift may hide in it.
+    size = n.max() + (floor(M, uniform, n.max()) + shifted(M) * (n @ uniform)) / tolerance
     assert certificates.conflict(M.astype(float), uniform, size) <= tolerance
     for u in np.eye(K, dtype=M.dtype)[:2]:
         judge_projection(M, u, checked(solvers.project_rows(M, u), 100 * tolerance))
@@ -204,10 +212,15 @@ def check_max_min(M):
 
 def check_alpha_fair(M):
     for alpha in ALPHAS:
-        w = checked(solvers.alpha_fair(M, jnp.asarray(alpha, M.dtype)), 100 * TOLERANCE[M.dtype.name])
+        judged, solved = M, solvers.alpha_fair(M, jnp.asarray(alpha, M.dtype))
+        if np.isinf(solved.value).any():  # beyond the largest number: judged where they are not
+            judged, scale = M * np.ldexp(M.dtype.type(1), 60), 2.0 ** (60 * alpha / (1 + alpha))
+            solved = solvers.alpha_fair(judged, jnp.asarray(alpha, M.dtype))
+            assert np.max(solved.value) > np.finfo(M.dtype).max / scale
+        w = checked(solved, 100 * TOLERANCE[M.dtype.name])
         # A power of a number is exact to eps times its logarithm.
         powers = np.finfo(M.dtype).eps * abs(np.log(np.diag(M), where=np.diag(M) > 0, out=np.zeros(len(M)))).max()
-        judge_alpha_fair(M, alpha, w, TOLERANCE[M.dtype.name] + powers)
+        judge_alpha_fair(judged, alpha, w, TOLERANCE[M.dtype.name] + powers)
 
 
 CHECKS = {name.removeprefix("check_"): check for name, check in list(globals().items()) if name.startswith("check_")}

@@ -24,6 +24,7 @@ _MAX_STEPS = 200
 _SMALLEST_STEP = 1e-3
 _SCALAR_STEPS = 4  # Newton steps on the scalar equations
 _NEAR = 64  # eps, below which the residual may be rounding, which no line search lowers
+_SMALL = 0.1  # change of the logs that Newton's method squares from one step to the next, or it is rounding
 _PATIENCE = 4  # steps that do not halve the residual before it is taken for rounding
 
 
@@ -50,59 +51,66 @@ def alpha_fair(
     off = gramian * inverse[:, None] * inverse[None, :] * (1 - jnp.eye(K, dtype=dtype))
     log_p = (beta - 1) * log_size
 
-    def sides(x: Array) -> tuple[Array, Array, Array]:
-        v = jnp.exp(x)
-        return v, off @ v + diagonal * v, jnp.exp(log_p - beta * x)
+    def sides(x: Array, v: Array) -> tuple[Array, Array]:
+        return off @ v + diagonal * v, jnp.exp(log_p - beta * x)
 
     def residual_of(v: Array, left: Array, right: Array) -> Array:
         return jnp.max(jnp.abs(left - right) / (jnp.abs(off) @ v + v + right))
 
-    def solve_rows(x: Array, others: Array) -> Array:
-        """Return the dx with `diagonal v + others = right` at x + dx: Newton on the difference of the sides' logs."""
-        log_left, log_right = x + jnp.log(diagonal), log_p - beta * x
+    def solve_rows(x: Array, v: Array, others: Array) -> tuple[Array, Array]:
+        """Return the x and v with `diagonal v + others = right`: Newton on the difference of the sides' logs.
+
+        Both over the v so far: of nearly opposite rows, whose large v must cancel, x has too few digits.
+        """
+        base = jnp.maximum(v, eps * jnp.max(v))
+        log_base, others = jnp.log(base), others / base
         log_plus, log_minus = jnp.log(jnp.maximum(others, 0)), jnp.log(jnp.maximum(-others, 0))
+        log_left, log_right = jnp.log(diagonal), log_p - (1 + beta) * log_base
 
-        def newton(_: Array | int, dx: Array) -> Array:
-            left, right = jnp.logaddexp(log_left + dx, log_plus), jnp.logaddexp(log_right - beta * dx, log_minus)
-            slope = jnp.exp(log_left + dx - left) + beta * jnp.exp(log_right - beta * dx - right)
-            return dx - (left - right) / slope
+        def newton(_: Array | int, t: Array) -> Array:
+            left, right = jnp.logaddexp(log_left + t, log_plus), jnp.logaddexp(log_right - beta * t, log_minus)
+            slope = jnp.exp(log_left + t - left) + beta * jnp.exp(log_right - beta * t - right)
+            return t - (left - right) / slope
 
-        return lax.fori_loop(0, _SCALAR_STEPS, newton, jnp.zeros_like(x))
+        t = lax.fori_loop(0, _SCALAR_STEPS, newton, x - log_base)
+        return log_base + t, base * jnp.exp(t)
 
     def body(carry: tuple) -> tuple:
-        x, residual, best_x, best, stalled, steps, _ = carry
-        v, left, right = sides(x)
+        x, v, residual, best_v, best, stalled, steps, _ = carry
+        left, right = sides(x, v)
         curvature = diagonal * v + beta * right
         theta = jnp.sqrt(v / curvature)
         factor = jnp.linalg.cholesky(off * theta[:, None] * theta[None, :] + jnp.eye(K, dtype=dtype))
         dv = theta * jsl.cho_solve((factor, True), theta * (right - left))
         others, excess = off @ (v + dv), left - right + off @ dv
         slope = jnp.abs(jnp.sum(v * (left - right) * excess / curvature))
-        near = residual < _NEAR * eps
+        near = (residual < _NEAR * eps) | jnp.all((1 + beta) * jnp.abs(dv) <= _SMALL * v)
 
-        def move(length: Array) -> Array:
-            return x + solve_rows(x, others - (1 - length) * excess)
+        def move(length: Array) -> tuple[Array, Array]:
+            return solve_rows(x, v, others - (1 - length) * excess)
 
         def too_long(length: Array) -> Array:
-            v, left, right = sides(move(length))
+            x, v = move(length)
+            left, right = sides(x, v)
             flat = -jnp.sum(v * (left - right) * excess / (diagonal * v + beta * right)) <= slope / 2
             return ~(flat | (residual_of(v, left, right) < 0.9 * residual)) & ~near & (length > _SMALLEST_STEP)
 
         length = lax.while_loop(too_long, lambda length: length / 2, jnp.ones((), dtype))
-        x = move(length)
-        residual = residual_of(*sides(x))
+        x, v = move(length)
+        residual = residual_of(v, *sides(x, v))
         stalled = jnp.where(residual < best / 2, 0, stalled + 1)
         better = residual < best
-        best_x, best = jnp.where(better, x, best_x), jnp.where(better, residual, best)
-        done = (best <= 2 * eps) | ((best < _NEAR * eps) & (stalled >= _PATIENCE))
-        return x, residual, best_x, best, stalled, steps + 1, done
+        best_v, best = jnp.where(better, v, best_v), jnp.where(better, residual, best)
+        done = (best <= 2 * eps) | (near & (stalled >= _PATIENCE))
+        return x, v, residual, best_v, best, stalled, steps + 1, done
 
     def going(carry: tuple) -> Array:
         return ~carry[-1] & (carry[-2] < max_steps)
 
     x = log_p / (1 + beta)
-    start = residual_of(*sides(x))
-    carry = (x, start, x, start, jnp.asarray(0), jnp.asarray(0), start <= 2 * eps)
-    _, _, x, residual, _, steps, done = lax.while_loop(going, body, carry)
-    unit = jnp.exp((1 - beta) / (1 + beta) * jnp.log(smallest))
-    return solution(jnp.exp(x) * unit * inverse, residual, steps, ~done)
+    v = jnp.exp(x)
+    start = residual_of(v, *sides(x, v))
+    carry = (x, v, start, v, start, jnp.asarray(0), jnp.asarray(0), start <= 2 * eps)
+    *_, v, residual, _, steps, done = lax.while_loop(going, body, carry)
+    unit = smallest ** ((1 - beta) / (1 + beta))
+    return solution(v * unit * inverse, residual, steps, ~done)

@@ -35,20 +35,22 @@ def conic_direction(
     """
     M = normalized(gramian)
     mean = present / jnp.maximum(jnp.sum(present), 1).astype(M.dtype)
+    n, least = jnp.sqrt(jnp.maximum(jnp.diagonal(M), 0)), jnp.sqrt(smallest_row(M, present))
+
+    def rounding(k: Array) -> Array:
+        """Return of which size rounding in M k is, over the rows' norms."""
+        return shift(M) * (n @ k) / len(M)
+
     products = M @ mean  # with g_0
-    square = jnp.maximum(mean @ products, 0)
-    length, n = jnp.sqrt(square), jnp.sqrt(jnp.maximum(jnp.diagonal(M), 0))
-    least = jnp.sqrt(smallest_row(M, present))
+    square = mean @ products
+    square = jnp.where(square > rounding(mean) * (n @ mean), square, 0)  # or g_0 cancels, and has no direction
+    length = jnp.sqrt(square)
 
     def point(multiplier: Array) -> tuple[Array, Solution]:
         """Return the coefficients of the min-norm point of the moved gradients."""
         moved = M + multiplier * (products[:, None] + products[None, :]) + multiplier**2 * square
         solved = min_norm(moved, present)
         return solved.value + multiplier * mean, solved
-
-    def rounding(k: Array) -> Array:
-        """Return of which size rounding in M k is, over the rows' norms."""
-        return shift(M) * (n @ k) / len(M)
 
     def excess(k: Array) -> Array:
         """Return how much nearer to g_0 than the cone asks the direction is, zero for no direction."""
@@ -75,7 +77,8 @@ def conic_direction(
         multiplier = jnp.where(steps % 3 == 2, middle, low + share * (high - low))
         found, solved = point(multiplier)
         over = excess(found)
-        close = jnp.abs(over) <= accuracy * jnp.maximum(found @ products, 0)
+        # A root that rounds to `low`, which has been looked at, is as close.
+        close = (jnp.abs(over) <= accuracy * jnp.maximum(found @ products, 0)) | (multiplier <= low)
         inside = (over >= 0) | close
         low, low_point = jnp.where(inside, low, multiplier), jnp.where(inside, low_point, found)
         high, high_point = jnp.where(inside, multiplier, high), jnp.where(inside, found, high_point)

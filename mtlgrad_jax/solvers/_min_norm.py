@@ -47,6 +47,7 @@ def min_norm(
 def _pair(M: Float[Array, "2 2"], present: Bool[Array, "2"]) -> Float[Array, "2"]:
     """Two rows: the projection of zero on a segment."""
     distance = M[0, 0] + M[1, 1] - 2 * M[0, 1]
-    first = jnp.where(distance > 0, (M[1, 1] - M[0, 1]) / jnp.where(distance > 0, distance, 1), 0.5)
+    shorter = jnp.heaviside(M[1, 1] - M[0, 0], 0.5)  # where rounding hides the distance
+    first = jnp.where(distance > 0, (M[1, 1] - M[0, 1]) / jnp.where(distance > 0, distance, 1), shorter)
     first = jnp.where(present[0] & present[1], jnp.clip(first, 0, 1), present[0].astype(M.dtype))
     return jnp.stack([first, 1 - first]) * present

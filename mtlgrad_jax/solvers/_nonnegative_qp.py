@@ -6,7 +6,8 @@ The optimality conditions are a linear complementarity problem: x >= 0, Qx - q >
 which variables are positive (the passive set), a linear system is left. Exchanging all variables that violate their
 sign at once (block principal pivoting, Portugal, Judice & Vicente 1994) finds the set in a handful of steps from a good
 guess. Where it goes round in circles, an interior-point method makes the guess, and circles from there are left by
-exchanging the last violated variable alone (Murty 1974), which cannot cycle.
+exchanging the last violated variable alone (Murty 1974), which cannot cycle. However large x is, the interior-point
+method need not go far: it is given Q + qq^T, whose solution is x/(1 + q^T x).
 
 Q is scaled to unit diagonal first: weights of tasks whose gradients differ by orders of magnitude come out equally
 well. Singular Q are handled by the proximal point method: the diagonal is shifted by (K + SHIFT) eps, and the solve on
@@ -119,15 +120,17 @@ def nonnegative_qp(
     first = pivot(allowed & guess, y, jnp.asarray(0), jnp.asarray(False), 0)
     good = (first.residual <= accuracy) | (first.steps >= max_steps)
 
-    def judge(y: Array) -> tuple[Array, Array]:
+    bounded = C + q[:, None] * q[None, :]
+
+    def judge(x: Array) -> tuple[Array, Array]:
         """Return how far from telling which of variable and slack is zero a point is."""
-        residual = jnp.max(jnp.abs(jnp.minimum(y, C @ y - q)))
+        residual = jnp.max(jnp.abs(jnp.minimum(x, bounded @ x - q)))
         return residual, good | (residual <= jnp.finfo(Q.dtype).eps)
 
     def restart() -> _Exchange:
-        inner, _, steps = interior_point(C, q, allowed, allowed.astype(C.dtype), judge, max_steps)
-        inside = inner > jnp.maximum(C @ inner - q, 0)
-        second = pivot(inside, inner, jnp.minimum(first.steps + steps, max_steps - 1), good, -max_steps)
+        x, _, steps = interior_point(bounded, q, allowed, allowed.astype(C.dtype), judge, max_steps)
+        inside, y = x > jnp.maximum(bounded @ x - q, 0), x / jnp.maximum(1 - q @ x, jnp.finfo(Q.dtype).eps)
+        second = pivot(inside, y, jnp.minimum(first.steps + steps, max_steps - 1), good, -max_steps)
         better = second.residual < first.residual
         return second._replace(
             y=jnp.where(better, second.y, first.y), residual=jnp.where(better, second.residual, first.residual)

@@ -42,8 +42,8 @@ def progress_direction(
     size = jnp.sqrt(jnp.maximum(square, 0))
     slightly = jnp.sqrt(jnp.finfo(gramian.dtype).eps) * size * jnp.sqrt(diagonal)
     some = square > 16 * rounding
-    # Where nothing is asked for, no direction at all is one.
-    possible = jnp.where(some, ~jnp.any(others & (products < asked / 2 - slightly)), ~jnp.any(asked > 0))
+    # Nothing can always be had, if only by no direction at all.
+    possible = ~jnp.any(asked > 0) | (some & ~jnp.any(others & (products < asked / 2 - slightly)))
     scale = jnp.where(some, jnp.sqrt(diagonal[primary]) / jnp.where(some, size, 1), 0)
     value, residual = jnp.where(possible, w * scale, own), jnp.where(possible, solved.residual, 0)
     answer = solution(value, residual, solved.steps, solved.result > 0)
