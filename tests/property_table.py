@@ -16,16 +16,8 @@ import numpy as np
 from families import FAMILIES, stack
 from harness import EVERY, FIXED, WEIGHED
 
-from mtlgrad_jax.registry import (
-    CONTINUOUS,
-    DESCENT,
-    HOMOGENEOUS,
-    LINEAR,
-    NON_CONFLICTING,
-    PERMUTATION,
-    ROWS,
-    SCALE_FREE,
-)
+from mtlgrad_jax._core.row import CONTINUOUS, DESCENT, HOMOGENEOUS, LINEAR, NON_CONFLICTING, PERMUTATION, SCALE_FREE
+from mtlgrad_jax.registry import ROWS
 from mtlgrad_jax.registry import (
     make as make_row,
 )

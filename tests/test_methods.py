@@ -11,8 +11,9 @@ from families import FAMILIES, stack
 from harness import EVERY, P, hyper, run
 
 import mtlgrad_jax as mtl
+from mtlgrad_jax._core.row import HOMOGENEOUS, NON_CONFLICTING, SCALE_FREE
 from mtlgrad_jax._core.step import FAILED, INFEASIBLE, SOLVED
-from mtlgrad_jax.registry import HOMOGENEOUS, NON_CONFLICTING, ROWS, SCALE_FREE
+from mtlgrad_jax.registry import ROWS
 from mtlgrad_jax.registry import make as make_row
 
 STEPS = 3

@@ -12,16 +12,8 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from property_table import FILE, PROPERTIES, STEEP, SUMS, outcomes, render
 
-from mtlgrad_jax.registry import (
-    CONTINUOUS,
-    DESCENT,
-    HOMOGENEOUS,
-    LINEAR,
-    NON_CONFLICTING,
-    PERMUTATION,
-    ROWS,
-    SCALE_FREE,
-)
+from mtlgrad_jax._core.row import CONTINUOUS, DESCENT, HOMOGENEOUS, LINEAR, NON_CONFLICTING, PERMUTATION, SCALE_FREE
+from mtlgrad_jax.registry import ROWS
 from mtlgrad_jax.registry import make as make_row
 
 K = 3

@@ -525,9 +525,9 @@ def test_authors_of_methods_get_clear_errors():
 
     with pytest.raises(ValueError, match=raises_naming("kernel")):
         mtl.from_kernel(lambda *, gramain: jnp.ones(K))
-    for arguments in ("losses", ("losses",)):
+    for given in ("losses", ("losses",)):
         with pytest.raises(ValueError, match=raises_naming("arguments")):
-            mtl.from_kernel(one, arguments=arguments)
+            mtl.from_kernel(one, arguments=given)
     tx = mtl.from_kernel(one)
     with pytest.raises(ValueError, match=raises_naming("kernel")):
         tx.update(arguments()[0], tx.init(zeros()))

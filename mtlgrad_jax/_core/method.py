@@ -405,6 +405,8 @@ def update_without_task_axis(
 ) -> tuple[PyTree, PyTree]:
     """Update by what was given as the argument `name`, or raise where a leaf comes out with its task axis."""
     update, new_state = optax.with_extra_args_support(transform).update(task_grads, state, params, **extra)
+    if isinstance(task_grads, Jacobian):
+        return update, new_state
     for (path, leaf), rows in zip(
         jax.tree_util.tree_leaves_with_path(update), jax.tree.leaves(task_grads), strict=True
     ):

@@ -1,0 +1,293 @@
+"""What composes a method and an optimizer: skipped, empty and accumulated steps, for optax's public optimizers."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from harness import P, flat, raises_naming, tree, zeros
+
+import mtlgrad_jax as mtl
+
+K, RNG = 3, np.random.default_rng(0)
+G = RNG.normal(size=(6, K, P)).astype(np.float32)
+LOSSES = jnp.asarray([1.0, 2.0, 3.0])
+NOBODY = jnp.zeros(K, bool)
+
+NAMES = (
+    *("adabelief", "adadelta", "adafactor", "adagrad", "adam", "adamax", "adamaxw", "adamw", "adan", "amsgrad"),
+    *("fromage", "lamb", "lars", "lion", "nadam", "nadamw", "novograd", "optimistic_gradient_descent", "polyak_sgd"),
+    *("radam", "rmsprop", "rprop", "sgd", "sign_sgd", "sm3", "yogi"),
+)
+OPTIMIZERS = {name: lambda name=name: getattr(optax, name)(0.1) for name in NAMES} | {
+    "noisy_sgd": lambda: optax.noisy_sgd(0.1, key=0),
+    "momentum": lambda: optax.sgd(0.1, momentum=0.9, nesterov=True),
+    "schedule": lambda: optax.sgd(optax.exponential_decay(0.1, 1, 0.5)),
+    "lbfgs": lambda: optax.lbfgs(0.1, linesearch=None),
+}
+
+
+def without_infos(state):
+    """The leaves of a state by path, those of infos and records left out."""
+    found = jax.tree_util.tree_leaves_with_path(state, is_leaf=lambda node: isinstance(node, mtl.Info))
+    return {jax.tree_util.keystr(path): leaf for path, leaf in found if not isinstance(leaf, mtl.Info)}
+
+
+def same(before, after):
+    before, after = without_infos(before), without_infos(after)
+    assert before.keys() == after.keys()
+    for path, old in before.items():
+        np.testing.assert_array_equal(*map(plain, (old, after[path])), err_msg=path)
+
+
+def plain(leaf):
+    """An array, also of a key."""
+    return jax.random.key_data(leaf) if jnp.issubdtype(jnp.result_type(leaf), jax.dtypes.prng_key) else leaf
+
+
+def stepper(tx):
+    @jax.jit
+    def step(rows, state, params, mask=None):
+        extra = {} if mask is None else {"task_mask": mask}
+        return tx.update(tree(rows), state, params, losses=LOSSES, value=jnp.asarray(1.0), **extra)
+
+    return step
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_a_step_that_is_skipped_or_empty_moves_nothing(name):
+    tx = mtl.chain(mtl.per_task(optax.trace(0.5), K), mtl.upgrad(), OPTIMIZERS[name]())
+    step, params = stepper(tx), tree(jnp.asarray(G[0, 0]))
+    state, everybody = tx.init(params), jnp.ones(K, bool)
+    for t in range(2):
+        updates, state = step(jnp.asarray(G[t]), state, params, everybody)
+        params = optax.apply_updates(params, updates)
+    assert np.abs(flat(updates)).max() > 0
+    skipped, after = step(jnp.asarray(G[2]).at[0, 0].set(jnp.nan), state, params, everybody)
+    assert not flat(skipped).any()
+    same(state, after)
+    assert int(mtl.metrics(after)["skipped"]) == 1
+    empty, after = step(jnp.asarray(G[2]), state, params, NOBODY)
+    assert not flat(empty).any()
+    same(state, after)
+    usual = optax.chain(mtl.per_task(optax.trace(0.5), K), mtl.upgrad(), OPTIMIZERS[name]())
+    for a, b in zip(
+        *(tx.update(tree(jnp.asarray(G[3])), state, params, losses=LOSSES, value=1.0) for tx in (tx, usual)),
+        strict=True,
+    ):
+        for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+            np.testing.assert_allclose(plain(x), plain(y), rtol=1e-5, atol=1e-6)
+
+
+ENTRIES = {
+    "method": lambda: mtl.gradnorm(K),
+    "inject_hyperparams": lambda: optax.inject_hyperparams(mtl.cagrad)(c=lambda step: 0.5 / (1 + step)),
+    "nested chain": lambda: optax.chain(mtl.mgda(), optax.trace(0.9)),
+    "shared_private": lambda: mtl.shared_private(mtl.mgda(), {"w": True, "b": False}),
+    "partition": lambda: mtl.partition({"w": mtl.mgda(), "b": mtl.mean()}, {"w": "w", "b": "b"}),
+    "grouped": lambda: mtl.grouped(mtl.smoothed(mtl.mgda(), K), {"w": "w", "b": "b"}),
+    "update_every": lambda: mtl.update_every(mtl.mgda(), K, 3),
+    "with_metrics": lambda: mtl.with_metrics(mtl.gradvac(K), K),
+    "fs_mtl": lambda: mtl.fs_mtl(mtl.pcgrad()),
+    "db_mtl": lambda: mtl.db_mtl(K),
+}
+
+
+@pytest.mark.parametrize("name", ENTRIES)
+def test_the_method_is_found_wherever_it_is(name):
+    tx = mtl.chain(ENTRIES[name](), optax.adam(0.1))
+    params = zeros()
+
+    @jax.jit
+    def step(rows, state, mask):
+        extra = {"clean_grads": tree(rows / 2)} if name == "fs_mtl" else {}
+        return tx.update(tree(rows), state, params, losses=LOSSES, task_mask=mask, **extra)
+
+    _, state = step(jnp.asarray(G[0]), tx.init(params), ~NOBODY)
+    for rows, mask in ((jnp.asarray(G[1]).at[1, 3].set(jnp.inf), ~NOBODY), (jnp.asarray(G[1]), NOBODY)):
+        updates, after = step(rows, state, mask)
+        assert not flat(updates).any()
+        before, now = without_infos(state), without_infos(after)
+        for path, old in before.items():
+            if not (name == "with_metrics" and ".metrics." in path):
+                np.testing.assert_array_equal(old, now[path], err_msg=path)
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_one_method_a_chain():
+    for transforms in ((), (optax.adam(0.1),), (mtl.mean(), mtl.mgda())):
+        with pytest.raises(ValueError, match=r"`transforms` must hold exactly one method"):
+            mtl.chain(*transforms).init(zeros())
+    with pytest.raises(ValueError, match=raises_naming("transforms")):
+        mtl.chain(mtl.mean(), "adam")
+    kept = mtl.chain(optax.GradientTransformation(mtl.mean().init, lambda grads, state, params: (grads, state)))
+    with pytest.raises(ValueError, match=r"`transforms\[0\]` must take the task axis away"):
+        kept.update(tree(jnp.asarray(G[0])), kept.init(zeros()), zeros())
+
+
+@pytest.mark.parametrize("search", ["lbfgs", "backtracking"])
+def test_line_searches_behind_a_loss_weighting(search):
+    """Arguments of the method end at it; those of the search pass on."""
+
+    def losses_fn(p):
+        return {"a": (p[0] - 1) ** 2, "b": (p[1] + 1) ** 2}
+
+    def value_fn(p):
+        return sum(losses_fn(p).values()) / 2
+
+    behind = {
+        "lbfgs": optax.lbfgs(),
+        "backtracking": optax.chain(optax.sgd(1.0), optax.scale_by_backtracking_linesearch(20, store_grad=True)),
+    }
+    tx = mtl.chain(mtl.slaw(2), behind[search])
+
+    @jax.jit
+    def step(params, state):
+        losses, grads = mtl.task_value_and_grad(losses_fn)(params)
+        updates, state = tx.update(
+            grads, state, params, losses=losses, value=value_fn(params), grad=grads.mean(0), value_fn=value_fn
+        )
+        return optax.apply_updates(params, updates), state
+
+    params = jnp.asarray([3.0, -2.0])
+    state = tx.init(params)
+    for _ in range(20):
+        params, state = step(params, state)
+    np.testing.assert_allclose(params, [1, -1], atol=0.02)
+
+
+@pytest.mark.parametrize(
+    "make", [lambda: mtl.mgda(), lambda: mtl.chain(mtl.mgda(), optax.adam(0.1)), lambda: mtl.uw(K)]
+)
+def test_accumulated_is_one_big_batch(make):
+    """Micro-batches of unequal sizes, tasks without labels in some of them and in all, one broken gradient."""
+    steps, tx = 3, make()
+    total = mtl.accumulate(tx, K, steps)
+    sizes = np.asarray([[4.0, 4.0, 4.0], [2.0, 2.0, 2.0], [1.0, 1.0, 1.0]])
+    present = np.asarray([[True, True, False], [False, True, False], [True, True, False]])
+    losses = RNG.uniform(1, 2, size=(steps, K)).astype(np.float32)
+    rows = G[:steps].copy()
+    rows[1, 1, 2] = np.nan
+    counted = present & np.isfinite(rows).all(axis=2)
+    share = np.where(counted, sizes, 0) / np.maximum(np.where(counted, sizes, 0).sum(0), 1)
+    mean, mean_loss = (share[:, :, None] * np.nan_to_num(rows)).sum(0), (share * losses).sum(0)
+    update = jax.jit(lambda g, s, values, m, n: total.update(tree(g), s, zeros(), losses=values, task_mask=m, sizes=n))
+    state = total.init(zeros())
+    plain = tx.init(zeros())
+    for _ in range(2):
+        for t in range(steps):
+            before = state
+            updates, state = update(*map(jnp.asarray, (rows[t],)), state, losses[t], present[t], sizes[t])
+            if t < steps - 1:
+                assert not flat(updates).any()
+                assert not bool(mtl.has_updated(state))
+                same(before.inner, state.inner)
+        assert bool(mtl.has_updated(state))
+        wanted, plain = tx.update(
+            tree(jnp.asarray(mean, jnp.float32)),
+            plain,
+            zeros(),
+            losses=jnp.asarray(np.where(counted.any(0), mean_loss, 1)),
+            task_mask=jnp.asarray(counted.any(0)),
+        )
+        np.testing.assert_allclose(flat(updates), flat(wanted), rtol=1e-5, atol=1e-6)
+        for a, b in zip(jax.tree.leaves(state.inner), jax.tree.leaves(plain), strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+
+
+def test_accumulating_half_precision_in_float32():
+    """A thousand gradients of 1 add up in bfloat16 to 256."""
+    tx = mtl.accumulate(mtl.mean(), 2, 1000)
+    grads = jnp.ones((2, 1), jnp.bfloat16)
+    state = jax.lax.fori_loop(0, 999, lambda _, s: tx.update(grads, s)[1], tx.init(jnp.zeros(1, jnp.bfloat16)))
+    update, _ = tx.update(grads, state)
+    assert (update.dtype, float(update[0])) == (jnp.bfloat16, 1.0)
+
+
+def losses_fn(params, x):
+    y = jnp.tanh(x @ params["w"].T + params["b"])
+    return {"a": jnp.mean(y**2), "b": jnp.mean((y[:, 0] - 1) ** 2), "c": jnp.mean(jnp.abs(y.sum(1)) + 0.5)}
+
+
+ROUTES = {
+    "method": lambda: mtl.cagrad(),
+    "chain": lambda: mtl.chain(mtl.cagrad(), optax.adam(0.1)),
+    "optax.chain": lambda: optax.chain(mtl.cagrad(), optax.adam(0.1)),
+    "before": lambda: mtl.chain(mtl.per_task(optax.clip_by_global_norm(0.1), K), mtl.cagrad(), optax.adam(0.1)),
+    "inject_hyperparams": lambda: optax.inject_hyperparams(mtl.cagrad)(c=lambda step: 0.5 / (1 + step)),
+    "rule": lambda: mtl.trimmed_mean(),
+    "buffer": lambda: mtl.db_mtl(K),
+    "shared_private": lambda: mtl.shared_private(mtl.mgda(), {"w": True, "b": False}),
+    "gram_over": lambda: mtl.gram_over(mtl.mgda(), {"w": True, "b": False}),
+    "grouped": lambda: mtl.grouped(mtl.mgda(), {"w": "w", "b": "b"}),
+    "smoothed": lambda: mtl.smoothed(mtl.upgrad(), K),
+    "update_every": lambda: mtl.update_every(mtl.upgrad(), K, 2),
+    "with_metrics": lambda: mtl.with_metrics(mtl.gradnorm(K), K),
+    "skip_nonfinite_tasks": lambda: mtl.skip_nonfinite_tasks(mtl.mgda()),
+    "accumulate": lambda: mtl.accumulate(mtl.chain(mtl.mgda(), optax.adam(0.1)), K, 2),
+}
+
+
+@pytest.mark.parametrize("rows", [None, 2])
+@pytest.mark.parametrize("name", ROUTES)
+def test_a_jacobian_is_taken_wherever_a_stack_is(name, rows):
+    tx, params = ROUTES[name](), {"b": jnp.asarray([0.3]), "w": jnp.asarray([[0.2, -0.1, 0.4], [0.5, 0.3, -0.2]])}
+    x, mask = jnp.asarray(RNG.normal(size=(2, 8, 3)), jnp.float32), {"a": True, "b": True, "c": True}
+
+    @jax.jit
+    def both(states, x, mask):
+        losses, grads = mtl.task_value_and_grad(losses_fn)(params, x)
+        stored = tx.update(grads, states[0], params, losses=losses, task_mask=mask)
+        return stored, tx.update(mtl.linearize(losses_fn, params, x, rows=rows), states[1], params, task_mask=mask)
+
+    states = [tx.init(params)] * 2
+    for t in range(2):
+        (first, second), states = zip(*both(states, x[t], jax.tree.map(jnp.asarray, mask)), strict=True)
+        for a, b in zip(jax.tree.leaves((first, states[0])), jax.tree.leaves((second, states[1])), strict=True):
+            np.testing.assert_allclose(a, b, rtol=2e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("make", [lambda: mtl.mgda(), lambda: mtl.chain(mtl.mgda()), lambda: mtl.trimmed_mean()])
+def test_losses_beside_a_jacobian_are_refused(make):
+    jacobian, tx = mtl.linearize(lambda w: jnp.sin(w), jnp.arange(3.0)), make()
+    with pytest.raises(ValueError, match="`losses` must not be given"):
+        tx.update(jacobian, tx.init(jnp.zeros(3)), losses=LOSSES)
+
+
+@pytest.mark.parametrize("name", ["mask", "task_masks", "losess", "loss", "cross_gram"])
+def test_misspelt_arguments_raise(name):
+    for tx in (mtl.mgda(), mtl.trimmed_mean(), mtl.chain(mtl.mgda()), mtl.skip_nonfinite_tasks(mtl.mean())):
+        with pytest.raises(ValueError, match=rf"`{name}` is no argument of update: write \w+="):
+            tx.update(tree(jnp.asarray(G[0])), tx.init(zeros()), **{name: jnp.ones(K)})
+
+
+def test_a_hand_made_method_gets_the_same_protection():
+    """By a formula, by weights that say nothing of what they look at, or by an update alone."""
+
+    def louder(*, gramian):
+        return jnp.diagonal(gramian)
+
+    def weigh(gramian, state, **unused):
+        return jnp.diagonal(gramian() if callable(gramian) else gramian), state
+
+    start = mtl.mean().init
+    made = [mtl.from_kernel(louder), mtl.Method(start, weigh=weigh), mtl.skip_nonfinite_tasks(mtl.from_kernel(louder))]
+    wanted = np.einsum("kp,k->p", G[0], (G[0] ** 2).sum(1))
+    for tx in made:
+        update, _ = tx.update(tree(jnp.asarray(G[0])), tx.init(zeros()))
+        np.testing.assert_allclose(flat(update), wanted, rtol=1e-5)
+        broken, state = tx.update(tree(jnp.asarray(G[0]).at[1, 1].set(jnp.nan)), tx.init(zeros()))
+        assert np.isfinite(flat(broken)).all()
+        assert int(mtl.metrics(state)["skipped"]) == (tx is not made[2])
+
+
+def test_a_replaced_update_is_not_bypassed():
+    tx = mtl.mgda()
+    doubled = tx._replace(
+        update=lambda g, s, p=None, **extra: jax.tree.map(lambda u: 2 * u, tx.update(g, s, p, **extra))
+    )
+    assert doubled.weigh is None
+    assert doubled.arguments == tx.arguments
+    assert tx._replace(init=tx.init).weigh is tx.weigh
+    with pytest.raises(ValueError, match=raises_naming("method")):
+        mtl.smoothed(doubled, K)
