@@ -5,7 +5,7 @@ DATA := .cache/data
 INSTALLED := $(VENV)/.installed
 ARGS ?=
 
-.PHONY: demo toy fs_mtl test peers stress bench cost compile lint clean
+.PHONY: demo toy fs_mtl test tables peers stress bench cost compile lint clean
 
 demo: $(INSTALLED)  ## train a two-task network on MultiMNIST and compare methods
 	$(BIN)/python -m benchmarks.multimnist $(ARGS)
@@ -19,6 +19,10 @@ fs_mtl: $(INSTALLED) $(DATA)/mnist $(DATA)/fashion  ## base methods against thei
 test: lint  ## the whole suite
 	$(BIN)/python -m pytest $(ARGS)
 	$(if $(ARGS),,JAX_NUM_CPU_DEVICES=8 $(BIN)/python -m pytest tests/sharded)
+
+tables: $(INSTALLED)  ## write what the rows say and what tests find about them into docs/
+	PYTHONPATH=. $(BIN)/python docs/tables.py
+	PYTHONPATH=.:tests $(BIN)/python tests/property_table.py
 
 peers: $(VENV)/.peers  ## the methods beside TorchJD and the formulas of others
 	$(BIN)/python -m pytest tests/peers $(ARGS)

@@ -35,7 +35,7 @@ def repeat_state(state: PyTree, count: int) -> PyTree:
     """Return a state for each of several copies of a method: leaves with one more leading axis, keys all different."""
 
     def repeat(node: Any) -> Any:
-        if jnp.issubdtype(getattr(node, "dtype", None), jax.dtypes.prng_key):
+        if isinstance(node, jax.Array) and jnp.issubdtype(node.dtype, jax.dtypes.prng_key):
             return jax.random.split(node, count)
         if not isinstance(node, Key):
             return jnp.repeat(jnp.asarray(node)[None], count, axis=0)

@@ -54,9 +54,9 @@ def sdmgrad(
 
     Example:
       >>> import jax.numpy as jnp, mtlgrad_jax as mtl
-      >>> weighting = mtl.sdmgrad(num_tasks=3, num_steps=1)
+      >>> method = mtl.sdmgrad(num_tasks=3, num_steps=1)
       >>> cross = jnp.diag(jnp.asarray([1.0, 0.25, 0.0]))
-      >>> weights, _ = weighting.update(None, weighting.init(), cross_gramian=cross)
+      >>> weights, _ = method.weigh(None, method.init(None), cross_gramian=cross)
       >>> (13 * weights).tolist()
       [1.0, 1.0, 11.0]
     """
