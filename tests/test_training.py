@@ -218,6 +218,9 @@ ROUTES = {
     "buffer": lambda: mtl.db_mtl(K),
     "shared_private": lambda: mtl.shared_private(mtl.mgda(), {"w": True, "b": False}),
     "gram_over": lambda: mtl.gram_over(mtl.mgda(), {"w": True, "b": False}),
+    "weighted heads": lambda: mtl.shared_private(mtl.mgda(), {"w": True, "b": False}, private="weighted"),
+    "partition": lambda: mtl.partition({"w": mtl.mgda(), "b": mtl.uw(K)}, {"w": "w", "b": "b"}),
+    "heads inside": lambda: mtl.shared_private(optax.chain(mtl.mgda(), optax.trace(0.5)), {"w": True, "b": False}),
     "grouped": lambda: mtl.grouped(mtl.mgda(), {"w": "w", "b": "b"}),
     "smoothed": lambda: mtl.smoothed(mtl.upgrad(), K),
     "update_every": lambda: mtl.update_every(mtl.upgrad(), K, 2),
@@ -244,6 +247,40 @@ def test_a_jacobian_is_taken_wherever_a_stack_is(name, rows):
         (first, second), states = zip(*both(states, x[t], jax.tree.map(jnp.asarray, mask)), strict=True)
         for a, b in zip(jax.tree.leaves((first, states[0])), jax.tree.leaves((second, states[1])), strict=True):
             np.testing.assert_allclose(a, b, rtol=2e-3, atol=1e-4)
+
+
+WIDE = {"trunk": True, "heads": False}
+LEAN = {
+    "method": lambda: mtl.mgda(),
+    "shared_private": lambda: mtl.shared_private(mtl.mgda(), WIDE),
+    "weighted heads": lambda: mtl.shared_private(mtl.mgda(), WIDE, private="weighted"),
+    "gram_over": lambda: mtl.gram_over(mtl.mgda(), WIDE),
+    "partition": lambda: mtl.partition({True: mtl.mgda(), False: mtl.mean()}, WIDE),
+    "update_every": lambda: mtl.update_every(mtl.mgda(), 16, 4),
+    "with_metrics": lambda: mtl.with_metrics(mtl.mgda(), 16),
+    "chain": lambda: mtl.chain(mtl.smoothed(mtl.mgda(), 16), optax.sgd(0.1)),
+}
+
+
+@pytest.mark.parametrize("rows", [None, 1])
+@pytest.mark.parametrize("name", LEAN)
+def test_a_jacobian_is_never_stored(name, rows):
+    """16 tasks in the memory of a few gradients; compiled only."""
+    width, tx = 256, LEAN[name]()
+    params = {
+        "trunk": jax.ShapeDtypeStruct((width, width), jnp.float32),
+        "heads": jax.ShapeDtypeStruct((width, 16), jnp.float32),
+    }
+
+    def losses_fn(params, x):
+        return jnp.mean((jnp.tanh(x @ params["trunk"]) @ params["heads"] - 1) ** 2, axis=0)
+
+    def step(params, state, x):
+        return tx.update(mtl.linearize(losses_fn, params, x, rows=rows), state, params)
+
+    args = params, jax.eval_shape(tx.init, params), jax.ShapeDtypeStruct((8, width), jnp.float32)
+    temporaries = jax.jit(step).lower(*args).compile().memory_analysis().temp_size_in_bytes
+    assert temporaries < 8 * 4 * width**2
 
 
 @pytest.mark.parametrize("make", [lambda: mtl.mgda(), lambda: mtl.chain(mtl.mgda()), lambda: mtl.trimmed_mean()])

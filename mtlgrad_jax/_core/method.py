@@ -89,7 +89,7 @@ class Method(optax.GradientTransformationExtraArgs):
         ) -> tuple[PyTree, PyTree]:
             refuse_misspelt(extra, known)
             if isinstance(task_grads, Jacobian):
-                if extra.get("losses") is not None:
+                if not (extra.get("losses") is None or extra["losses"] is task_grads.losses):
                     raise ValueError("`losses` must not be given beside a TaskJacobian, which has its own.")
                 extra["losses"] = task_grads.losses
                 task_grads = task_grads if takes_jacobian else task_grads.rows()
@@ -154,7 +154,7 @@ def weighed_over(method: Method, weigh: Callable[..., Any], part: Callable[[PyTr
     def update(task_grads: PyTree, state: PyTree, params: PyTree | None, **extra: Any) -> tuple[PyTree, PyTree]:
         return sum_by_weights(weigh, False, part(task_grads), task_grads, state, **extra)
 
-    return Method(init, update, arguments=method.arguments)
+    return Method(init, update, arguments=method.arguments, takes_jacobian=True)
 
 
 def _narrow(tree: PyTree) -> bool:

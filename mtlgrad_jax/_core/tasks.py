@@ -16,6 +16,15 @@ class Jacobian:
     losses: PyTree
     num_tasks: int
 
+    @property
+    def like(self) -> PyTree:
+        """A tree with the structure, shapes and dtypes of the parameters."""
+        raise NotImplementedError
+
+    def part(self, flags: list[bool]) -> "Jacobian":
+        """Return the Jacobian in some of the leaves, under their paths."""
+        raise NotImplementedError
+
     def gramian(self) -> Array:
         """Return the K×K Gramian."""
         raise NotImplementedError

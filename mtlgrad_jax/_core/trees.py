@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Array, PyTree
 
 from mtlgrad_jax import stacks
+from mtlgrad_jax._core.tasks import Jacobian
 
 Labels = Any | Callable[[Any], Hashable]
 
@@ -17,6 +18,7 @@ _SHORT = 1 << 13  # entries of a leaf that shares its draw with others
 
 def label_leaves(labels: Labels, tree: PyTree, name: str) -> list[Any]:
     """Return one label per leaf, from a tree of labels or a function of the leaf's path."""
+    tree = tree.like if isinstance(tree, Jacobian) else tree
     if callable(labels):
         found = [labels(path) for path, _ in jax.tree_util.tree_leaves_with_path(tree)]
     else:
@@ -41,14 +43,17 @@ def flag_leaves(flags: Any, tree: PyTree, name: str) -> list[bool]:
     return found
 
 
-def cut(tree: PyTree, labels: list[Any], label: Any) -> dict[str, Any]:
-    """Return the leaves with one label, under their paths."""
+def cut(tree: PyTree, labels: list[Any], label: Any) -> Any:
+    """Return the leaves with one label, under their paths; of a TaskJacobian that in these leaves."""
+    if isinstance(tree, Jacobian):
+        return tree.part([own == label for own in labels])
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     return {jax.tree_util.keystr(path): leaf for (path, leaf), own in zip(leaves, labels, strict=True) if own == label}
 
 
 def merge(tree: PyTree, *groups: dict[str, Any]) -> PyTree:
     """Return a tree of the structure of `tree`, its leaves taken from the groups."""
+    tree = tree.like if isinstance(tree, Jacobian) else tree
     leaves = {path: leaf for group in groups for path, leaf in group.items()}
     return jax.tree_util.tree_map_with_path(lambda path, _: leaves[jax.tree_util.keystr(path)], tree)
 

@@ -67,10 +67,7 @@ class TaskJacobian(Jacobian):
 
     def pushforward(self, direction: PyTree) -> Float[Array, " K"]:
         """Return J d, the first-order change of every loss along a direction with the structure of the parameters."""
-        expected = jax.eval_shape(
-            lambda: self._rest.fill([jnp.zeros(leaf.shape, leaf.dtype) for leaf in self._shapes()])
-        )
-        picked = self._rest.pick(_fit(direction, expected))
+        picked = self._rest.pick(_fit(direction, self.like))
         if self._block is None:
             return self._push(picked).astype(accumulator_dtype())
         products = loop(lambda units: stacks.project(self._rows(units), picked), (self._units(),))
@@ -106,6 +103,21 @@ class TaskJacobian(Jacobian):
         """Return all K gradients stacked, as `task_value_and_grad` does."""
         check_strategy(strategy)
         return self._rest.fill(pull_rows(self._pull, flatten_losses(self.losses), strategy), (self.num_tasks,))
+
+    @property
+    def like(self) -> PyTree:
+        """A tree with the structure, shapes and dtypes of the parameters."""
+        return jax.eval_shape(lambda: self._rest.fill([jnp.zeros(leaf.shape, leaf.dtype) for leaf in self._shapes()]))
+
+    def part(self, flags: list[bool]) -> "TaskJacobian":
+        """Return the Jacobian in some of the leaves, a dict of them under their paths."""
+        rest, positions = self._rest.part(flags)
+
+        def vjp(cotangent: PyTree) -> tuple[list[Array]]:
+            leaves = self._vjp(cotangent)[0]
+            return ([leaves[i] for i in positions],)
+
+        return TaskJacobian(self.losses, self.aux, vjp, rest, self._block)
 
     def _pull(self, vector: Array) -> list[Array]:
         return self._vjp(like_losses(vector, self.losses))[0]

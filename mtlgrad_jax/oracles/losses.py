@@ -33,6 +33,14 @@ class Rest(NamedTuple):
         leaves = [next(remaining) if leaf is None else jnp.zeros((*leading, *leaf[0]), leaf[1]) for leaf in self.fixed]
         return self.treedef.unflatten(leaves)
 
+    def part(self, flags: list[bool]) -> tuple["Rest", list[int]]:
+        """Return the same for a dict of some leaves under their paths, and which floating leaves these are."""
+        numbered = jax.tree_util.tree_leaves_with_path(self.treedef.unflatten(range(len(self.fixed))))
+        chosen = {jax.tree_util.keystr(path): i for (path, i), flag in zip(numbered, flags, strict=True) if flag}
+        order, floating = jax.tree.leaves(chosen), [i for i, leaf in enumerate(self.fixed) if leaf is None]
+        rest = Rest(jax.tree.structure(chosen), tuple(self.fixed[i] for i in order))
+        return rest, [floating.index(i) for i in order if self.fixed[i] is None]
+
     def pick(self, tree: PyTree) -> list[Array]:
         """Return the floating leaves of a tree like the user's."""
         leaves = zip(self.treedef.flatten_up_to(tree), self.fixed, strict=True)

@@ -74,7 +74,12 @@ def partition(transforms: Mapping[Any, optax.GradientTransformation], labels: La
         return skip_together(merge(task_grads, *gradients), states, state)
 
     arguments = [argument for transform in transforms.values() for argument in getattr(transform, "arguments", ())]
-    return Method(init, update, arguments=arguments)
+    return Method(
+        init,
+        update,
+        arguments=arguments,
+        takes_jacobian=all(isinstance(transform, Method) for transform in transforms.values()),
+    )
 
 
 ROW = Row(

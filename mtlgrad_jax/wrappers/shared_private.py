@@ -29,7 +29,9 @@ def shared_private(
 
     The gradient of a head is zero for all tasks but its own, so summing over the tasks gives each head its own. A step
     that the method skips, or that is not finite in a head, leaves shared parameters and heads as they are. Put
-    `skip_nonfinite_tasks` around this, not inside, so that a task is dropped with its head.
+    `skip_nonfinite_tasks` around this, not inside, so that a task is dropped with its head. Of a TaskJacobian it takes
+    the Gramian over the shared leaves and two backward passes, at the memory of one; what is not finite in an absent
+    task then reaches all.
 
     Args:
       method: any transformation of this library, or a chain that begins with one.
@@ -59,7 +61,7 @@ def shared_private(
 def own_heads(method: optax.GradientTransformation, is_shared: Labels, also: tuple[str, ...] = ()) -> Method:
     """Let a method see the shared part only, of the stacks in the arguments `also` too; heads get their own rows."""
 
-    def split(tree: PyTree) -> tuple[dict[str, Any], dict[str, Any]]:
+    def split(tree: PyTree) -> tuple[Any, Any]:
         labels = flag_leaves(is_shared, tree, "is_shared")
         return cut(tree, labels, True), cut(tree, labels, False)
 
@@ -86,7 +88,9 @@ def own_heads(method: optax.GradientTransformation, is_shared: Labels, also: tup
         (gradient, head_gradient), new_state = skip_together((gradient, head_gradient), new_state, state)
         return merge(task_grads, gradient, head_gradient), new_state
 
-    return Method(init, update, arguments=getattr(method, "arguments", ()))
+    return Method(
+        init, update, arguments=getattr(method, "arguments", ()), takes_jacobian=isinstance(method, Method) and not also
+    )
 
 
 ROW = Row(
