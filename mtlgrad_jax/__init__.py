@@ -76,6 +76,7 @@ from mtlgrad_jax._core.step import Argument as Argument
 from mtlgrad_jax._core.step import POSITIVE_LOSSES as POSITIVE_LOSSES
 from mtlgrad_jax._core.step import Info as Info
 from mtlgrad_jax._core.tasks import unstack as unstack
+from mtlgrad_jax._core.trees import under as under
 from mtlgrad_jax.solvers import RESULTS as RESULTS
 
 from mtlgrad_jax.diagnostics import metrics as metrics

@@ -85,6 +85,7 @@ TOOLS = {
     mtl.chain: {},
     mtl.accumulate: {"tx": mtl.mean(), "num_tasks": K, "steps": 2},
     mtl.has_updated: {"state": 0},
+    mtl.under: {},
     mtl.unstack: {"values": np.ones(K), "like": np.ones(K)},
     mtl.metrics: {"opt_state": 0},
 }

@@ -756,3 +756,71 @@ def test_gen_learning_rate_refuses():
         tx.update(params, tx.init(params), params, value_fn=flat)
     with pytest.raises(ValueError, match=raises_naming("value")):
         tx.update(params, tx.init(params), params, value_fn=quadratic, value=jnp.ones(2))
+
+
+@jax.tree_util.register_pytree_with_keys_class
+class Model:
+    """Callable, as models of Equinox are, and still a tree."""
+
+    def __init__(self, trunk, heads):
+        self.trunk, self.heads = trunk, heads
+
+    def __call__(self, x):
+        raise AssertionError
+
+    def tree_flatten_with_keys(self):
+        key = jax.tree_util.GetAttrKey
+        return ((key("trunk"), self.trunk), (key("heads"), self.heads)), None
+
+    @classmethod
+    def tree_unflatten(cls, _, children):
+        return cls(*children)
+
+
+CONTAINERS = {
+    "dict": lambda trunk, heads: {"trunk": trunk, "heads": heads},
+    "model": Model,
+    "tuple": lambda trunk, heads: (trunk, heads),
+}
+
+
+@pytest.mark.parametrize("container", CONTAINERS)
+def test_flags_and_labels_in_any_form(container):
+    """Whole trees, upper parts of trees, functions of a path; models that can be called are trees."""
+    of = CONTAINERS[container]
+    params = of({"a": jnp.zeros(2), "b": jnp.zeros(1)}, [jnp.zeros(1), jnp.zeros(2)])
+    grads = jax.tree.map(lambda p: jnp.asarray(RNG.normal(size=(K, *p.shape)), jnp.float32), params)
+    first = 0 if container == "tuple" else "trunk"
+    flags = [of({"a": True, "b": True}, [False, False]), of(True, False), mtl.under(first)]
+    for wrap in (mtl.shared_private, mtl.gram_over, mtl.grouped):
+        updates = []
+        for each in flags:
+            tx = wrap(mtl.mgda(), each)
+            updates.append(jax.tree.leaves(tx.update(grads, tx.init(params))[0]))
+        for other in updates[1:]:
+            for a, b in zip(updates[0], other, strict=True):
+                np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_flags_that_do_not_fit_are_refused():
+    for wrong in ({"w": True}, {"w": True, "b": True, "c": False}, [True, False], True):
+        with pytest.raises(ValueError, match=raises_naming("is_shared")):
+            mtl.shared_private(mtl.mgda(), wrong).init(zeros())
+    for names in ((), (None,), (True,), (1.5,)):
+        with pytest.raises(ValueError, match=raises_naming("names")):
+            mtl.under(*names)
+
+
+@pytest.mark.parametrize("make", [lambda: mtl.db_mtl(K), lambda: mtl.emtl(1.0), lambda: mtl.mgda(normalization="loss")])
+def test_a_finished_task_does_not_stop_the_others(make):
+    """A loss of exactly zero is outside the formula's domain: the others train on as if it were absent."""
+    tx, plain = mtl.skip_nonfinite_tasks(make()), make()
+    losses = jnp.asarray([1.0, 0.0, 2.0])
+    grads = tree(jnp.asarray(G[0]).at[1].set(0))
+    update, state = tx.update(grads, tx.init(zeros()), losses=losses)
+    mask = jnp.asarray([True, False, True])
+    wanted, _ = plain.update(grads, plain.init(zeros()), losses=losses, task_mask=mask)
+    np.testing.assert_array_equal(flat(update), flat(wanted))
+    assert flat(update).any()
+    assert int(state.dropped) == 1

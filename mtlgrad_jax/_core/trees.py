@@ -17,20 +17,56 @@ _SHORT = 1 << 13  # entries of a leaf that shares its draw with others
 
 
 def label_leaves(labels: Labels, tree: PyTree, name: str) -> list[Any]:
-    """Return one label per leaf, from a tree of labels or a function of the leaf's path."""
+    """Return one label per leaf, from a tree of labels, of its upper part or a function of the leaf's path."""
     tree = tree.like if isinstance(tree, Jacobian) else tree
-    if callable(labels):
+    bare = jax.tree_util.all_leaves([labels])
+    if callable(labels) and bare:
         found = [labels(path) for path, _ in jax.tree_util.tree_leaves_with_path(tree)]
     else:
         given: Any = jax.tree.structure(labels)
         expected: Any = jax.tree.structure(tree)
-        if given != expected:
-            raise ValueError(f"`{name}` must have the structure of params, {expected}, got {given}.")
-        found = jax.tree.leaves(labels)
+        try:
+            parts = [tree] if bare else given.flatten_up_to(tree)
+        except (ValueError, TypeError):
+            parts = None
+        if parts is None or (bare and given != expected):
+            raise ValueError(
+                f"`{name}` must have the structure of params, {expected}, or of its upper part, or be a function of a "
+                f"leaf's path, got {given}."
+            )
+        sizes = [len(jax.tree.leaves(part)) for part in parts]
+        found = [label for label, size in zip(jax.tree.leaves(labels), sizes, strict=True) for _ in range(size)]
     for label in found:
         if not isinstance(label, Hashable):
             raise ValueError(f"`{name}` must give labels that can be keys of a dict, got {label!r}.")
     return found
+
+
+def under(*names: str | int) -> Callable[[Any], bool]:
+    """Return a function that says of a leaf's path whether it begins with one of some names.
+
+    For arguments such as `is_shared` and `where`, whatever the container: keys of a dict, fields, attributes, indices.
+
+    Args:
+      *names: the first parts of the paths.
+
+    Example:
+      >>> import jax.numpy as jnp, mtlgrad_jax as mtl
+      >>> tx = mtl.shared_private(mtl.mean(), mtl.under("trunk"))
+      >>> grads = {"trunk": jnp.asarray([[1.0], [3.0]]), "heads": [jnp.asarray([[5.0], [0.0]])]}
+      >>> update, _ = tx.update(grads, tx.init({"trunk": jnp.zeros(1), "heads": [jnp.zeros(1)]}))
+      >>> update["trunk"].tolist(), update["heads"][0].tolist()
+      ([2.0], [5.0])
+    """
+    if not names or not all(isinstance(name, (str, int)) and not isinstance(name, bool) for name in names):
+        raise ValueError(f"`names` must be names or indices, got names={names!r}.")
+
+    def begins(path: Any) -> bool:
+        return bool(path) and next(
+            getattr(path[0], part) in names for part in ("key", "name", "idx") if hasattr(path[0], part)
+        )
+
+    return begins
 
 
 def flag_leaves(flags: Any, tree: PyTree, name: str) -> list[bool]:

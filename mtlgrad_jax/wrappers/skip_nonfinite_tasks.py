@@ -22,6 +22,9 @@ class SkipNonfiniteTasksState(NamedTuple):
 def skip_nonfinite_tasks(method: optax.GradientTransformation) -> Method:
     """Treat a task whose loss or gradient is not finite as absent in this step, and count it.
 
+    So is one whose loss lies outside the method's domain: a loss <= 0 where the method takes its logarithm or divides
+    by it, as of a task that is finished.
+
     The other tasks train on as if it had not been there; its own state stays as it was. This helps where a NaN stays
     in its task: `task_value_and_grad` on named losses with `strategy="unrolled"`, or a vmap over tasks. Otherwise one
     NaN label spoils every row, all tasks are dropped and the update is zero.
@@ -37,6 +40,8 @@ def skip_nonfinite_tasks(method: optax.GradientTransformation) -> Method:
       ([1.0, 2.0], 1)
     """
     check_transformation(method)
+    arguments = getattr(method, "arguments", ())
+    positive = any(argument.name == "losses" and argument.positive for argument in arguments)
 
     def init(params: PyTree) -> SkipNonfiniteTasksState:
         return SkipNonfiniteTasksState(jnp.zeros((), jnp.int32), method.init(params))
@@ -54,7 +59,8 @@ def skip_nonfinite_tasks(method: optax.GradientTransformation) -> Method:
         present = present_tasks(task_mask, K, losses)
         finite = stacks.finite_tasks(task_grads)
         if losses is not None:
-            finite &= jnp.isfinite(task_vector("losses", losses, num_tasks=K))
+            values = task_vector("losses", losses, num_tasks=K)
+            finite &= jnp.isfinite(values) & (values > 0) if positive else jnp.isfinite(values)
         kept = present & finite if losses is None else unstack(present & finite, like=losses)
         gradient, inner = update_without_task_axis(
             "method", method, task_grads, state.inner, params, losses=losses, task_mask=kept, **extra
@@ -63,7 +69,7 @@ def skip_nonfinite_tasks(method: optax.GradientTransformation) -> Method:
         room = jnp.iinfo(jnp.int32).max - state.dropped
         return gradient, SkipNonfiniteTasksState(state.dropped + jnp.minimum(dropped, room), inner)
 
-    return Method(init, update, arguments=getattr(method, "arguments", ()))
+    return Method(init, update, arguments=arguments)
 
 
 ROW = Row(

@@ -138,10 +138,8 @@ def _combine(branch: Array, task_grads: PyTree, momentum: PyTree, equal: Array, 
         rows = jax.tree.map(lambda g, m: (g * jnp.abs(m)).astype(g.dtype), task_grads, momentum)
         return stacks.combine(scaled, rows)
 
-    return lax.switch(
-        branch,
-        (lambda: stacks.combine(equal, task_grads), by_momentum, lambda: stacks.combine(ones, task_grads)),
-    )
+    weights = jnp.where(branch == 0, equal, ones)
+    return lax.cond(branch == 1, by_momentum, lambda: stacks.combine(weights, task_grads))
 
 
 ROW = Row(
