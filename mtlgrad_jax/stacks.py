@@ -111,7 +111,7 @@ def gramians(
 
     def trusted(plain: Array) -> Array:
         rows = jax.vmap(jnp.diagonal)(plain)
-        exact = _representable(rows, leaves) | ~present
+        exact = _representable(rows, leaves) | ~present[None]
         return exact[:, :, None] & exact[:, None, :]
 
     product = _inner(leaves, leaves, K, K, trusted, axis_name)

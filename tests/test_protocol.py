@@ -168,6 +168,31 @@ def test_in_a_chain_with_strangers(name):
     assert {key: leaf.shape for key, leaf in optax.apply_updates(params, update).items()} == PARAMS
 
 
+@pytest.mark.parametrize("name", [*EVERY, *(row.name for row in WRAPPERS)])
+@pytest.mark.parametrize("num_tasks", [2, 3])
+def test_without_promotion_of_ranks(name, num_tasks):
+    """Where jax is told to refuse implicit broadcasting; traced only."""
+    tx, own = make(name, num_tasks), FUNCTIONS.get(name, {})
+    if name in FUNCTIONS:
+        own = {key: partial(losses_of, num_tasks=num_tasks) if key == "losses_fn" else f for key, f in own.items()}
+        own |= {"grad_fn": mtl.perturbed_task_grad(partial(losses_of, num_tasks=num_tasks))} if "grad_fn" in own else {}
+    params = zeros()
+    grads = params if name in UNSTACKED else jax.tree.map(lambda p: jnp.ones((num_tasks, *p.shape)), params)
+
+    def step(grads, losses):
+        return tx.update(grads, tx.init(params), params, losses=losses, **own)
+
+    with jax.numpy_rank_promotion("raise"):
+        jax.eval_shape(step, grads, jnp.ones(num_tasks))
+
+
+def test_metrics_without_weights_hold_no_nan():
+    tx = mtl.with_metrics(mtl.trimmed_mean(), K)
+    with jax.debug_nans(True):
+        _, state = jax.jit(tx.update)(arguments()[0], tx.init(zeros()))
+    assert "weights" not in mtl.metrics(state)
+
+
 @pytest.mark.parametrize("name", WEIGHED)
 def test_info_is_found_through_any_nesting(name):
     tx = optax.chain(optax.identity(), optax.chain(mtl.with_metrics(FACTORIES[name](), num_tasks=K), optax.sgd(0.1)))

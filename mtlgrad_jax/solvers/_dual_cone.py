@@ -75,7 +75,7 @@ def _raise(M: Float[Array, "K K"], U: Float[Array, "K R"], max_steps: int) -> So
     q = -C @ (U * jnp.where(inverse > 0, 1 / jnp.where(inverse > 0, inverse, 1), 0))
     if len(M) <= 2:
         return solution(jax.vmap(partial(_of_two, C, inverse[:, 0]), 1, 1)(U, q), jnp.zeros(()), 0, False)
-    size = jnp.max(jnp.abs(q), axis=0)
+    size = jnp.max(jnp.abs(q), axis=0, keepdims=True)
     size = jnp.where(size > 0, size, 1)
     q = q / size
     split = _split(C, q, max_steps)
@@ -175,7 +175,7 @@ def _cancel(C: Array, q: Array, split: _Splitting, max_steps: int) -> _Splitting
     for _ in range(2):
         v = v - jsl.cho_solve((factor, True), C @ v)
         y = y + jsl.cho_solve((factor, True), q - C @ y)
-    lacking = jnp.max(jnp.maximum(-y, 0) / jnp.where(v > 0, v, 1)[:, None], axis=0)
+    lacking = jnp.max(jnp.maximum(-y, 0) / jnp.where(v > 0, v, 1)[:, None], axis=0, keepdims=True)
     y = jnp.maximum(y + lacking * v[:, None], 0)
     found = split.left & (cancelled <= _CANCELLED)
     residual = _residual(C, q, y)[1]

@@ -82,17 +82,17 @@ def interior_point(
             dx = solve(descent + jnp.sum(side * products / p.room, axis=0))
             if along is not None:
                 dx += (1 - on @ p.x - jnp.sum(dx)) / jnp.sum(along) * along
-            return dx, on * ((products - p.multiplier * side * dx) / p.room - p.multiplier)
+            return dx, on[None] * ((products - p.multiplier * side * dx[None]) / p.room - p.multiplier)
 
         def left(dx: Array, dz: Array) -> tuple[Array, Array, Array]:
             """Return how far room and multipliers may go, and what their products then add up to."""
-            far, dual_far = reach(p.room, side * dx), reach(p.multiplier, dz)
-            return far, dual_far, jnp.sum(on * (p.room + far * side * dx) * (p.multiplier + dual_far * dz))
+            far, dual_far = reach(p.room, side * dx[None]), reach(p.multiplier, dz)
+            return far, dual_far, jnp.sum(on[None] * (p.room + far * side * dx[None]) * (p.multiplier + dual_far * dz))
 
-        now = jnp.sum(on * p.room * p.multiplier)
+        now = jnp.sum(on[None] * p.room * p.multiplier)
         dx, dz = newton(jnp.zeros_like(p.room))
         target = (left(dx, dz)[2] / now) ** 3 * now / count
-        dx, dz = newton(target - side * dx * dz)
+        dx, dz = newton(target - side * dx[None] * dz)
         far, dual_far, products = left(dx, dz)
         x = p.x + far * dx
         residual, enough = judge(on * x)
@@ -100,7 +100,7 @@ def interior_point(
         stalled = jnp.where(products < 0.9 * p.products, 0, p.stalled + 1)
         return _Point(
             x=x,
-            room=p.room + far * side * dx,
+            room=p.room + far * side * dx[None],
             multiplier=p.multiplier + dual_far * dz,
             best=jnp.where(better, on * x, p.best),
             residual=jnp.where(better, residual, p.residual),
@@ -116,14 +116,14 @@ def interior_point(
     residual, enough = judge(start)
     room = start[None] if cap is None else jnp.stack([start, cap - start])
     room = jnp.where(allowed, room, 1)
-    multiplier = jnp.where(allowed, jnp.maximum(side * slope, 0) + wide, 1)
+    multiplier = jnp.where(allowed, jnp.maximum(side * slope[None], 0) + wide, 1)
     first = _Point(
         x=jnp.where(allowed, start, 1),
         room=room,
         multiplier=multiplier,
         best=start,
         residual=residual,
-        products=jnp.sum(on * room * multiplier),
+        products=jnp.sum(on[None] * room * multiplier),
         stalled=jnp.asarray(0),
         steps=jnp.asarray(0),
         done=enough,

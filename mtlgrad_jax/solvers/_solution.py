@@ -64,7 +64,7 @@ def inverse_sqrt(diagonal: Float[Array, " K"]) -> Float[Array, " K"]:
 
 def normalized(gramian: Float[Array, "K K"]) -> Float[Array, "K K"]:
     """Return the Gramian over its largest diagonal entry; XLA may divide by it as 1/x, which could underflow."""
-    inverse = inverse_sqrt(jnp.max(jnp.diagonal(gramian), keepdims=True))
+    inverse = inverse_sqrt(jnp.max(jnp.diagonal(gramian), keepdims=True))[0]
     return gramian * inverse * inverse
 
 

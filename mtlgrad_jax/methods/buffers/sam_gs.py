@@ -125,7 +125,7 @@ def sam_gs(
 
 def _similarity(norms: Float[Array, " K"]) -> Float[Array, "K K"]:
     """Return 2 n_i n_j / (n_i^2 + n_j^2) from ratios, which neither overflow nor underflow; 1 for two zeros."""
-    low, high = jnp.minimum(norms[:, None], norms), jnp.maximum(norms[:, None], norms)
+    low, high = (pick(norms[:, None], norms[None, :]) for pick in (jnp.minimum, jnp.maximum))
     ratio = jnp.where(high > 0, low / jnp.where(high > 0, high, 1), 1)
     return 2 * ratio / (1 + ratio**2)
 

@@ -44,7 +44,7 @@ def krum(num_byzantine: int, num_selected: int = 1, squared: bool = True) -> Met
         typical = jnp.sort(jnp.where(present, jnp.diagonal(gramian), jnp.inf))[
             jnp.maximum(jnp.sum(present) - 1, 0) // 2
         ]
-        inverse = inverse_sqrt(typical[None])
+        inverse = inverse_sqrt(typical[None])[0]
         gramian = gramian * jnp.where(inverse > 0, inverse, 1) * jnp.where(inverse > 0, inverse, 1)
         diagonal = jnp.diagonal(gramian)
         distances = jnp.maximum(diagonal[:, None] + diagonal[None, :] - 2 * gramian, 0)

@@ -181,9 +181,9 @@ def _rows(mean_grad: list[Array], probes: list[Array], signs: Float[Array, " K"]
     """Return, for each leaf and task, (1 - beta) g + beta |g| s z / |z|; g where there is no probe."""
     length, lengths = stacks.leaf_norms([g[None] for g in mean_grad]), stacks.leaf_norms(probes)
     probed = lengths > 0
-    local = jnp.where(probed, beta * length * signs / jnp.where(probed, lengths, 1), 0)
+    local = jnp.where(probed, beta * length * signs[None] / jnp.where(probed, lengths, 1), 0)
     return [
-        (stacks.column(keep, z) * g + stacks.column(share, z) * z).astype(g.dtype)
+        (stacks.column(keep, z) * g[None] + stacks.column(share, z) * z).astype(g.dtype)
         for g, z, keep, share in zip(mean_grad, probes, jnp.where(probed, 1 - beta, 1), local, strict=True)
     ]
 
