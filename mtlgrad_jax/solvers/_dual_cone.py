@@ -215,6 +215,6 @@ def _of_two(
     if len(u) == 1:
         return jnp.maximum(u, 0)
     alone = jnp.diag(jnp.maximum(q, 0))  # a candidate a row
-    worst = jnp.min(alone @ C - q, axis=1)
+    worst = jnp.min(alone @ C - q[None], axis=1)
     none = jnp.where(jnp.all(u <= 0), 0, -jnp.inf)
     return jnp.where(none > jnp.max(worst), 0, u + alone[jnp.argmax(worst)] * inverse)
