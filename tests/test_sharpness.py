@@ -564,3 +564,13 @@ def test_samo_leaves_absent_tasks_out():
     _, update, _ = perturbations_of(tx, losses_fn, jnp.asarray(mean), params, task_mask=mask, losses=losses_fn(params))
     moved = slopes(np.tile(POINT + 0.1 * mean / np.linalg.norm(mean), (K, 1)))[:2]
     np.testing.assert_allclose(update, aggregate("mgda", moved), rtol=1e-6)
+
+
+def test_a_task_that_is_absent_after_a_skipped_step_stops_nobody():
+    tx = mtl.fs_mtl(mtl.mean(), mode="each", num_tasks=2)
+    grads, clean = jnp.asarray([[1.0, 2.0], [3.0, 4.0]]), jnp.asarray([[1.0, 1.0], [1.0, 1.0]])
+    update = jax.jit(lambda g, s, mask: tx.update(g, s, clean_grads=clean, task_mask=mask))
+    _, state = update(grads.at[0, 0].set(jnp.nan), tx.init(jnp.zeros(2)), jnp.ones(2, bool))
+    for _ in range(2):
+        moved, state = update(grads, state, jnp.asarray([True, False]))
+        np.testing.assert_allclose(moved, [0.5, 1.0])  # the mean of g and of its flat part

@@ -113,10 +113,8 @@ class Method(optax.GradientTransformationExtraArgs):
 
 
 def _weighted_sum(weigh: Callable[..., Any], looks: bool) -> Callable[..., tuple[PyTree, PyTree]]:
-    def update(
-        task_grads: PyTree, state: PyTree, params: PyTree | None, *, task_mask: PyTree = None, **extra: Any
-    ) -> tuple[PyTree, PyTree]:
-        return sum_by_weights(weigh, looks, task_grads, task_grads, state, task_mask=task_mask, **extra)
+    def update(task_grads: PyTree, state: PyTree, params: PyTree | None, **extra: Any) -> tuple[PyTree, PyTree]:
+        return sum_by_weights(weigh, looks, task_grads, task_grads, state, **extra)
 
     return update
 
@@ -173,7 +171,7 @@ def skip_unless(finite: Array, gradient: PyTree, new_state: PyTree, old_state: P
 
 def skip_together(gradient: PyTree, new_state: PyTree, old_state: PyTree) -> tuple[PyTree, PyTree]:
     """Skip a step of several parts where any part is not finite or was skipped itself."""
-    finite = stacks.all_finite(gradient) & ~was_skipped(new_state, old_state)
+    finite = stacks.all_finite(gradient) & ~was_skipped(new_state)
     return skip_unless(finite, gradient, new_state, old_state)
 
 

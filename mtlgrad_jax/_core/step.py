@@ -80,10 +80,16 @@ def infos(state: PyTree) -> list[Info]:
     return [node for node in nodes if isinstance(node, Info)]
 
 
+def was_skipped(state: PyTree) -> Bool[Array, ""]:
+    """Return whether the last step was skipped as not finite by a method whose state this is, or one inside."""
+    skipped = [jnp.any(info.result == NONFINITE) for info in infos(state)]
+    return jnp.stack(skipped).any() if skipped else jnp.asarray(False)
+
+
 def was_empty(state: PyTree) -> Bool[Array, ""]:
     """Return whether the last step of a method moved nothing: it was skipped, or no task was present anywhere."""
-    results = jnp.concatenate([jnp.ravel(info.result) for info in infos(state)])
-    return jnp.any(results == NONFINITE) | jnp.all(results == NO_TASKS)
+    empty = [jnp.all(info.result == NO_TASKS) for info in infos(state)]
+    return was_skipped(state) | jnp.stack(empty).all()
 
 
 def keep_infos(state: PyTree, other: PyTree) -> PyTree:
@@ -130,12 +136,6 @@ def mark_solved(state: PyTree, residual: Array, steps: Array, result: Array) -> 
         )
 
     return _map_infos(solved, state)
-
-
-def was_skipped(state: PyTree, before: PyTree) -> Bool[Array, ""]:
-    """Return whether a step was skipped by a method whose state this is: whether an info has counted one more."""
-    changes = [jnp.any(new.skipped != old.skipped) for new, old in zip(infos(state), infos(before), strict=True)]
-    return jnp.stack(changes).any() if changes else jnp.asarray(False)
 
 
 class MethodState(NamedTuple):

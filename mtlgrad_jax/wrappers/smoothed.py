@@ -62,7 +62,7 @@ def smoothed(method: Method, num_tasks: int, decay: Number = 0.9) -> Method:
         gramian = gramian() if method.looks and callable(gramian) else gramian
         weights, inner = weigh(gramian, state.inner, losses=losses, task_mask=task_mask, **extra)
         check_num_tasks(known_tasks, len(weights))
-        present = present_tasks(task_mask, known_tasks, losses) & ~was_skipped(inner, state.inner)
+        present = present_tasks(task_mask, known_tasks, losses) & ~was_skipped(inner)
         average = jnp.where(state.seen, decay * state.weights + (1 - decay) * weights, weights)
         average = jnp.where(fit(average, gramian if method.looks else None, present), average, weights)
         average = jnp.where(present, average, state.weights)

@@ -65,7 +65,7 @@ def update_every(method: Method, num_tasks: int, k: int) -> Method:
             weights, inner = weigh(gramian, state.inner, losses=losses, task_mask=task_mask, **extra)
             check_num_tasks(known_tasks, len(weights))
             weights = weights.astype(state.weights.dtype)
-            solved = ~was_skipped(inner, state.inner)
+            solved = ~was_skipped(inner)
             kept = jnp.where(solved, weights, state.weights)
             step = jnp.where(solved, 1 % k, 0).astype(jnp.int32)
             return weights, UpdateEveryState(kept, jnp.where(solved, present, state.present), step, inner)

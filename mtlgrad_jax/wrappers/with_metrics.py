@@ -105,7 +105,7 @@ def with_metrics(method: Method, num_tasks: int) -> Method:
 
 
 def _next(state: MetricsState, metrics: Metrics, inner: PyTree) -> MetricsState:
-    skipped = was_skipped(inner, state.inner)
+    skipped = was_skipped(inner)
     kept = jax.tree.map(lambda new, old: jnp.where(skipped, old, new), metrics, state.metrics)
     return MetricsState(kept, inner)
 
