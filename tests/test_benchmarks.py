@@ -271,7 +271,7 @@ def test_control_c_reports_what_is_finished(tiny, tmp_path, capsys, monkeypatch)
     ("arguments", "message"),
     [
         (["--methods", "cagrd"], "no method 'cagrd' for two tasks. Did you mean cagrad?"),
-        (["--methods", "mean,"], "no method '' for two tasks. Choose from mean, sum"),
+        (["--methods", "mean,"], "no method '' for two tasks. Choose from bmtl, constant"),
         (["--methods", "trimmed_mean"], "no method 'trimmed_mean' for two tasks"),
         (["--seeds", "0"], "must be at least 1, got 0"),
         (["--epochs", "x"], "invalid count value: 'x'"),

@@ -12,9 +12,9 @@ from harness import EVERY, P, hyper, run
 
 import mtlgrad_jax as mtl
 from mtlgrad_jax._core.row import HOMOGENEOUS, NON_CONFLICTING, SCALE_FREE
-from mtlgrad_jax._core.step import FAILED, INFEASIBLE, SOLVED
 from mtlgrad_jax.registry import ROWS
 from mtlgrad_jax.registry import make as make_row
+from mtlgrad_jax.solvers._solution import FAILED, INFEASIBLE, SOLVED
 
 STEPS = 3
 

@@ -16,7 +16,7 @@ from jax.flatten_util import ravel_pytree
 
 import mtlgrad_jax as mtl
 from mtlgrad_jax import registry, stacks
-from mtlgrad_jax._core.step import NONFINITE
+from mtlgrad_jax.solvers._solution import NONFINITE
 
 STRATEGIES = "auto", "vmap", "unrolled", 1, 2, 3, 7
 

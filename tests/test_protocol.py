@@ -33,10 +33,10 @@ from harness import (
 from reference import pcgrad_outcomes
 
 import mtlgrad_jax as mtl
-from mtlgrad_jax._core.step import BIASED, SOLVED
 from mtlgrad_jax.methods.sharpness.fs_mtl import COPIES
 from mtlgrad_jax.registry import METHODS, ROWS, WRAPPERS, describe, markdown_table, needs
 from mtlgrad_jax.registry import make as make_row
+from mtlgrad_jax.solvers._solution import BIASED, SOLVED
 
 K = 3
 STEPS = 3

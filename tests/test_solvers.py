@@ -16,10 +16,9 @@ import pytest
 import scipy.optimize
 
 from mtlgrad_jax import solvers
-from mtlgrad_jax._core.step import INFEASIBLE, MAX_STEPS, SOLVED
 from mtlgrad_jax.solvers import cosines, direction_of_products, project_simplex, significant_eigh
 from mtlgrad_jax.solvers._nonnegative_qp import nonnegative_qp
-from mtlgrad_jax.solvers._solution import shift
+from mtlgrad_jax.solvers._solution import INFEASIBLE, MAX_STEPS, SOLVED, shift
 
 SHAPES = [(1, 3), (2, 5), (3, 3), (5, 3), (5, 50), (8, 6), (16, 8), (16, 40), (64, 10), (64, 64), (64, 200)]
 SHAPES += [(128, 64), (128, 512)]

@@ -9,8 +9,8 @@ from families import stack
 from harness import P, flat, make, tree, zeros
 
 import mtlgrad_jax as mtl
-from mtlgrad_jax._core.step import BIASED, FAILED, NONFINITE, SOLVED
 from mtlgrad_jax.registry import METHODS
+from mtlgrad_jax.solvers._solution import BIASED, FAILED, NONFINITE, SOLVED
 
 K = 3
 G, ONES, EVERYONE = jnp.asarray(stack("normal", K, P), jnp.float32), jnp.ones(K), jnp.ones(K, bool)

@@ -12,7 +12,7 @@ from families import FAMILIES, stack
 from harness import PARAMS, P, flat, raises_naming, tree, zeros
 
 import mtlgrad_jax as mtl
-from mtlgrad_jax._core.step import BIASED, SOLVED
+from mtlgrad_jax.solvers._solution import BIASED, SOLVED
 
 K = 3
 RNG = np.random.default_rng(0)
