@@ -64,6 +64,7 @@ WRONG = {parts(annotation): values for annotation, values in WRONG.items()}
 OTHERWISE = {
     ("unstack", "like"): (3.0, None, {}),
     ("metrics", "opt_state"): (3, None, optax.EmptyState()),
+    ("has_updated", "state"): (3, None, optax.EmptyState()),
     ("sam_perturbation", "task_grads"): (3, None, {}, zeros()),
     ("sam_perturbation", "params"): (),  # of a stack and parameters that do not fit each other, the stack is named
 }

@@ -325,7 +325,7 @@ def test_emtl_descends_the_objective_it_reconstructs():
         norms = np.linalg.norm(G, axis=1)
         for strength in (0.1, 1.0, 100.0):
             objective = jax.grad(lambda loss, lam=strength: loss.sum() + lam * jnp.var(loss / norms))
-            weights, _ = mtl.emtl(strength).update(jnp.asarray(G @ G.T), mtl.emtl(strength).init(3), losses=losses)
+            weights, _ = mtl.emtl(strength).weigh(jnp.asarray(G @ G.T), mtl.emtl(strength).init(None), losses=losses)
             np.testing.assert_allclose(weights, np.maximum(objective(losses), 0), rtol=1e-10)
             assert weights[np.argmax(losses / norms)] >= 1
 

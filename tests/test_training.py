@@ -152,7 +152,7 @@ def test_line_searches_behind_a_loss_weighting(search):
     state = tx.init(params)
     for _ in range(20):
         params, state = step(params, state)
-    np.testing.assert_allclose(params, [1, -1], atol=0.02)
+    np.testing.assert_allclose(params, [1, -1], atol=0.05)
 
 
 @pytest.mark.parametrize(
