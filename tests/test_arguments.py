@@ -126,8 +126,9 @@ def test_every_public_function_is_here():
 @pytest.mark.usefixtures("unchecked")
 def test_wrong_arguments_are_named(function, parameter):
     optional = parameter.default is None or type(None) in typing.get_args(parameter.annotation)
-    wrong = WRONG[parts(parameter.annotation)] + (() if optional else (None,))
-    for value in OTHERWISE.get((function.__name__, parameter.name), wrong):
+    place = function.__name__, parameter.name
+    wrong = OTHERWISE[place] if place in OTHERWISE else WRONG[parts(parameter.annotation)] + (None,) * (not optional)
+    for value in wrong:
         with pytest.raises(ValueError, match=raises_naming(parameter.name)):
             use(function, **{parameter.name: value})
 
