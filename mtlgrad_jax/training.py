@@ -13,7 +13,15 @@ from mtlgrad_jax._core.checks import check_count
 from mtlgrad_jax._core.control import cond
 from mtlgrad_jax._core.method import Method, update_without_task_axis
 from mtlgrad_jax._core.step import UPDATE_ARGUMENTS, infos, keep_infos, was_empty
-from mtlgrad_jax._core.tasks import Jacobian, accumulator_dtype, check_num_tasks, present_tasks, task_vector, unstack
+from mtlgrad_jax._core.tasks import (
+    Jacobian,
+    accumulator_dtype,
+    check_num_tasks,
+    own_losses,
+    present_tasks,
+    task_vector,
+    unstack,
+)
 from mtlgrad_jax._core.trees import unaliased
 from mtlgrad_jax.oracles.linearize import linearize
 from mtlgrad_jax.oracles.losses import Argnums, check_oracle
@@ -125,9 +133,8 @@ def chain(*transforms: optax.GradientTransformation) -> optax.GradientTransforma
             )
         at, new = place(state), list(state)
         if at and isinstance(task_grads, Jacobian):
-            if extra.get("losses") is not None:
-                raise ValueError("`losses` must not be given beside a TaskJacobian, which has its own.")
-            task_grads, extra = task_grads.rows(), {**extra, "losses": task_grads.losses}
+            extra["losses"] = own_losses(task_grads, extra.get("losses"))
+            task_grads = task_grads.rows()
         for i in range(at):
             task_grads, new[i] = members[i].update(task_grads, state[i], params, **extra)
         gradient, new[at] = update_without_task_axis(
@@ -212,9 +219,7 @@ def accumulate(tx: optax.GradientTransformation, num_tasks: int, steps: int) -> 
         **extra: Any,
     ) -> tuple[PyTree, AccumulateState]:
         if isinstance(task_grads, Jacobian):
-            if losses is not None:
-                raise ValueError("`losses` must not be given beside a TaskJacobian, which has its own.")
-            task_grads, losses = task_grads.rows(), task_grads.losses
+            losses, task_grads = own_losses(task_grads, losses), task_grads.rows()
         check_num_tasks(num_tasks, stacks.num_tasks(task_grads, params))
         seen = present_tasks(task_mask, num_tasks, losses) & stacks.finite_tasks(task_grads)
         values = jnp.zeros((num_tasks,), accumulator_dtype())

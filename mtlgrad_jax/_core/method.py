@@ -26,7 +26,7 @@ from mtlgrad_jax._core.step import (
     task_axes,
     was_skipped,
 )
-from mtlgrad_jax._core.tasks import Jacobian, accumulator_dtype, check_num_tasks, task_names, task_vector
+from mtlgrad_jax._core.tasks import Jacobian, accumulator_dtype, check_num_tasks, own_losses, task_names, task_vector
 from mtlgrad_jax._core.trees import unaliased
 from mtlgrad_jax._core.weights import fit, uniform
 from mtlgrad_jax.solvers._solution import SOLVED, Solution
@@ -89,9 +89,7 @@ class Method(optax.GradientTransformationExtraArgs):
         ) -> tuple[PyTree, PyTree]:
             refuse_misspelt(extra, known)
             if isinstance(task_grads, Jacobian):
-                if not (extra.get("losses") is None or extra["losses"] is task_grads.losses):
-                    raise ValueError("`losses` must not be given beside a TaskJacobian, which has its own.")
-                extra["losses"] = task_grads.losses
+                extra["losses"] = own_losses(task_grads, extra.get("losses"))
                 task_grads = task_grads if takes_jacobian else task_grads.rows()
             if not isinstance(task_grads, Jacobian):
                 reject_masked(task_grads)

@@ -42,6 +42,13 @@ class Jacobian:
         raise NotImplementedError
 
 
+def own_losses(jacobian: Jacobian, losses: PyTree) -> PyTree:
+    """Return the losses that a TaskJacobian brings along; others beside them raise."""
+    if losses is None or losses is jacobian.losses:
+        return jacobian.losses
+    raise ValueError("`losses` must not be given beside a TaskJacobian, which has its own.")
+
+
 def accumulator_dtype() -> jnp.dtype:
     """Return the dtype of Gramians, weights and losses: float32, float64 under x64."""
     return jnp.result_type(float)
