@@ -327,3 +327,13 @@ def test_a_replaced_update_is_not_bypassed():
     assert tx._replace(init=tx.init).weigh is tx.weigh
     with pytest.raises(ValueError, match=raises_naming("method")):
         mtl.smoothed(doubled, K)
+
+
+def test_a_rule_that_is_undefined_for_few_tasks_may_return_anything():
+    def spread(task_grads, *, present):
+        return jax.tree.map(lambda leaf: leaf[0] / (jnp.sum(present) - 1), task_grads)
+
+    tx = mtl.from_rule(spread, fewest=2)
+    update, state = tx.update(tree(jnp.asarray(G[0])), tx.init(zeros()), task_mask=jnp.asarray([False, True, False]))
+    np.testing.assert_allclose(flat(update), G[0, 1], rtol=1e-6)
+    assert int(mtl.metrics(state)["fallbacks"]) == 1

@@ -314,7 +314,7 @@ def from_rule(
         gradient = rule(task_grads, **{name: given[name] for name in wanted})
         gradient, method_state = gradient if "state" in wanted else (gradient, state.method)
         own = jax.tree.map(lambda leaf, like: leaf.astype(like.dtype), gradient, task_grads)
-        fits = stacks.all_finite(own) | ~step.finite
+        fits = stacks.all_finite(own) | ~step.finite | (step.num_present < fewest)
         like = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), task_grads)
         axes = task_axes(None if init is None else lambda K: jax.eval_shape(lambda p: init(p, K), like), known_tasks)
         new_state, enough = commit(step.also(fits), state, method_state, axes, fewest=fewest)
