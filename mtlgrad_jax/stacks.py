@@ -166,8 +166,23 @@ def _task_norms(task_grads: PyTree, *, axis_name: AxisName) -> Float[Array, " K"
 @jax.jit
 def leaf_norms(task_grads: PyTree) -> Float[Array, "leaves K"]:
     """Return the Euclidean norm of every task's gradient in each leaf, as `task_norms` does."""
-    leaves = jax.tree.leaves(task_grads)
-    return _norms([_floating(leaf) for leaf in leaves], num_tasks(task_grads), None)
+    leaves, K = [jnp.asarray(leaf) for leaf in jax.tree.leaves(task_grads)], num_tasks(task_grads)
+    norms = [jnp.zeros((K,), accumulator_dtype())] * len(leaves)
+    for members in _alike(leaves):
+        rows = jnp.concatenate([leaves[i].reshape(K, -1) for i in members]) if len(members) > 1 else leaves[members[0]]
+        for i, own in zip(members, _norms([[rows]], len(rows), None).reshape(-1, K), strict=True):
+            norms[i] = own
+    return jnp.stack(norms)
+
+
+def _alike(leaves: list[Array]) -> list[list[int]]:
+    """Return which floating leaves to look at together: on one CPU short ones of one size, elsewhere none."""
+    sizes: dict[Any, list[int]] = {}
+    for i, leaf in enumerate(leaves):
+        if jnp.issubdtype(leaf.dtype, jnp.floating):
+            short = _one_cpu() and leaf.size // len(leaf) <= _SHORT
+            sizes.setdefault((leaf.dtype, leaf.size) if short else i, []).append(i)
+    return [same[i : i + _JOINED] for same in sizes.values() for i in range(0, len(same), _JOINED)]
 
 
 def combine(weights: Float[Array, " L"], task_grads: PyTree) -> PyTree:
