@@ -280,9 +280,9 @@ def test_smoothed(decay):
     wanted = [theirs(peer, G) for G in grads]
     with jax.enable_x64(True):
         method = mtl.smoothed(mtl.upgrad(regularization=1e-4), num_tasks=3, decay=decay)
-        state, ours = method.init(), []
+        state, ours = method.init(None), []
         for G in grads:
-            w, state = method.update(jnp.asarray(G @ G.T), state)
+            w, state = method.weigh(jnp.asarray(G @ G.T), state)
             ours.append(w)
     np.testing.assert_allclose(ours, wanted, rtol=1e-9, atol=1e-10)
 
