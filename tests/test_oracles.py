@@ -809,6 +809,17 @@ def test_other_arguments_that_raise(unchecked):
         step(W, method.init(None), extra_args={"task_mask": {"a": 1.0, "b": 0.0}})
 
 
+def test_models_that_are_no_trees_of_arrays(unchecked):
+    """They would train with statistics that never move, or fail inside JAX."""
+    nnx = pytest.importorskip("flax.nnx")
+    model = nnx.BatchNorm(2, rngs=nnx.Rngs(0))
+    for params in (model, {"norm": model}):
+        with pytest.raises(ValueError, match=r"`argnums` must name trees of arrays, got an nnx.Module.*nnx.split"):
+            mtl.task_value_and_grad(lambda p: jnp.ones(2))(params)
+    with pytest.raises(ValueError, match=r"`argnums` must name trees of arrays, .* at leaf \['act'\].*partition"):
+        mtl.linearize(lambda p: p["w"], {"w": jnp.ones(2), "act": jnp.tanh})
+
+
 # --------------------------------------------------------------------------------------------------------- two routes
 
 

@@ -57,8 +57,8 @@ def bind(
         raise ValueError(f"`argnums` must name positional arguments, {len(args)} were given, got argnums={argnums}.")
     selected = args[positions[0]] if single else tuple(args[i] for i in positions)
     treedef: Any
-    leaves, treedef = jax.tree.flatten(selected)
     _check_differentiable(selected)
+    leaves, treedef = jax.tree.flatten(selected)
     fixed = tuple(
         None if jnp.issubdtype(jnp.result_type(leaf), jnp.floating) else (jnp.shape(leaf), jnp.result_type(leaf).name)
         for leaf in leaves
@@ -86,9 +86,26 @@ def bind(
     return function, floating, rest
 
 
+def _is_nnx(node: Any) -> bool:
+    return any(cls.__module__.startswith("flax.nnx") and cls.__name__ == "Module" for cls in type(node).__mro__)
+
+
 def _check_differentiable(args: PyTree) -> None:
+    if any(_is_nnx(node) for node in jax.tree.leaves(args, is_leaf=_is_nnx)):
+        raise ValueError(
+            "`argnums` must name trees of arrays, got an nnx.Module, whose BatchNorm statistics and dropout keys would "
+            "not move. Write graphdef, params, rest = nnx.split(model, nnx.Param, ...), differentiate in params, and "
+            "nnx.merge inside losses_fn."
+        )
     for path, leaf in jax.tree_util.tree_leaves_with_path(args):
-        dtype = jnp.result_type(leaf)
+        try:
+            dtype = jnp.result_type(leaf)
+        except TypeError as error:
+            raise ValueError(
+                f"`argnums` must name trees of arrays, got {type(leaf).__name__}{at_leaf(path)}. Of an eqx.Module "
+                "write params, static = eqx.partition(model, eqx.is_inexact_array), differentiate in params, and "
+                "eqx.combine inside losses_fn."
+            ) from error
         if jnp.issubdtype(dtype, jnp.complexfloating) or jnp.issubdtype(dtype, jax.dtypes.extended):
             raise ValueError(
                 f"`argnums` must name arguments of real numbers, got dtype {dtype}{at_leaf(path)}. "
