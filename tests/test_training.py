@@ -70,6 +70,8 @@ def test_a_step_that_is_skipped_or_empty_moves_nothing(name):
     empty, after = step(jnp.asarray(G[2]), state, params, NOBODY)
     assert not flat(empty).any()
     same(state, after)
+    if name not in ("adam", "momentum", "schedule"):
+        return
     usual = optax.chain(mtl.per_task(optax.trace(0.5), K), mtl.upgrad(), OPTIMIZERS[name]())
     for found, wanted in zip(
         *(jax.tree.leaves(each(jnp.asarray(G[3]), state, params, everybody)) for each in (step, stepper(usual))),
@@ -230,8 +232,10 @@ ROUTES = {
 }
 
 
-@pytest.mark.parametrize("rows", [None, 2])
-@pytest.mark.parametrize("name", ROUTES)
+@pytest.mark.parametrize(
+    ("name", "rows"),
+    [*((name, None) for name in ROUTES), *((name, 2) for name in ("method", "chain", "shared_private"))],
+)
 def test_a_jacobian_is_taken_wherever_a_stack_is(name, rows):
     tx, params = ROUTES[name](), {"b": jnp.asarray([0.3]), "w": jnp.asarray([[0.2, -0.1, 0.4], [0.5, 0.3, -0.2]])}
     x, mask = jnp.asarray(RNG.normal(size=(2, 8, 3)), jnp.float32), {"a": True, "b": True, "c": True}
