@@ -499,10 +499,12 @@ def test_a_jacobian_is_opaque():
     assert jax.tree.leaves(jacobian) == [jacobian]
     with pytest.raises(ValueError, match="__jax_array__"):
         jax.jit(lambda jac: jac.gramian())(jacobian)
-    for first in (optax.scale(3.0), optax.clip_by_global_norm(1.0), optax.clip(1.0)):
-        tx = optax.chain(first, mtl.mgda())
-        with pytest.raises((TypeError, AttributeError), match=r"rows\(\)"):
-            tx.update(jacobian, tx.init(jnp.ones(2)))
+    refused = {r"rows\(\)": (optax.scale(3.0), optax.clip_by_global_norm(1.0)), "__jax_array__": (optax.clip(1.0),)}
+    for message, transforms in refused.items():
+        for first in transforms:
+            tx = optax.chain(first, mtl.mgda())
+            with pytest.raises((TypeError, AttributeError, ValueError), match=message):
+                tx.update(jacobian, tx.init(jnp.ones(2)))
 
 
 @pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16])
