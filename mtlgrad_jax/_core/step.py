@@ -149,7 +149,7 @@ class Argument(NamedTuple):
     """What an update is given besides the gradients, as `update(..., name=value)`."""
 
     name: str
-    axes: str = "K"  # "K": a number for every task; "K K": one for every pair; "": anything, passed on as it is
+    axes: str = "K"  # "K": a number for every task; "K K": one for every pair
     positive: bool = False
     stand_in: str | None = None  # what takes its place where it is missing; None: it must be given
     missing: int = SOLVED  # the result code that says so

@@ -1,5 +1,6 @@
 """The task axis: named tasks, absent tasks, numbers of tasks."""
 
+from abc import ABC, abstractmethod
 from typing import Any
 
 import jax
@@ -7,39 +8,37 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, PyTree
 
-from mtlgrad_jax._core.checks import check_count
 
-
-class Jacobian:
+class Jacobian(ABC):
     """K gradients that are never stored; `mtlgrad_jax.TaskJacobian` is one."""
 
     losses: PyTree
     num_tasks: int
 
     @property
+    @abstractmethod
     def like(self) -> PyTree:
         """A tree with the structure, shapes and dtypes of the parameters."""
-        raise NotImplementedError
 
+    @abstractmethod
     def part(self, flags: list[bool]) -> "Jacobian":
         """Return the Jacobian in some of the leaves, under their paths."""
-        raise NotImplementedError
 
+    @abstractmethod
     def gramian(self) -> Array:
         """Return the K×K Gramian."""
-        raise NotImplementedError
 
+    @abstractmethod
     def pullback(self, weights: Any) -> PyTree:
         """Return the weighted sum of the gradients."""
-        raise NotImplementedError
 
+    @abstractmethod
     def pushforward(self, direction: PyTree) -> Array:
         """Return the inner product of every gradient with a direction."""
-        raise NotImplementedError
 
+    @abstractmethod
     def rows(self) -> PyTree:
         """Return the stack."""
-        raise NotImplementedError
 
 
 def own_losses(jacobian: Jacobian, losses: PyTree) -> PyTree:
@@ -143,15 +142,6 @@ def unstack(values: Array, like: PyTree) -> PyTree:
     if is_array:
         return values
     return treedef.unflatten(list(values))
-
-
-def agree_num_tasks(own: int | None, given: int | None) -> int | None:
-    """Return the number of tasks on which construction and init agree."""
-    if given is not None:
-        check_count("num_tasks", given, at_least=1)
-    if own is not None and given is not None and own != given:
-        raise ValueError(f"`num_tasks` must be the one given at construction, {own}, got num_tasks={given}.")
-    return given if own is None else own
 
 
 def check_num_tasks(own: int | None, num_tasks: int) -> None:
