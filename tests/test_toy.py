@@ -75,14 +75,16 @@ def test_end_points(method):
         np.testing.assert_allclose(np.abs(outcomes[0].ends[~outcomes[0].on_front]), [[5.1, 2.2]] * 2, atol=0.2)
 
 
-def test_sam_gs_reaches_the_optimum_from_all_its_starts():
-    starts = np.tile(np.array(SETTINGS["samgs"].starts, float), (4, 1))
-    starts += np.random.default_rng(0).uniform(-1e-3, 1e-3, starts.shape)  # rounding decides when a valley is left
-    cases = toy.Case(starts, np.ones(28), np.zeros(28, bool))
+def test_sam_gs_reaches_the_optimum_from_each_of_its_starts():
+    """Rounding, which differs between CPUs, decides when a run leaves its valley, so one run says little."""
+    runs = 100
+    starts = np.tile(np.array(SETTINGS["samgs"].starts, float), (runs, 1))
+    starts += np.random.default_rng(0).uniform(-1e-3, 1e-3, starts.shape)
+    cases = toy.Case(starts, np.ones(7 * runs), np.zeros(7 * runs, bool))
     path = toy.train(toy.contenders()["sam_gs, gamma=0.1, clipped"], cases, records=300).path
-    np.testing.assert_allclose(path[300], np.tile([0, -8.36], (28, 1)), atol=0.1)
-    there = (np.linalg.norm(path[200] - [0, -8.36], axis=1) < 0.1).reshape(4, 7)
-    assert there[:, [0, 1, 4, 5, 6]].all()
+    there = np.linalg.norm(path - [0, -8.36], axis=2).reshape(-1, runs, 7) < 0.1
+    assert (there[300].mean(0) >= 0.9).all()
+    assert (there[200].mean(0)[[0, 1, 4, 5, 6]] >= 0.9).all()
 
 
 def test_runs_of_a_method_that_draws_are_independent():
