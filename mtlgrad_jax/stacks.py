@@ -119,7 +119,6 @@ def gramians(
     return jnp.where(pairs, (product + product.mT) / 2, 0)
 
 
-@partial(jax.jit, static_argnames="axis_name")
 def cross_gramian(first: PyTree, second: PyTree, *, axis_name: AxisName = None) -> Float[Array, "K L"]:
     """Return <a_i, b_j> for the rows of two stacks over the same parameters, for instance of two batches.
 
@@ -130,14 +129,24 @@ def cross_gramian(first: PyTree, second: PyTree, *, axis_name: AxisName = None) 
       second: stack of L gradients over the same parameters.
       axis_name: as in `gramian`.
     """
-    K, L = num_tasks(first, name="first"), num_tasks(second, name="second")
-    check_like("second", second, first)
-    pairs = [
-        (jnp.asarray(a), jnp.asarray(b)) for a, b in zip(jax.tree.leaves(first), jax.tree.leaves(second), strict=True)
-    ]
-    pairs = [pair for pair in pairs if all(jnp.issubdtype(leaf.dtype, jnp.floating) for leaf in pair)]
-    rows, columns = ([_rows([pair[i] for pair in pairs])] for i in range(2))
-    return _inner(rows, columns, K, L, lambda plain: _representable(plain, rows), axis_name)[0]
+    return cross_gramians([first], [second], axis_name=axis_name)[0]
+
+
+@partial(jax.jit, static_argnames="axis_name")
+def cross_gramians(
+    firsts: Sequence[PyTree], seconds: Sequence[PyTree], *, axis_name: AxisName = None
+) -> Float[Array, "groups K L"]:
+    """Return the products of several pairs of stacks, the tasks of each side the same, as `cross_gramian` does."""
+    K, L = num_tasks(firsts[0], name="first"), num_tasks(seconds[0], name="second")
+    rows, columns = [], []
+    for first, second in zip(firsts, seconds, strict=True):
+        check_like("second", second, first)
+        leaves = zip(jax.tree.leaves(first), jax.tree.leaves(second), strict=True)
+        pairs = [(jnp.asarray(a), jnp.asarray(b)) for a, b in leaves]
+        pairs = [pair for pair in pairs if all(jnp.issubdtype(leaf.dtype, jnp.floating) for leaf in pair)]
+        rows.append(_rows([a for a, _ in pairs]))
+        columns.append(_rows([b for _, b in pairs]))
+    return _inner(rows, columns, K, L, lambda plain: _representable(plain, rows), axis_name)
 
 
 def project(task_grads: PyTree, direction: PyTree, *, axis_name: AxisName = None) -> Float[Array, " K"]:
@@ -258,6 +267,8 @@ def check_like(name: str, stack: PyTree, like: PyTree, *, rows: bool = False) ->
 
 def finite_tasks(task_grads: PyTree) -> Bool[Array, " K"]:
     """Return for every task whether all of its gradient is finite."""
+    if isinstance(task_grads, Jacobian):
+        return task_grads.finite_tasks()
     K = num_tasks(task_grads)
     return _finite(task_grads, K)
 
@@ -265,6 +276,13 @@ def finite_tasks(task_grads: PyTree) -> Bool[Array, " K"]:
 def all_finite(tree: PyTree) -> Bool[Array, ""]:
     """Return whether every entry of a tree is finite."""
     return _finite(jax.tree.map(lambda leaf: jnp.asarray(leaf)[None], tree), 1)[0]
+
+
+def used(groups: Sequence[PyTree]) -> Bool[Array, "groups K"]:
+    """Return for each of several stacks which tasks have an entry there that is not zero."""
+    K = num_tasks(groups[0])
+    parts = [[(leaf != 0).any(axis=range(1, leaf.ndim)) for leaf in _floating(group)] for group in groups]
+    return once(jnp.stack([_pairwise(jnp.logical_or, leaves or [jnp.zeros((K,), bool)]) for leaves in parts]))
 
 
 def _finite(rows: PyTree, count: int) -> Bool[Array, " K"]:

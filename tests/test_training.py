@@ -234,7 +234,10 @@ ROUTES = {
 
 @pytest.mark.parametrize(
     ("name", "rows"),
-    [*((name, None) for name in ROUTES), *((name, 2) for name in ("method", "chain", "shared_private"))],
+    [
+        *((name, None) for name in ROUTES),
+        *((name, 2) for name in ("method", "chain", "shared_private", "grouped", "skip_nonfinite_tasks")),
+    ],
 )
 def test_a_jacobian_is_taken_wherever_a_stack_is(name, rows):
     tx, params = ROUTES[name](), {"b": jnp.asarray([0.3]), "w": jnp.asarray([[0.2, -0.1, 0.4], [0.5, 0.3, -0.2]])}
@@ -262,6 +265,8 @@ LEAN = {
     "partition": lambda: mtl.partition({True: mtl.mgda(), False: mtl.mean()}, WIDE),
     "update_every": lambda: mtl.update_every(mtl.mgda(), 16, 4),
     "with_metrics": lambda: mtl.with_metrics(mtl.mgda(), 16),
+    "grouped": lambda: mtl.grouped(mtl.mgda(), WIDE),
+    "skip_nonfinite_tasks": lambda: mtl.skip_nonfinite_tasks(mtl.mgda()),
     "chain": lambda: mtl.chain(mtl.smoothed(mtl.mgda(), 16), optax.sgd(0.1)),
 }
 
@@ -285,6 +290,23 @@ def test_a_jacobian_is_never_stored(name, rows):
     args = params, jax.eval_shape(tx.init, params), jax.ShapeDtypeStruct((8, width), jnp.float32)
     temporaries = jax.jit(step).lower(*args).compile().memory_analysis().temp_size_in_bytes
     assert temporaries < 8 * 4 * width**2
+
+
+@pytest.mark.parametrize("rows", [None, 2])
+def test_a_broken_task_is_dropped_from_a_jacobian(rows):
+    """Its row alone is not finite: what overflows stays in its task, also where it meets cotangents of zero."""
+    params, broken = {"t": jnp.asarray([0.3, -0.4]), "h": jnp.ones(3)}, jnp.asarray([1.0, 3e38, 2.0])
+
+    def losses_fn(params, labels):
+        return (jnp.sum(params["t"] ** 2) * jnp.asarray([1.0, 9.0, 3.0]) + params["h"]) * labels
+
+    tx = mtl.skip_nonfinite_tasks(mtl.upgrad())
+    update, state = tx.update(mtl.linearize(losses_fn, params, broken, rows=rows), tx.init(params), params)
+    kept = jnp.asarray([0, 2])
+    losses, grads = mtl.task_value_and_grad(lambda p: losses_fn(p, broken)[kept])(params)
+    wanted, _ = mtl.upgrad().update(grads, mtl.upgrad().init(params), params, losses=losses)
+    assert int(state.dropped) == 1
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), update, wanted)
 
 
 @pytest.mark.parametrize("make", [lambda: mtl.mgda(), lambda: mtl.chain(mtl.mgda()), lambda: mtl.trimmed_mean()])

@@ -262,6 +262,65 @@ def test_grouped_is_one_method_for_each_group(method):
     np.testing.assert_array_equal(by_leaf, updates)
 
 
+HEADS = {"trunk": "trunk", "heads": {"a": "a", "b": "b", "c": "c"}}
+USES = {name: {task: task == name for task in "abc"} for name in "abc"}
+NAMED = {"a": 1.0, "b": 2.0, "c": 3.0}
+
+
+def with_heads():
+    """Three tasks with a head each; c's gradient in the trunk is zero, that of b tiny."""
+    trunk = np.array([[3.0, 1.0], [1e-25, -1e-25], [0.0, 0.0]])
+    heads = {name: np.where(np.arange(3)[:, None] == i, i + 1.0, 0.0) for i, name in enumerate("abc")}
+    return jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), {"trunk": trunk, "heads": heads})
+
+
+def first_rows(grads):
+    return jax.tree.map(lambda leaf: leaf[0], grads)
+
+
+@pytest.mark.parametrize("uses", [None, USES])
+@pytest.mark.parametrize("mask", [(True, True, True), (True, True, False), (False, True, False)])
+def test_grouped_mean_is_the_mean(uses, mask):
+    grads, tx = with_heads(), mtl.grouped(mtl.mean(), HEADS, uses)
+    params, named = first_rows(grads), dict(zip("abc", map(jnp.asarray, mask), strict=True))
+    update, state = tx.update(grads, tx.init(params), params, losses=NAMED, task_mask=named)
+    wanted = jax.tree.map(lambda leaf: np.asarray(leaf)[list(mask)].mean(0), grads)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), update, wanted)
+    np.testing.assert_array_equal(state.info.result, 0)
+
+
+def test_a_task_without_a_part_in_a_group_has_no_vote_there():
+    """MGDA in the trunk is between a and b: all of c's entries are zero, those of b only their squares."""
+    grads, tx = with_heads(), mtl.grouped(mtl.mgda(), HEADS)
+    update, _ = tx.update(grads, tx.init(first_rows(grads)))
+    np.testing.assert_allclose(update["trunk"], 2 / 3 * np.array([1e-25, -1e-25]), rtol=1e-4)
+    assert [float(update["heads"][name][0]) for name in "abc"] == pytest.approx([1 / 3, 2 / 3, 1])
+    tx = mtl.grouped(mtl.mgda(), HEADS, {**USES, "trunk": {"a": True, "b": False, "c": False}})
+    update, _ = tx.update(grads, tx.init(first_rows(grads)), losses=NAMED)
+    np.testing.assert_allclose(update["trunk"], [1, 1 / 3], rtol=1e-6)
+
+
+def test_a_group_that_nobody_uses_is_no_empty_step():
+    """What stands behind the method runs on, also where all of the gradients are zero."""
+    tx = mtl.chain(mtl.grouped(mtl.mgda(), LABELS), optax.sgd(0.1, momentum=0.9))
+    state, first_leaf = tx.init(zeros()), np.arange(P) == 0
+    for grads in (G[0], np.where(first_leaf, 0, G[1]), np.zeros((K, P))):
+        update, state = tx.update(tree(jnp.asarray(grads, jnp.float32)), state, zeros())
+        assert flat(update).all()
+        np.testing.assert_array_equal(mtl.metrics(state)["result"], 0)
+
+
+def test_grouped_refuses_uses(unchecked):
+    grads = with_heads()
+    for uses in ([True], {"d": [True] * 3}):
+        with pytest.raises(ValueError, match="`uses` must"):
+            mtl.grouped(mtl.mgda(), HEADS, uses).init(first_rows(grads))
+    for flags, losses in (([True] * 2, None), ([1, 0, 0], None), ([True, False, False], NAMED)):
+        tx = mtl.grouped(mtl.mgda(), HEADS, {"a": flags})
+        with pytest.raises(ValueError, match=r"`uses\['a'\]` must"):
+            tx.update(grads, tx.init(first_rows(grads)), losses=losses)
+
+
 def test_groups_skip_together_and_count_apart():
     broken = G.copy()
     broken[1, 2, 0] = np.nan

@@ -47,10 +47,12 @@ class Method(optax.GradientTransformationExtraArgs):
       weigh: `weigh(gramian, state, **extra_args) -> (weights, state)`, or None where the gradient is no weighted sum
         of the tasks'. The Gramian may be a function that returns it, called only where it is looked at.
       arguments: what `update` and `weigh` look at besides the gradients.
+      mean_like: whether weights of K alike tasks are 1/K each, so that a part of the tasks counts for its share.
     """
 
     weigh: Callable[..., tuple[Float[Array, " K"], PyTree]] | None = None
     arguments: tuple[Argument, ...] = (TASK_MASK,)
+    mean_like: bool = False
     looks: bool = False  # whether `weigh` looks at every Gramian, and gives zero weights where that is not finite
 
     def __new__(
@@ -60,6 +62,8 @@ class Method(optax.GradientTransformationExtraArgs):
         weigh: Callable[..., tuple[Float[Array, " K"], PyTree]] | None = None,
         arguments: Iterable[Argument] = (),
         *,
+        like: Any = None,
+        mean_like: bool = False,
         looks: bool = False,
         takes_jacobian: bool = False,
     ) -> "Method":
@@ -70,6 +74,8 @@ class Method(optax.GradientTransformationExtraArgs):
           update: of a stack; None for the sum of the gradients by the weights of `weigh`.
           weigh: from the Gramian to weights.
           arguments: what they look at; `task_mask` is always among them.
+          like: a transformation around which this is, with the same arguments and scale.
+          mean_like: whether weights of K alike tasks are 1/K each.
           looks: whether `weigh` looks at every Gramian and gives zero weights where that is not finite.
           takes_jacobian: whether `update` takes a TaskJacobian as it is, in place of its rows.
         """
@@ -77,7 +83,7 @@ class Method(optax.GradientTransformationExtraArgs):
             if weigh is None:
                 raise ValueError("`update` must be given, or `weigh`.")
             update, takes_jacobian = _weighted_sum(weigh, looks), True
-        known = tuple(dict.fromkeys((*arguments, TASK_MASK)))
+        known = tuple(dict.fromkeys((*arguments, *getattr(like, "arguments", ()), TASK_MASK)))
         shared = update
 
         def init_fn(params: PyTree) -> PyTree:
@@ -99,12 +105,13 @@ class Method(optax.GradientTransformationExtraArgs):
 
         self = super().__new__(cls, init_fn, update_fn)
         self.weigh, self.arguments, self.looks = weigh, known, looks
+        self.mean_like = mean_like or getattr(like, "mean_like", False)
         return self
 
     def _replace(self, **changes: Any) -> "Method":
         """Return a copy with another init or update; another update has its own weights, which nobody knows."""
         new = super()._replace(**changes)
-        new.arguments = self.arguments
+        new.arguments, new.mean_like = self.arguments, self.mean_like
         if "update" not in changes:
             new.weigh, new.looks = self.weigh, self.looks
         return new
@@ -150,7 +157,7 @@ def weighed_over(method: Method, weigh: Callable[..., Any], part: Callable[[PyTr
     def update(task_grads: PyTree, state: PyTree, params: PyTree | None, **extra: Any) -> tuple[PyTree, PyTree]:
         return sum_by_weights(weigh, False, part(task_grads), task_grads, state, **extra)
 
-    return Method(init, update, arguments=method.arguments, takes_jacobian=True)
+    return Method(init, update, like=method, takes_jacobian=True)
 
 
 def _narrow(tree: PyTree) -> bool:
@@ -181,6 +188,7 @@ def from_kernel(
     num_tasks: int | None = None,
     per_task: dict[str, PyTree] | None = None,
     fewest: int = 1,
+    mean_like: bool = False,
 ) -> Method:
     """Make a method of a formula for its weights; everything that all methods share happens here, once.
 
@@ -207,6 +215,7 @@ def from_kernel(
       num_tasks: K, where the method keeps per-task state: axes whose length follows K hold one entry per task.
       per_task: the per-task arguments of the factory, checked against the tasks' names and number.
       fewest: present tasks without which the weights are those of the mean.
+      mean_like: whether the weights of K alike tasks are 1/K each; `grouped` then keeps the mean's scale.
 
     Example:
       >>> import jax.numpy as jnp, mtlgrad_jax as mtl
@@ -256,7 +265,7 @@ def from_kernel(
         weights = jnp.where(enough, solved.value, uniform(step.present))
         return jnp.where(step.present, weights, 0), new_state
 
-    return Method(init_fn, weigh=weigh, arguments=declared, looks="gramian" in wanted)
+    return Method(init_fn, weigh=weigh, arguments=declared, mean_like=mean_like, looks="gramian" in wanted)
 
 
 def from_rule(

@@ -33,6 +33,22 @@ class Jacobian(ABC):
         """Return the weighted sum of the gradients."""
 
     @abstractmethod
+    def gramians(self, groups: list[list[bool]]) -> tuple[Array, Array]:
+        """Return the Gramian in each group of leaves, and which tasks have an entry there that is not zero."""
+
+    @abstractmethod
+    def pullbacks(self, weights: Array, groups: list[list[bool]]) -> PyTree:
+        """Return the weighted sum of the gradients with weights of its own for each group of leaves."""
+
+    @abstractmethod
+    def by_rows(self) -> "Jacobian":
+        """Return the same by blocks of rows: what is not finite in a row then stays in it."""
+
+    @abstractmethod
+    def finite_tasks(self) -> Array:
+        """Return for every task whether all of its gradient is finite."""
+
+    @abstractmethod
     def pushforward(self, direction: PyTree) -> Array:
         """Return the inner product of every gradient with a direction."""
 

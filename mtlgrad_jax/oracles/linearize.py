@@ -10,7 +10,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, Bool, Float, PyTree
 
 from mtlgrad_jax import stacks
 from mtlgrad_jax._core.checks import check_count
@@ -24,6 +24,8 @@ from mtlgrad_jax.oracles.task_value_and_grad import (
     like_losses,
     pull_rows,
 )
+
+Groups = list[list[bool]]  # for each group, which leaves are in it
 
 
 class TaskJacobian(Jacobian):
@@ -61,7 +63,7 @@ class TaskJacobian(Jacobian):
         names = None if jax.tree_util.all_leaves([weights]) else task_names(self.losses)
         vector = task_vector("weights", weights, num_tasks=self.num_tasks, names=names)
         if self._block is not None:
-            return self._rest.fill(self._sum_of_blocks(vector))
+            return self.pullbacks(vector[None], [[True] * len(self._rest.fixed)])
         used = jnp.any(vector != 0)
         return self._rest.fill([jnp.where(used, leaf, jnp.zeros_like(leaf)) for leaf in self._pull(vector)])
 
@@ -83,7 +85,7 @@ class TaskJacobian(Jacobian):
           ValueError: losses of 16 bits, or a backward pass that JAX cannot transpose, without `rows=`.
         """
         if self._block is not None:
-            return self._gramian_of_blocks()
+            return self.gramians([[True] * len(self._rest.fixed)])[0][0]
         dtype = flatten_losses(self.losses).dtype
         if dtype.itemsize < 4:
             raise ValueError(
@@ -119,6 +121,50 @@ class TaskJacobian(Jacobian):
 
         return TaskJacobian(self.losses, self.aux, vjp, rest, self._block)
 
+    def gramians(self, groups: Groups) -> tuple[Float[Array, "groups K K"], Bool[Array, "groups K"]]:
+        """Return the Gramian in each group of leaves, and which tasks have an entry there that is not zero.
+
+        That is by blocks of rows, one row each without `rows`: from those on and above the diagonal.
+        """
+        units, places = self._units(), self._places(groups)
+        blocks, size = units.shape[:2]
+
+        def parts(i: Any) -> list[list[Array]]:
+            rows = self._rows(units[i])
+            return [[rows[place] for place in group] for group in places]
+
+        def row(i: Any, found: tuple[Array, Array]) -> tuple[Array, Array]:
+            (matrices, used), mine = found, parts(i)
+
+            def against(j: Any, matrices: Array) -> Array:
+                products = stacks.cross_gramians(mine, parts(j))
+                return matrices.at[i, j].set(products).at[j, i].set(products.mT)
+
+            matrices = matrices.at[i, i].set(stacks.gramians(mine))
+            return repeat(i + 1, blocks, against, matrices), used.at[i].set(stacks.used(mine))
+
+        nothing = jnp.zeros((blocks, blocks, len(groups), size, size), accumulator_dtype())
+        matrices, used = repeat(0, blocks, row, (nothing, jnp.zeros((blocks, len(groups), size), bool)))
+        K, padded = self.num_tasks, blocks * size
+        matrices = matrices.transpose(2, 0, 3, 1, 4).reshape(len(groups), padded, padded)
+        return matrices[:, :K, :K], used.swapaxes(0, 1).reshape(len(groups), padded)[:, :K]
+
+    def pullbacks(self, weights: Float[Array, "groups K"], groups: Groups) -> PyTree:
+        """Return J^T w with weights of its own for each group of leaves, by blocks of rows."""
+        return self._rest.fill(self._sum_of_blocks(weights, groups))
+
+    def by_rows(self) -> "TaskJacobian":
+        """Return the same by blocks of rows: what is not finite in a row then stays in it."""
+        return TaskJacobian(self.losses, self.aux, self._vjp, self._rest, self._block or 1)
+
+    def finite_tasks(self) -> Bool[Array, " K"]:
+        """Return for every task whether all of its gradient is finite, by blocks of rows."""
+        finite = loop(lambda units: stacks.finite_tasks(self._rows(units)), (self._units(),))
+        return finite.reshape(-1)[: self.num_tasks]
+
+    def _places(self, groups: Groups) -> list[list[int]]:
+        return [self._rest.part(flags)[1] for flags in groups]
+
     def _pull(self, vector: Array) -> list[Array]:
         return self._vjp(like_losses(vector, self.losses))[0]
 
@@ -138,41 +184,29 @@ class TaskJacobian(Jacobian):
 
     def _units(self) -> Array:
         """Return the unit cotangents in blocks, the last filled up with zeros."""
-        assert self._block is not None
-        blocks, dtype = -(-self.num_tasks // self._block), flatten_losses(self.losses).dtype
-        return jnp.eye(blocks * self._block, self.num_tasks, dtype=dtype).reshape(blocks, self._block, -1)
+        size = self._block or 1
+        blocks, dtype = -(-self.num_tasks // size), flatten_losses(self.losses).dtype
+        return jnp.eye(blocks * size, self.num_tasks, dtype=dtype).reshape(blocks, size, -1)
 
     def _rows(self, units: Array) -> list[Array]:
         return jax.vmap(self._pull)(units)
 
-    def _sum_of_blocks(self, weights: Array) -> list[Array]:
-        units = self._units()
-        padded = jnp.zeros(units.shape[:2], accumulator_dtype()).reshape(-1).at[: self.num_tasks].set(weights)
+    def _sum_of_blocks(self, weights: Array, groups: Groups) -> list[Array]:
+        units, places = self._units(), self._places(groups)
+        blocks, size = units.shape[:2]
+        padded = jnp.pad(weights, ((0, 0), (0, blocks * size - self.num_tasks))).reshape(-1, blocks, size)
         sums = [jnp.zeros(leaf.shape, jnp.promote_types(leaf.dtype, jnp.float32)) for leaf in self._shapes()]
 
         def add(i: Any, sums: list[Array]) -> list[Array]:
-            wide = [leaf.astype(total.dtype) for leaf, total in zip(self._rows(units[i]), sums, strict=True)]
-            return jax.tree.map(jnp.add, sums, stacks.combine(padded.reshape(units.shape[:2])[i], wide))
+            rows, sums = self._rows(units[i]), list(sums)
+            for group, own in zip(places, padded[:, i], strict=True):
+                wide = [rows[place].astype(sums[place].dtype) for place in group]
+                for place, part in zip(group, stacks.combine(own, wide), strict=True):
+                    sums[place] += part
+            return sums
 
-        total = repeat(0, len(units), add, sums)
+        total = repeat(0, blocks, add, sums)
         return [leaf.astype(like.dtype) for leaf, like in zip(total, self._shapes(), strict=True)]
-
-    def _gramian_of_blocks(self) -> Array:
-        """Return the Gramian from the blocks on and above its diagonal."""
-        units = self._units()
-        count, size = units.shape[:2]
-
-        def row(i: Any, matrix: Array) -> Array:
-            mine = self._rows(units[i])
-
-            def against(j: Any, matrix: Array) -> Array:
-                product = stacks.cross_gramian(mine, self._rows(units[j]))
-                return matrix.at[i, j].set(product).at[j, i].set(product.T)
-
-            return repeat(i + 1, count, against, matrix.at[i, i].set(stacks.gramian(mine)))
-
-        matrix = repeat(0, count, row, jnp.zeros((count, count, size, size), accumulator_dtype()))
-        return matrix.transpose(0, 2, 1, 3).reshape(count * size, -1)[: self.num_tasks, : self.num_tasks]
 
     def __jax_array__(self, *_: Any) -> Any:
         """Raise: there are no entries to compute with."""

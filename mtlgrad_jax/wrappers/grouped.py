@@ -1,30 +1,41 @@
 """One solve for every group of leaves: per layer, per block, encoder and decoder."""
 
+from collections.abc import Hashable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, Bool, Float, PyTree
 
 from mtlgrad_jax import stacks
 from mtlgrad_jax._core.method import Method, skip_together, weights_of
 from mtlgrad_jax._core.random import repeat_state
 from mtlgrad_jax._core.row import Row
-from mtlgrad_jax._core.tasks import present_tasks
+from mtlgrad_jax._core.step import mark_idle
+from mtlgrad_jax._core.tasks import Jacobian, present_tasks, task_flags, task_names, unstack
 from mtlgrad_jax._core.trees import Labels, cut, label_leaves, merge
 
 
-def grouped(method: Method, labels: Labels) -> Method:
+def grouped(method: Method, labels: Labels, uses: Mapping[Hashable, PyTree] | None = None) -> Method:
     """Apply a method to each group of leaves on its own, all groups solved side by side.
 
     Each group has weights, and where the method has one a state, of its own. What the method guarantees holds in every
     group; that no task ascends then holds for the whole too, other guarantees need not. Solves run under one vmap:
     `update_every` saves nothing in here. A step that one group skips is skipped by all.
 
+    A task that does not use a group is absent there, or its zero gradient would have a vote: MGDA's answer would be
+    zero. The weights of a mean are then multiplied by the share of the tasks present that use the group, so that
+    groups of the mean are the mean.
+
+    Of a TaskJacobian it forms blocks of rows: `rows` of `linearize` at a time, without it one, which takes K(K + 1)/2
+    backward passes for the Gramians and K for the sum, at the memory of two gradients.
+
     Args:
       method: one that combines the tasks by weights.
       labels: a pytree of labels with the structure of params, or a function of a leaf's path: of the tuple of keys that
         `jax.tree_util.tree_leaves_with_path` gives, so that `jax.tree_util.keystr` puts every leaf in its own group.
+      uses: for some labels, which tasks use the group: K flags, for named tasks under their names. What another task
+        has there is ignored. In other groups a task takes part where not all of its entries are zero.
 
     Returns:
       A transformation whose state is the method's with one more leading axis, over the groups in order of appearance;
@@ -39,9 +50,19 @@ def grouped(method: Method, labels: Labels) -> Method:
       ([1.0], [0.5, 0.5])
     """
     weigh = weights_of(method, "grouped")
+    if not isinstance(uses, Mapping | None):
+        raise ValueError(f"`uses` must map labels to flags of the tasks, got uses={uses!r}.")
+    declared = dict(uses or {})
+
+    def groups_of(tree: PyTree) -> tuple[list[Any], list[Any]]:
+        found = label_leaves(labels, tree, "labels")
+        unknown = declared.keys() - set(found)
+        if unknown:
+            raise ValueError(f"`uses` must have labels that `labels` gives, {set(found)}, got {unknown}.")
+        return found, list(dict.fromkeys(found))
 
     def init(params: PyTree) -> PyTree:
-        return repeat_state(method.init(None), len(set(label_leaves(labels, params, "labels"))))
+        return repeat_state(method.init(None), len(groups_of(params)[1]))
 
     def update(
         task_grads: PyTree,
@@ -53,25 +74,45 @@ def grouped(method: Method, labels: Labels) -> Method:
         cross_gramian: Float[Array, "groups K K"] | None = None,
         **extra: Any,
     ) -> tuple[PyTree, PyTree]:
-        found = label_leaves(labels, task_grads, "labels")
-        groups = [cut(task_grads, found, label) for label in dict.fromkeys(found)]
-        present = present_tasks(task_mask, stacks.num_tasks(task_grads), losses)
-        gramians = stacks.gramians(groups, present)
+        K = stacks.num_tasks(task_grads)
+        present = present_tasks(task_mask, K, losses)
+        found, names = groups_of(task_grads)
+        if isinstance(task_grads, Jacobian):
+            flags = [[own == name for own in found] for name in names]
+            gramians, users = task_grads.gramians(flags)
+        else:
+            groups = [cut(task_grads, found, name) for name in names]
+            gramians, users = stacks.gramians(groups, present), stacks.used(groups)
+        for i, name in enumerate(names):
+            if name in declared:
+                flags_of = task_flags(f"uses[{name!r}]", declared[name], num_tasks=K, names=task_names(losses))
+                users = users.at[i].set(flags_of)
+        users &= present
         if cross_gramian is not None and jnp.shape(cross_gramian) != gramians.shape:
             shape = jnp.shape(cross_gramian)
             raise ValueError(f"`cross_gramian` must hold one per group, shape {gramians.shape}, got shape {shape}.")
 
-        def solve(gramian: Array, state: PyTree, cross: Array | None) -> tuple[Array, PyTree]:
+        def solve(
+            gramian: Array, users: Bool[Array, " K"], state: PyTree, cross: Array | None
+        ) -> tuple[Array, PyTree]:
             own = extra if cross is None else {**extra, "cross_gramian": cross}
-            return weigh(gramian, state, losses=losses, task_mask=task_mask, **own)
+            mask = users if losses is None else unstack(users, like=losses)
+            weights, new_state = weigh(gramian, state, losses=losses, task_mask=mask, **own)
+            empty = mark_idle(new_state, present)
+            new_state = jax.tree.map(lambda new, idle: jnp.where(users.any(), new, idle), new_state, empty)
+            share = users.sum() / jnp.maximum(present.sum(), 1) if method.mean_like else 1
+            return weights * share, new_state
 
-        weights, new_state = jax.vmap(solve, (0, 0, None if cross_gramian is None else 0))(
-            gramians, state, cross_gramian
+        weights, new_state = jax.vmap(solve, (0, 0, 0, None if cross_gramian is None else 0))(
+            gramians, users, state, cross_gramian
         )
-        gradients = [stacks.combine(weights[i], group) for i, group in enumerate(groups)]
-        return skip_together(merge(task_grads, *gradients), new_state, state)
+        if isinstance(task_grads, Jacobian):
+            gradient = task_grads.pullbacks(weights, flags)
+        else:
+            gradient = merge(task_grads, *(stacks.combine(own, group) for own, group in zip(weights, groups)))
+        return skip_together(gradient, new_state, state)
 
-    return Method(init, update, arguments=method.arguments)
+    return Method(init, update, like=method, takes_jacobian=True)
 
 
 ROW = Row(

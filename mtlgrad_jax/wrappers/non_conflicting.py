@@ -52,7 +52,7 @@ def non_conflicting(method: Method) -> Method:
         new_state = jax.tree.map(lambda new, old: jnp.where(finite, new, old), new_state, mark_skipped(state))
         return jnp.where(present & finite, solved.value, 0), new_state
 
-    return Method(method.init, weigh=update, arguments=method.arguments, looks=True)
+    return Method(method.init, weigh=update, like=method, looks=True)
 
 
 ROW = Row(

@@ -88,9 +88,7 @@ def own_heads(method: optax.GradientTransformation, is_shared: Labels, also: tup
         (gradient, head_gradient), new_state = skip_together((gradient, head_gradient), new_state, state)
         return merge(task_grads, gradient, head_gradient), new_state
 
-    return Method(
-        init, update, arguments=getattr(method, "arguments", ()), takes_jacobian=isinstance(method, Method) and not also
-    )
+    return Method(init, update, like=method, takes_jacobian=isinstance(method, Method) and not also)
 
 
 ROW = Row(

@@ -9,7 +9,7 @@ from jaxtyping import Array, Int, PyTree
 from mtlgrad_jax import stacks
 from mtlgrad_jax._core.method import Method, check_transformation, update_without_task_axis
 from mtlgrad_jax._core.row import Row
-from mtlgrad_jax._core.tasks import present_tasks, task_vector, unstack
+from mtlgrad_jax._core.tasks import Jacobian, present_tasks, task_vector, unstack
 
 
 class SkipNonfiniteTasksState(NamedTuple):
@@ -29,6 +29,9 @@ def skip_nonfinite_tasks(method: optax.GradientTransformation) -> Method:
     in its task: `task_value_and_grad` on named losses with `strategy="unrolled"`, or a vmap over tasks. Otherwise one
     NaN label spoils every row, all tasks are dropped and the update is zero.
 
+    Of a TaskJacobian it forms blocks of rows: `rows` of `linearize` at a time, without it one, which takes K backward
+    passes to look at them, K for the sum, and K(K + 1)/2 for a Gramian.
+
     Args:
       method: any transformation of this library, or a chain that begins with one.
 
@@ -40,8 +43,9 @@ def skip_nonfinite_tasks(method: optax.GradientTransformation) -> Method:
       ([1.0, 2.0], 1)
     """
     check_transformation(method)
-    arguments = getattr(method, "arguments", ())
-    positive = any(argument.name == "losses" and argument.positive for argument in arguments)
+    positive = any(
+        argument.name == "losses" and argument.positive for argument in getattr(method, "arguments", ())
+    )
 
     def init(params: PyTree) -> SkipNonfiniteTasksState:
         return SkipNonfiniteTasksState(jnp.zeros((), jnp.int32), method.init(params))
@@ -55,6 +59,7 @@ def skip_nonfinite_tasks(method: optax.GradientTransformation) -> Method:
         task_mask: PyTree = None,
         **extra: Any,
     ) -> tuple[PyTree, SkipNonfiniteTasksState]:
+        task_grads = task_grads.by_rows() if isinstance(task_grads, Jacobian) else task_grads
         K = stacks.num_tasks(task_grads)
         present = present_tasks(task_mask, K, losses)
         finite = stacks.finite_tasks(task_grads)
@@ -69,7 +74,7 @@ def skip_nonfinite_tasks(method: optax.GradientTransformation) -> Method:
         room = jnp.iinfo(jnp.int32).max - state.dropped
         return gradient, SkipNonfiniteTasksState(state.dropped + jnp.minimum(dropped, room), inner)
 
-    return Method(init, update, arguments=arguments)
+    return Method(init, update, like=method, takes_jacobian=isinstance(method, Method))
 
 
 ROW = Row(

@@ -68,7 +68,7 @@ def smoothed(method: Method, num_tasks: int, decay: Number = 0.9) -> Method:
         average = jnp.where(present, average, state.weights)
         return jnp.where(present, average, 0), SmoothedState(average, state.seen | present, inner)
 
-    return Method(init, weigh=update, arguments=method.arguments, looks=method.looks)
+    return Method(init, weigh=update, like=method, looks=method.looks)
 
 
 ROW = Row(

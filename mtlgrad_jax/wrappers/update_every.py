@@ -79,7 +79,7 @@ def update_every(method: Method, num_tasks: int, k: int) -> Method:
         due = (state.step == 0) | jnp.any(present != state.present)
         return cond(due & jnp.any(present), solve, reuse)
 
-    return Method(init, weigh=update, arguments=method.arguments)
+    return Method(init, weigh=update, like=method)
 
 
 ROW = Row(

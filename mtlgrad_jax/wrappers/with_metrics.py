@@ -82,7 +82,7 @@ def with_metrics(method: Method, num_tasks: int) -> Method:
         return weights, _next(state, _measure(M, weights, -M @ weights, present), inner)
 
     if weigh is not None:
-        return Method(init, weigh=weigh_and_measure, arguments=method.arguments, looks=method.looks)
+        return Method(init, weigh=weigh_and_measure, like=method, looks=method.looks)
 
     def update(
         task_grads: PyTree,
@@ -101,7 +101,7 @@ def with_metrics(method: Method, num_tasks: int) -> Method:
         M = _finite(stacks.gramian(task_grads, present), present)
         return gradient, _next(state, _measure(M, None, change, present), inner)
 
-    return Method(init, update, arguments=method.arguments)
+    return Method(init, update, like=method)
 
 
 def _next(state: MetricsState, metrics: Metrics, inner: PyTree) -> MetricsState:

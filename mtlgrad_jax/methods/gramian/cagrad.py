@@ -47,7 +47,7 @@ def cagrad(c: Number = 0.4, rescale: Literal["none", "1+c^2", "1+c"] = "none") -
         divisor = {"none": 1, "1+c^2": 1 + radius**2, "1+c": 1 + radius}[rescale]
         return solved._replace(value=weights / divisor)
 
-    return from_kernel(kernel)
+    return from_kernel(kernel, mean_like=True)
 
 
 ROW = Row(

@@ -35,7 +35,7 @@ def capped_mgda(cap: Number) -> Method:
     def kernel(*, gramian: Gramian, present: Present) -> Weights:
         return capped_min_norm(gramian, jnp.asarray(cap, gramian.dtype), present)
 
-    return from_kernel(kernel)
+    return from_kernel(kernel, mean_like=True)
 
 
 ROW = Row(

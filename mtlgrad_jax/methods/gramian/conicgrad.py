@@ -39,7 +39,7 @@ def conicgrad(c: Number = 0.5) -> Method:
     def kernel(*, gramian: Gramian, present: Present) -> Weights:
         return conic_direction(gramian, jnp.asarray(c, gramian.dtype), present)
 
-    return from_kernel(kernel)
+    return from_kernel(kernel, mean_like=True)
 
 
 ROW = Row(

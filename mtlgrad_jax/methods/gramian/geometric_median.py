@@ -26,7 +26,7 @@ def geometric_median() -> Method:
     def kernel(*, gramian: Gramian, present: Present) -> Weights:
         return solve(gramian, present)
 
-    return from_kernel(kernel)
+    return from_kernel(kernel, mean_like=True)
 
 
 ROW = Row(

@@ -51,7 +51,7 @@ def imtl_g(sign: Literal["paper", "descent"] = "paper") -> Method:
         defined = (jnp.abs(total) > rounding) | ~jnp.any(unit > 0)
         return jnp.where(defined, v / jnp.where(total != 0, total, 1), jnp.nan)
 
-    return from_kernel(kernel)
+    return from_kernel(kernel, mean_like=True)
 
 
 ROW = Row(

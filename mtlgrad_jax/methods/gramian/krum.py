@@ -57,7 +57,7 @@ def krum(num_byzantine: int, num_selected: int = 1, squared: bool = True) -> Met
         rank = jnp.argsort(jnp.lexsort((scores, ~present)))
         return (present & (rank < num_selected)) / num_selected
 
-    return from_kernel(kernel, fewest=max(num_byzantine + 3, num_selected))
+    return from_kernel(kernel, fewest=max(num_byzantine + 3, num_selected), mean_like=True)
 
 
 ROW = Row(

@@ -54,7 +54,7 @@ def mgda(
         solved = min_norm(C * lengths[:, None] * lengths[None, :], present)
         return solved._replace(value=solved.value * inverse) if apply_to == "normalized" else solved
 
-    return from_kernel(kernel, arguments=(POSITIVE_LOSSES,) if by_loss else ())
+    return from_kernel(kernel, arguments=(POSITIVE_LOSSES,) if by_loss else (), mean_like=True)
 
 
 ROW = Row(

@@ -41,7 +41,7 @@ def upgrad(preference: PyTree = None, regularization: Number = 0.0) -> Method:
         ridge = jnp.sum(regularization * jnp.diagonal(gramian)) * present
         return project_rows(gramian + jnp.diag(ridge), p)
 
-    return from_kernel(kernel, per_task={"preference": preference})
+    return from_kernel(kernel, per_task={"preference": preference}, mean_like=preference is None)
 
 
 ROW = Row(

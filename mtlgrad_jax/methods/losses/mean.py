@@ -22,7 +22,7 @@ def mean() -> Method:
     def kernel(*, present: Present) -> Weights:
         return uniform(present)
 
-    return from_kernel(kernel)
+    return from_kernel(kernel, mean_like=True)
 
 
 ROW = Row(

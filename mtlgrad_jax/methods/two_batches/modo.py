@@ -59,7 +59,7 @@ def modo(num_tasks: int, learning_rate: Number = 0.1, regularization: Number = 0
         weights = project_simplex(start - learning_rate * (cross_gramian @ start + regularization * start), present)
         return weights, MoDoState(weights * share(state.weights, present))
 
-    return from_kernel(kernel, init, num_tasks=num_tasks)
+    return from_kernel(kernel, init, num_tasks=num_tasks, mean_like=True)
 
 
 ROW = Row(

@@ -82,7 +82,7 @@ def sdmgrad(
         weights = _descend(cross_gramian / scale / scale, start, target, rate, inertia, present, num_steps)
         return (weights + target) / (1 + pull), SDMGradState(weights * share(state.weights, present))
 
-    return from_kernel(kernel, init, num_tasks=num_tasks, per_task={"preference": preference})
+    return from_kernel(kernel, init, num_tasks=num_tasks, per_task={"preference": preference}, mean_like=True)
 
 
 @partial(jax.jit, static_argnames="num_steps")
