@@ -80,6 +80,7 @@ from mtlgrad_jax._core.trees import under as under
 from mtlgrad_jax.solvers import RESULTS as RESULTS
 
 from mtlgrad_jax.diagnostics import metrics as metrics
+from mtlgrad_jax.diagnostics import scalars as scalars
 
 from mtlgrad_jax import registry as registry
 

@@ -1,11 +1,13 @@
 """Reading what happened out of an optimizer's state."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 from jaxtyping import Array, PyTree
 
 from mtlgrad_jax._core.step import Info
+from mtlgrad_jax._core.tasks import FLAT, task_names
 from mtlgrad_jax.wrappers.with_metrics import Metrics
 
 
@@ -16,9 +18,24 @@ def metrics(opt_state: PyTree) -> dict[str, Array]:
       opt_state: state of an optimizer with a method of this library in it, however chained and wrapped.
 
     Returns:
-      The fields of `with_metrics`, where the method is wrapped in it (no `weights` for one without), and of `Info`:
-      residual, steps, result (a key of `RESULTS`), fallbacks, skipped. Per-task values are (K,) arrays;
-      `unstack(values, like=losses)` names them. With several methods in the state the keys begin with where they are.
+      A dict of arrays: what `with_metrics` measured, where the method is wrapped in it (no `weights` for one without),
+      and how the step went, from `residual` on. Per-task values are (K,) arrays;
+      `unstack(values, like=losses)` names them, `scalars` makes one flat dict of numbers for a logger. With several
+      methods in the state the keys begin with where they are, as in `heads.inner.residual`.
+
+      - weights (K,): what the gradients were multiplied by.
+      - norms (K,): their Euclidean norms.
+      - cosines (K, K): those of the angles between them.
+      - conflict_fraction: share of the pairs of tasks with a negative inner product.
+      - magnitude_similarity: mean over the pairs of 2 n_i n_j / (n_i^2 + n_j^2).
+      - predicted_change (K,): of each loss per unit of learning rate, to first order: -<g_i, d>.
+      - residual: scale-free optimality residual of the solver, 0 for closed forms.
+      - steps: that the solver took.
+      - result: how the step went, a key of `RESULTS`.
+      - fallbacks: updates so far in which another gradient stood in for the method's.
+      - skipped: updates so far that were zero because something was not finite.
+
+      Entries of absent tasks are zero. `grouped` has a residual and so on for each group.
 
     Raises:
       ValueError: the state holds neither.
@@ -36,7 +53,7 @@ def metrics(opt_state: PyTree) -> dict[str, Array]:
         return isinstance(node, Metrics | Info)
 
     nodes = jax.tree_util.tree_flatten_with_path(opt_state, is_leaf=is_record)[0]
-    found = [(jax.tree_util.keystr(path[:-1]), node) for path, node in nodes if is_record(node)]
+    found = [(_name(path[:-1]), node) for path, node in nodes if is_record(node)]
     if not found:
         raise ValueError("`opt_state` must hold the state of a method of mtlgrad_jax, found none.")
     several = max(sum(isinstance(node, kind) for _, node in found) for kind in (Metrics, Info)) > 1
@@ -46,3 +63,54 @@ def metrics(opt_state: PyTree) -> dict[str, Array]:
         for name, value in node._asdict().items()
         if value is not None
     }
+
+
+def scalars(metrics: Mapping[str, Array], like: PyTree) -> dict[str, Array]:
+    """Return metrics as one flat dict of numbers under the tasks' names, ready for a logger.
+
+    Args:
+      metrics: what `metrics` returned.
+      like: anything with the tasks' structure, usually the losses.
+
+    Returns:
+      `norms/seg` and so on for every task, `cosines/depth/seg` for every pair, `residual` as it is; what `grouped` has
+      for each group is numbered, `residual/0`.
+
+    Raises:
+      ValueError: an entry has other axes than these, as under vmap: take one of them, or a mean, before.
+
+    Example:
+      >>> import jax.numpy as jnp, mtlgrad_jax as mtl
+      >>> tx = mtl.with_metrics(mtl.mgda(), num_tasks=2)
+      >>> _, state = tx.update(jnp.asarray([[1.0, 0.0], [0.0, 3.0]]), tx.init(jnp.zeros(2)))
+      >>> logged = mtl.scalars(mtl.metrics(state), like={"seg": 0.0, "depth": 0.0})
+      >>> float(logged["norms/depth"]), float(logged["norms/seg"]), float(logged["cosines/depth/seg"])
+      (1.0, 3.0, 0.0)
+    """
+    if not isinstance(metrics, Mapping):
+        raise ValueError(f"`metrics` must be what mtlgrad_jax.metrics returned, got {type(metrics).__name__}.")
+    flat = task_names(like) is FLAT and not isinstance(like, (list, tuple))
+    named = enumerate(like) if flat else jax.tree_util.tree_leaves_with_path(like)
+    tasks = [str(task) if flat else _name(task) for task, _ in named]
+    logged = {}
+    for name, value in metrics.items():
+        axes = _AXES.get(name.rpartition(".")[2], "")
+        expected = (len(tasks),) * len(axes)
+        if (axes and value.shape != expected) or value.ndim > max(len(axes), 1):
+            raise ValueError(f"`metrics` must have {name} of shape {expected}, got shape {value.shape}.")
+        if axes == "KK":
+            pairs = [(i, j) for i in range(len(tasks)) for j in range(i + 1, len(tasks))]
+            logged |= {f"{name}/{tasks[i]}/{tasks[j]}": value[i, j] for i, j in pairs}
+        elif value.ndim:
+            own = tasks if axes else [str(i) for i in range(len(value))]
+            logged |= {f"{name}/{task}": value[i] for i, task in enumerate(own)}
+        else:
+            logged[name] = value
+    return logged
+
+
+_AXES = {"weights": "K", "norms": "K", "predicted_change": "K", "cosines": "KK"}
+
+
+def _name(path: Any) -> str:
+    return jax.tree_util.keystr(path, simple=True, separator=".")

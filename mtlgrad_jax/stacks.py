@@ -115,7 +115,7 @@ def gramians(
         exact = _representable(rows, leaves) | ~present[None]
         return exact[:, :, None] & exact[:, None, :]
 
-    product = _inner(leaves, leaves, K, K, trusted, axis_name)
+    product = _inner(leaves, None, K, K, trusted, axis_name)
     return jnp.where(pairs, (product + product.mT) / 2, 0)
 
 
@@ -143,9 +143,9 @@ def cross_gramians(
         check_like("second", second, first)
         leaves = zip(jax.tree.leaves(first), jax.tree.leaves(second), strict=True)
         pairs = [(jnp.asarray(a), jnp.asarray(b)) for a, b in leaves]
-        pairs = [pair for pair in pairs if all(jnp.issubdtype(leaf.dtype, jnp.floating) for leaf in pair)]
-        rows.append(_rows([a for a, _ in pairs]))
-        columns.append(_rows([b for _, b in pairs]))
+        pairs = [pair for pair in pairs if all(map(_is_floating, pair))]
+        rows.append([a for a, _ in pairs])
+        columns.append([b for _, b in pairs])
     return _inner(rows, columns, K, L, lambda plain: _representable(plain, rows), axis_name)
 
 
@@ -169,27 +169,33 @@ def task_norms(task_grads: PyTree, *, axis_name: AxisName = None) -> Float[Array
 @partial(jax.jit, static_argnames="axis_name")
 def _task_norms(task_grads: PyTree, *, axis_name: AxisName) -> Float[Array, " K"]:
     K = num_tasks(task_grads)
-    return _norms([_floating(task_grads)], K, axis_name)[0]
+    return _by_platform(lambda leaves, *, blocked: _norms(_rows(leaves, blocked), K, axis_name), _floating(task_grads))
 
 
 @jax.jit
 def leaf_norms(task_grads: PyTree) -> Float[Array, "leaves K"]:
     """Return the Euclidean norm of every task's gradient in each leaf, as `task_norms` does."""
     leaves, K = [jnp.asarray(leaf) for leaf in jax.tree.leaves(task_grads)], num_tasks(task_grads)
-    norms = [jnp.zeros((K,), accumulator_dtype())] * len(leaves)
-    for members in _alike(leaves):
-        rows = jnp.concatenate([leaves[i].reshape(K, -1) for i in members]) if len(members) > 1 else leaves[members[0]]
-        for i, own in zip(members, _norms([[rows]], len(rows), None).reshape(-1, K), strict=True):
-            norms[i] = own
-    return jnp.stack(norms)
+
+    def norms(leaves: list[Array], *, blocked: bool) -> Array:
+        found = [jnp.zeros((K,), accumulator_dtype())] * len(leaves)
+        for members in _alike(leaves) if blocked else [[i] for i, leaf in enumerate(leaves) if _is_floating(leaf)]:
+            rows = leaves[members[0]]
+            if blocked:
+                rows = jnp.concatenate([leaves[i].reshape(K, -1) for i in members])
+            for i, own in zip(members, _norms([rows], len(rows), None).reshape(-1, K), strict=True):
+                found[i] = own
+        return jnp.stack(found)
+
+    return _by_platform(norms, leaves)
 
 
 def _alike(leaves: list[Array]) -> list[list[int]]:
-    """Return which floating leaves to look at together: on one CPU short ones of one size, elsewhere none."""
+    """Return which floating leaves to look at together: short ones of one size."""
     sizes: dict[Any, list[int]] = {}
     for i, leaf in enumerate(leaves):
-        if jnp.issubdtype(leaf.dtype, jnp.floating):
-            short = _one_cpu() and leaf.size // len(leaf) <= _SHORT
+        if _is_floating(leaf):
+            short = leaf.size // len(leaf) <= _SHORT
             sizes.setdefault((leaf.dtype, leaf.size) if short else i, []).append(i)
     return [same[i : i + _JOINED] for same in sizes.values() for i in range(0, len(same), _JOINED)]
 
@@ -208,7 +214,7 @@ def _combine(weights: Float[Array, " L"], task_grads: PyTree) -> PyTree:
     weights = once(task_vector("weights", weights, num_tasks=K))
 
     def leaf_sum(leaf: Array) -> Array:
-        if not jnp.issubdtype(leaf.dtype, jnp.floating):
+        if not _is_floating(leaf):
             return jnp.zeros(leaf.shape[1:], leaf.dtype)
         w = weights.astype(jnp.promote_types(leaf.dtype, jnp.float32))
 
@@ -235,7 +241,7 @@ def mix(a: Float[Array, " K"], first: PyTree, b: Float[Array, " K"], second: PyT
     a, b = task_vector("a", a, num_tasks=K), task_vector("b", b, num_tasks=K)
 
     def leaf_mix(x: Array, y: Array) -> Array:
-        if not jnp.issubdtype(x.dtype, jnp.floating):
+        if not _is_floating(x):
             return x
         return (column(a, x) * x + column(b, y) * y).astype(x.dtype)
 
@@ -285,22 +291,42 @@ def used(groups: Sequence[PyTree]) -> Bool[Array, "groups K"]:
     return once(jnp.stack([_pairwise(jnp.logical_or, leaves or [jnp.zeros((K,), bool)]) for leaves in parts]))
 
 
+@partial(jax.jit, static_argnames="count")
 def _finite(rows: PyTree, count: int) -> Bool[Array, " K"]:
-    checks = [jnp.isfinite(leaf).all(axis=range(1, leaf.ndim)) for leaf in _floating(rows)]
-    return once(_pairwise(jnp.logical_and, checks or [jnp.ones((count,), bool)]))
+    def finite(leaves: list[Array], *, blocked: bool) -> Array:
+        checks = [jnp.isfinite(leaf).all(axis=range(1, leaf.ndim)) for leaf in _rows(leaves, blocked)]
+        return once(_pairwise(jnp.logical_and, checks or [jnp.ones((count,), bool)]))
+
+    return _by_platform(finite, _floating(rows))
 
 
 def _floating(tree: PyTree) -> list[Array]:
     leaves = [jnp.asarray(leaf) for leaf in jax.tree.leaves(tree)]
-    return _rows([leaf for leaf in leaves if jnp.issubdtype(leaf.dtype, jnp.floating)])
+    return [leaf for leaf in leaves if _is_floating(leaf)]
 
 
-def _rows(leaves: list[Array]) -> list[Array]:
-    """Return leaves as sums over them want them: on one CPU as matrices of K rows, short ones joined.
+def _is_floating(leaf: Array) -> bool:
+    return jnp.issubdtype(leaf.dtype, jnp.floating)
 
-    Every leaf costs time to compile, and short ones to run. Elsewhere this would gather those that are sharded.
+
+def _by_platform(function: Callable[..., Array], *args: Any) -> Array:
+    """Return `function(*args, blocked=...)`, where `blocked` is whether rows may be cut and joined.
+
+    That is faster on CPU and rounds less. On several devices it would gather rows that are sharded. What counts is the
+    platform that a program is lowered for, not the one that lowers it.
     """
-    if not _one_cpu():
+    whole = partial(function, blocked=False)
+    if jax.device_count("cpu") > 1:
+        return whole(*args)
+    return lax.platform_dependent(*args, cpu=partial(function, blocked=True), default=whole)
+
+
+def _rows(leaves: list[Array], blocked: bool) -> list[Array]:
+    """Return leaves as they are, or as matrices of K rows, short ones joined.
+
+    Every leaf costs time to compile, and short ones to run.
+    """
+    if not blocked:
         return leaves
     flat = [leaf.reshape(len(leaf), -1) for leaf in leaves]
     short = [leaf for leaf in flat if leaf.shape[1] <= _SHORT]
@@ -350,47 +376,53 @@ def _representable(product: Array, groups: Groups) -> Array:
 
 
 def _inner(
-    first: Groups, second: Groups, K: int, L: int, trusted: Callable[[Array], Array], axis_name: AxisName
+    first: Groups, second: Groups | None, K: int, L: int, trusted: Callable[[Array], Array], axis_name: AxisName
 ) -> Float[Array, "groups K L"]:
-    """Return the products of each group's rows; where they are not to be trusted, from rows scaled by powers of two."""
+    """Return the products of each group's rows, None for those of the first with themselves.
 
-    def total(rows: Scales, columns: Scales) -> Array:
-        products = [
-            [_product(a, b, row, column) for a, b in zip(*leaves, strict=True)]
-            for *leaves, row, column in zip(first, second, rows, columns, strict=True)
-        ]
-        return _joined(jnp.add, products, (K, L), axis_name)
+    Where they are not to be trusted, they are formed again from rows scaled by powers of two.
+    """
 
-    plain = total([None] * len(first), [None] * len(first))
+    def inner(first: Groups, second: Groups | None, *, blocked: bool) -> Array:
+        first = [_rows(leaves, blocked) for leaves in first]
+        others = first if second is None else [_rows(leaves, blocked) for leaves in second]
 
-    def checked() -> Array:
-        rows = _largest(first, K, axis_name)
-        columns = rows if second is first else _largest(second, L, axis_name)
-        zero = (rows == 0)[:, :, None] | (columns == 0)[:, None, :]
+        def total(rows: Scales, columns: Scales) -> Array:
+            products = [
+                [_product(a, b, row, column, blocked) for a, b in zip(*leaves, strict=True)]
+                for *leaves, row, column in zip(first, others, rows, columns, strict=True)
+            ]
+            return _joined(jnp.add, products, (K, L), axis_name)
 
-        def rescaled() -> Array:
-            r, c = _power(rows), _power(columns)
-            return total(1 / r, 1 / c) * r[:, :, None] * c[:, None, :]
+        plain = total([None] * len(first), [None] * len(first))
 
-        return lax.cond(jnp.all(trusted(plain) | zero), lambda: plain, rescaled)
+        def checked() -> Array:
+            rows = _largest(first, K, axis_name)
+            columns = rows if second is None else _largest(others, L, axis_name)
+            zero = (rows == 0)[:, :, None] | (columns == 0)[:, None, :]
 
-    return lax.cond(jnp.all(trusted(plain)), lambda: plain, checked)
+            def rescaled() -> Array:
+                r, c = _power(rows), _power(columns)
+                return total(1 / r, 1 / c) * r[:, :, None] * c[:, None, :]
+
+            return lax.cond(jnp.all(trusted(plain) | zero), lambda: plain, rescaled)
+
+        return lax.cond(jnp.all(trusted(plain)), lambda: plain, checked)
+
+    return _by_platform(inner, first, second)
 
 
-def _norms(groups: Groups, K: int, axis_name: AxisName) -> Float[Array, "groups K"]:
-    def total(scales: Scales) -> Array:
-        squares = [
-            [jnp.sum(_wide(leaf, scale) ** 2, axis=range(1, leaf.ndim)) for leaf in leaves]
-            for leaves, scale in zip(groups, scales, strict=True)
-        ]
-        return _joined(jnp.add, squares, (K,), axis_name)
+def _norms(leaves: list[Array], K: int, axis_name: AxisName) -> Float[Array, " K"]:
+    def total(scale: Array | None) -> Array:
+        squares = [jnp.sum(_wide(leaf, scale) ** 2, axis=range(1, leaf.ndim)) for leaf in leaves]
+        return _joined(jnp.add, [squares], (K,), axis_name)[0]
 
     def rescaled() -> Array:
-        up = _power(_largest(groups, K, axis_name))
+        up = _power(_largest([leaves], K, axis_name))[0]
         return jnp.sqrt(total(1 / up)) * up
 
-    plain = total([None] * len(groups))
-    return lax.cond(jnp.all(_representable(plain, groups)), lambda: jnp.sqrt(plain), rescaled)
+    plain = total(None)
+    return lax.cond(jnp.all(_representable(plain[None], [leaves])), lambda: jnp.sqrt(plain), rescaled)
 
 
 def _largest(groups: Groups, K: int, axis_name: AxisName) -> Float[Array, "groups K"]:
@@ -419,7 +451,7 @@ def _wide(leaf: Array, scale: Array | None) -> Array:
     return leaf if scale is None else leaf * column(scale, leaf)
 
 
-def _product(a: Array, b: Array, rows: Array | None, columns: Array | None) -> Array:
+def _product(a: Array, b: Array, rows: Array | None, columns: Array | None, blocked: bool) -> Array:
     """Return the (K, L) product of two leaves; scales multiply the rows of each on the way in."""
 
     def dot(x: Array, y: Array, batch: tuple[int, ...] = ()) -> Array:
@@ -427,7 +459,7 @@ def _product(a: Array, b: Array, rows: Array | None, columns: Array | None) -> A
         dimensions = ((axes, axes), (batch, batch))
         return lax.dot_general(x, y, dimensions, precision=lax.Precision.HIGHEST, out_sharding=_replicated(a))
 
-    if not _one_cpu():
+    if not blocked:
         return dot(_wide(a, rows), _wide(b, columns))
 
     def runs(start: Array | int, width: int) -> Array:
@@ -462,8 +494,3 @@ def _replicated(leaf: Array) -> NamedSharding | None:
     """Return the sharding that sums over explicitly sharded axes must be given; elsewhere the compiler knows."""
     mesh = jax.typeof(leaf).sharding.mesh
     return NamedSharding(mesh, PartitionSpec()) if mesh.explicit_axes else None
-
-
-def _one_cpu() -> bool:
-    """Return whether rows may be cut into blocks and runs: on CPU that is faster and rounds less."""
-    return jax.default_backend() == "cpu" and jax.device_count() == 1

@@ -228,3 +228,18 @@ def test_gramian_under_vmap_and_scan():
 def test_the_leaf_is_named():
     with pytest.raises(ValueError, match=r"`task_grads` must.*leaf \['b'\]\['c'\] has 2 rows, leaf \['a'\] has 3"):
         stacks.num_tasks({"a": jnp.ones((3, 2)), "b": {"c": jnp.ones((2, 2))}})
+
+
+@pytest.mark.parametrize("product", [stacks.gramian, lambda tree: stacks.cross_gramian(tree, tree)])
+def test_programs_are_those_of_the_platform_they_are_lowered_for(product):
+    """Blocks of columns are for CPU alone, whatever the process that lowers runs on: elsewhere they gather rows."""
+    traced = jax.jit(product).trace(random_tree(3, width=3 * _BLOCK))
+    loops = {name: traced.lower(lowering_platforms=(name,)).as_text().count("while") for name in ("cpu", "tpu", "cuda")}
+    assert loops["cpu"] > 0
+    assert loops["tpu"] == loops["cuda"] == 0
+
+
+def test_one_export_serves_several_platforms():
+    tree = random_tree(3, width=3 * _BLOCK)
+    exported = jax.export.export(jax.jit(stacks.gramian), platforms=("cpu", "tpu"))(tree)
+    assert relative_error(exported.call(tree), dense(tree)) < ROUNDING

@@ -1,6 +1,8 @@
 """Argument checks with one message shape: "`alpha` must be >= 0, got alpha=-1.0."."""
 
+import sys
 from collections.abc import Sequence
+from types import FrameType
 from typing import Any
 
 import jax
@@ -87,6 +89,38 @@ def check_function(name: str, value: Any) -> None:
     """Raise a ValueError unless `value` can be called."""
     if not callable(value):
         raise ValueError(f"`{name}` must be a function, got {name}={value!r}.")
+
+
+_NOT_AROUND = {
+    ("optax.transforms._conditionality", None): (
+        "optax.apply_if_finite and conditional transformations expect updates of the gradients' shape. Use "
+        "mtlgrad_jax.chain(method, optimizer), which leaves all as it was in a step that is not finite; "
+        "mtlgrad_jax.skip_nonfinite_tasks(method) leaves out the tasks that broke"
+    ),
+    ("optax.contrib._sam", "transparent_update_fn"): (
+        "optax.contrib.sam stores gradients of the parameters' shape. Use mtlgrad_jax.fs_mtl(method, ...), or "
+        "opaque_mode=True with a grad_fn that returns a stack"
+    ),
+    ("optax.contrib._mechanic", None): (
+        "optax.contrib.mechanize compares gradients with parameters. Put it behind the method: "
+        "optax.chain(method, optax.contrib.mechanize(optimizer))"
+    ),
+}
+
+
+def check_surroundings() -> None:
+    """Raise a ValueError where an optax wrapper calls that cannot stand around what takes the task axis away.
+
+    What comes of it otherwise is an error about a lax.cond, or none.
+    """
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None:
+        module = frame.f_globals.get("__name__", "")
+        if module.startswith("optax."):
+            for function in (None, frame.f_code.co_name):
+                if (module, function) in _NOT_AROUND:
+                    raise ValueError(f"A method cannot be updated there: {_NOT_AROUND[module, function]}.")
+        frame = frame.f_back
 
 
 def check_choice(name: str, value: Any, choices: Sequence[str]) -> None:

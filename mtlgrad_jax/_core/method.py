@@ -10,7 +10,7 @@ import optax
 from jaxtyping import Array, Float, PyTree
 
 from mtlgrad_jax import stacks
-from mtlgrad_jax._core.checks import check_count, check_function, leaf_name
+from mtlgrad_jax._core.checks import check_count, check_function, check_surroundings, leaf_name
 from mtlgrad_jax._core.control import cond
 from mtlgrad_jax._core.step import (
     CROSS_GRAMIAN,
@@ -93,6 +93,7 @@ class Method(optax.GradientTransformationExtraArgs):
         def update_fn(
             task_grads: PyTree, state: PyTree, params: PyTree | None = None, **extra: Any
         ) -> tuple[PyTree, PyTree]:
+            check_surroundings()
             refuse_misspelt(extra, known)
             if isinstance(task_grads, Jacobian):
                 extra["losses"] = own_losses(task_grads, extra.get("losses"))

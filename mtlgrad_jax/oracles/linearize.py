@@ -16,7 +16,16 @@ from mtlgrad_jax import stacks
 from mtlgrad_jax._core.checks import check_count
 from mtlgrad_jax._core.control import loop, repeat
 from mtlgrad_jax._core.tasks import Jacobian, accumulator_dtype, task_names, task_vector
-from mtlgrad_jax.oracles.losses import Argnums, Rest, at_leaf, bind, check_oracle, flatten_losses
+from mtlgrad_jax.oracles.losses import (
+    Argnums,
+    Rest,
+    at_leaf,
+    bind,
+    check_averaged,
+    check_oracle,
+    check_tracked,
+    flatten_losses,
+)
 from mtlgrad_jax.oracles.task_value_and_grad import (
     UNROLLED_TASKS,
     Strategy,
@@ -259,6 +268,9 @@ def linearize(
     With `rows` so many gradients are held at a time instead, for Gramian, sum and pushforward alike, which is exact in
     float32 for losses of 16 bits and for TPU's default precision, and needs no transpose.
 
+    Inside `jax.shard_map` average the losses over the devices that share the batch, `jax.lax.pmean(losses, axis)`; its
+    `check_vma` must be on.
+
     Args:
       losses_fn: returns a (K,) array or a pytree of K scalars; with `has_aux`, a pair of that and anything.
       *args: its arguments.
@@ -283,5 +295,7 @@ def linearize(
     if rows is not None:
         check_count("rows", rows, at_least=1)
     function, floating, rest = bind(losses_fn, args, kwargs, argnums, has_aux)
+    check_tracked("linearize")
     losses, vjp, aux = jax.vjp(function, floating, has_aux=True)
+    check_averaged(losses, floating)
     return TaskJacobian(losses, aux, vjp, rest, None if rows is None else min(rows, len(flatten_losses(losses))))

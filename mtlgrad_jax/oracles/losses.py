@@ -132,6 +132,32 @@ def check_losses(losses: PyTree, has_aux: bool) -> None:
             raise ValueError(f"{wanted} of floating dtype, got {jnp.result_type(leaf)}{at_leaf(path)}.{hint}")
 
 
+def check_averaged(losses: PyTree, params: list[Array]) -> None:
+    """Raise a ValueError inside shard_map for losses that differ between devices where the parameters do not."""
+    axes = sorted(_varying(losses) - _varying(params))
+    if axes:
+        given = repr(axes[0]) if len(axes) == 1 else repr(tuple(axes))
+        raise ValueError(
+            f"`losses_fn` must return the same losses on all devices, got some that vary over the mesh axes {axes}. "
+            f"Average them: jax.lax.pmean(losses, {given})."
+        )
+
+
+def check_tracked(name: str) -> None:
+    """Raise a ValueError inside shard_map where JAX does not know what varies over the mesh."""
+    axes = jax.sharding.get_abstract_mesh().manual_axes
+    if axes and not _varying(jax.lax.axis_index(axes[0])):
+        raise ValueError(
+            f"{name} inside jax.shard_map needs check_vma=True: otherwise JAX transposes averages over devices as if "
+            "they were sums, and the Gramian would be wrong."
+        )
+
+
+def _varying(tree: PyTree) -> frozenset[str]:
+    """Return over which axes of a mesh some leaf varies, as far as JAX keeps track of it inside shard_map."""
+    return frozenset().union(*(jax.typeof(leaf).manual_axis_type.varying for leaf in jax.tree.leaves(tree)))
+
+
 def at_leaf(path: Sequence[Any]) -> str:
     """Return where an error message finds a leaf: nothing for a bare array."""
     return f" at {leaf_name(path)}" if path else ""

@@ -9,7 +9,7 @@ from jaxtyping import Array, PyTree
 
 from mtlgrad_jax._core.checks import check_choice, check_count
 from mtlgrad_jax._core.control import loop
-from mtlgrad_jax.oracles.losses import Argnums, bind, check_oracle, flatten_losses
+from mtlgrad_jax.oracles.losses import Argnums, bind, check_averaged, check_oracle, flatten_losses
 
 Strategy = Literal["auto", "vmap", "unrolled"] | int
 
@@ -59,6 +59,7 @@ def task_value_and_grad(
             losses, aux, rows = _entry_by_entry(function, floating, K)
         else:
             losses, vjp, aux = jax.vjp(function, floating, has_aux=True)
+            check_averaged(losses, floating)
             rows = pull_rows(lambda row: vjp(like_losses(row, losses))[0], flatten_losses(losses), strategy)
         grads = rest.fill(rows, leading=(K,))
         return ((losses, aux) if has_aux else losses), grads

@@ -92,9 +92,7 @@ def grouped(method: Method, labels: Labels, uses: Mapping[Hashable, PyTree] | No
             shape = jnp.shape(cross_gramian)
             raise ValueError(f"`cross_gramian` must hold one per group, shape {gramians.shape}, got shape {shape}.")
 
-        def solve(
-            gramian: Array, users: Bool[Array, " K"], state: PyTree, cross: Array | None
-        ) -> tuple[Array, PyTree]:
+        def solve(gramian: Array, users: Bool[Array, " K"], state: PyTree, cross: Array | None) -> tuple[Array, PyTree]:
             own = extra if cross is None else {**extra, "cross_gramian": cross}
             mask = users if losses is None else unstack(users, like=losses)
             weights, new_state = weigh(gramian, state, losses=losses, task_mask=mask, **own)
@@ -109,7 +107,9 @@ def grouped(method: Method, labels: Labels, uses: Mapping[Hashable, PyTree] | No
         if isinstance(task_grads, Jacobian):
             gradient = task_grads.pullbacks(weights, flags)
         else:
-            gradient = merge(task_grads, *(stacks.combine(own, group) for own, group in zip(weights, groups)))
+            gradient = merge(
+                task_grads, *(stacks.combine(own, group) for own, group in zip(weights, groups, strict=True))
+            )
         return skip_together(gradient, new_state, state)
 
     return Method(init, update, like=method, takes_jacobian=True)

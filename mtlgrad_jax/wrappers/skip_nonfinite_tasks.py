@@ -43,9 +43,7 @@ def skip_nonfinite_tasks(method: optax.GradientTransformation) -> Method:
       ([1.0, 2.0], 1)
     """
     check_transformation(method)
-    positive = any(
-        argument.name == "losses" and argument.positive for argument in getattr(method, "arguments", ())
-    )
+    positive = any(argument.name == "losses" and argument.positive for argument in getattr(method, "arguments", ()))
 
     def init(params: PyTree) -> SkipNonfiniteTasksState:
         return SkipNonfiniteTasksState(jnp.zeros((), jnp.int32), method.init(params))

@@ -189,3 +189,28 @@ def test_axis_name_inside_shard_map(mesh, grads):
     )
     np.testing.assert_allclose(matrix, stacks.gramian(grads), rtol=1e-4, atol=1e-3)
     np.testing.assert_allclose(norms**2, np.diag(matrix), rtol=1e-4)
+
+
+@pytest.mark.parametrize("rows", [None, 2])
+def test_a_jacobian_inside_shard_map_needs_averages_that_are_tracked(mesh, rows):
+    def losses_fn(w, x):
+        y = x @ w
+        return jnp.stack([jnp.mean(y**2), jnp.mean((y - 1) ** 2), jnp.mean(jnp.sin(y))])
+
+    def averaged_fn(w, x):
+        return jax.lax.pmean(losses_fn(w, x), mesh.axis_names)
+
+    w, x = jnp.asarray([0.3, -1.0]), jnp.asarray(np.random.default_rng(0).normal(size=(16, 2)), jnp.float32)
+
+    def run(function, **options):
+        def gramian(w, x):
+            return mtl.linearize(function, w, x, rows=rows).gramian()
+
+        specs = {"in_specs": (S(), S(mesh.axis_names)), "out_specs": S()}
+        return jax.jit(jax.shard_map(gramian, mesh=mesh, **specs, **options))(w, x)
+
+    np.testing.assert_allclose(run(averaged_fn), mtl.linearize(losses_fn, w, x).gramian(), rtol=1e-5)
+    with pytest.raises(ValueError, match=r"`losses_fn` must return the same losses .* Average them"):
+        run(losses_fn)
+    with pytest.raises(ValueError, match="needs check_vma=True"):
+        run(averaged_fn, check_vma=False)
