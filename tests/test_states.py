@@ -1,5 +1,7 @@
 """What a method keeps, over long and wild runs: finite, on its simplex, never below zero, and free to be donated."""
 
+import inspect
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,7 +11,9 @@ from families import stack
 from harness import P, flat, make, tree, zeros
 
 import mtlgrad_jax as mtl
-from mtlgrad_jax.registry import METHODS
+from mtlgrad_jax._core.random import Key
+from mtlgrad_jax.registry import METHODS, ROWS
+from mtlgrad_jax.registry import make as make_row
 from mtlgrad_jax.solvers._solution import BIASED, FAILED, NONFINITE, SOLVED
 
 K = 3
@@ -273,3 +277,20 @@ def test_a_state_shares_no_array(name):
     assert all_finite(jax.jit(step, donate_argnums=(0, 1))(params, tx.init(params)))
     method = mtl.uw(K, optax.contrib.prodigy())
     jax.jit(lambda s: method.weigh(None, s, losses=ONES), donate_argnums=0)(method.init(None))
+
+
+DRAWING = [row.name for row in ROWS.values() if "key" in inspect.signature(row.factory).parameters]
+
+
+@pytest.mark.parametrize("name", DRAWING)
+def test_runs_side_by_side_draw_on_their_own(name):
+    """The documented way: made inside vmap, of a key each."""
+    keys = jax.random.split(jax.random.key(0), 5)
+    states = jax.vmap(lambda key: make_row(ROWS[name], K, key=key).init(zeros()))(keys)
+    drawn = [node.data for node in jax.tree.leaves(states, is_leaf=is_key) if is_key(node)]
+    assert drawn
+    assert all(len(np.unique(np.asarray(data), axis=0)) == 5 for data in drawn)
+
+
+def is_key(node):
+    return isinstance(node, Key)

@@ -184,7 +184,7 @@ def test_training_goes_on_after_a_skipped_step(inner, outer):
     assert all((value == 0).all() for key, value in found.items() if key.endswith("result"))
 
 
-def test_scalars_are_named_by_task_and_place():
+def test_scalars_are_named_by_task_and_place(unchecked):
     losses = {"seg": {"fine": 0.0, "coarse": 0.0}, "depth": 0.0}
     tx = mtl.partition({"one": mtl.with_metrics(mtl.mgda(), K), "two": mtl.grouped(mtl.mgda(), lambda path: 0)}, LABELS)
     _, state = tx.update(tree(jnp.asarray(G[0], jnp.float32)), tx.init(zeros()))
@@ -196,7 +196,7 @@ def test_scalars_are_named_by_task_and_place():
     assert logged["one.cosines/depth/seg.fine"] == found["one.cosines"][0, 2]
     flat_names = mtl.scalars(found, like=jnp.zeros(3))
     assert flat_names["one.norms/2"] == logged["one.norms/seg.fine"]
-    with pytest.raises(ValueError, match=r"`metrics` must have one\.metrics.weights of shape"):
+    with pytest.raises(ValueError, match=r"`metrics` must have one\.weights of shape"):
         mtl.scalars(found, like=jnp.zeros(2))
     with pytest.raises(ValueError, match="`metrics` must be what"):
         mtl.scalars(jnp.zeros(3), like=losses)

@@ -40,7 +40,8 @@ def dropgrad(
     Args:
       rate: :math:`p`, in [0, 1): 0.1 to 0.2 recommended by the authors; 0 changes nothing.
       kind: "gaussian" or "binary".
-      key: seed or key; the same on every process.
+      key: seed or key; the same on every process. Under vmap over runs make the method inside, `dropgrad(..., key=key)`
+        with a key for each run: `vmap(tx.init)` gives all the same.
 
     Returns:
       A transformation from stacked gradients to stacked gradients.

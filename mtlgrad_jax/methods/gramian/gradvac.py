@@ -50,7 +50,8 @@ def gradvac(
       target: a fixed :math:`\hat\phi` in (-1, 1) for all pairs, in place of the averages.
       update: after every look at a pair (TorchJD, LibMTL) or only after a correction (Samsung's code).
       order: in which the other tasks are visited: drawn for every task and step, or "fixed", 0 to K-1.
-      key: seed or key; the same on every process.
+      key: seed or key; the same on every process. Under vmap over runs make the method inside, `gradvac(..., key=key)`
+        with a key for each run: `vmap(tx.init)` gives all the same.
 
     Example:
       >>> import jax.numpy as jnp, mtlgrad_jax as mtl

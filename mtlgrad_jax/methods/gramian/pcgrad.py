@@ -34,7 +34,8 @@ def pcgrad(
     Args:
       reduction: "sum" (official code, LibMTL, TorchJD) or "mean" (how other papers describe it).
       order: in which the other tasks are visited: drawn for every task and step (paper) or "fixed", 0 to K-1.
-      key: seed or key; the same on every process.
+      key: seed or key; the same on every process. Under vmap over runs make the method inside, `pcgrad(..., key=key)`
+        with a key for each run: `vmap(tx.init)` gives all the same.
 
     Example:
       >>> import jax.numpy as jnp, mtlgrad_jax as mtl

@@ -66,7 +66,8 @@ def samo(
       probe: step :math:`\delta` > 0 of the difference, in units of the parameters.
       heads: a function of a leaf's path that names the head it belongs to, and says None for shared leaves.
       adaptive: whether rho is measured in units of the parameters, as in `sam_perturbation`.
-      key: seed or key; the same on every process.
+      key: seed or key; the same on every process. Under vmap over runs make the method inside, `samo(..., key=key)`
+        with a key for each run: `vmap(tx.init)` gives all the same.
 
     Returns:
       An optax transformation from ordinary gradients to ordinary gradients.
