@@ -43,15 +43,15 @@ STEPS = 3
 G = np.stack([stack("normal", K, P), stack("correlated", K, P), stack("opposite", K, P)])
 LOSSES = np.asarray([[1.0, 2.0, 3.0], [0.5, 2.5, 2.0], [0.4, 2.6, 1.0]])
 WRAPPED = {
-    "update_every": lambda: mtl.update_every(mtl.cagrad(), num_tasks=K, k=2),
-    "smoothed": lambda: mtl.smoothed(mtl.fairgrad(), num_tasks=K),
-    "skip_nonfinite_tasks": lambda: mtl.skip_nonfinite_tasks(mtl.upgrad()),
+    "update_every": lambda: mtl.update_every(mtl.imtl_g(), num_tasks=K, k=2),
+    "smoothed": lambda: mtl.smoothed(mtl.conflict_free(), num_tasks=K),
+    "skip_nonfinite_tasks": lambda: mtl.skip_nonfinite_tasks(mtl.imtl_g()),
     "skip_nonfinite_tasks(db_mtl)": lambda: mtl.skip_nonfinite_tasks(mtl.db_mtl(num_tasks=K)),
     "with_metrics": lambda: mtl.with_metrics(mtl.pcgrad(), num_tasks=K),
     "with_metrics(trimmed_mean)": lambda: mtl.with_metrics(mtl.trimmed_mean(), num_tasks=K),
     "shared_private": lambda: mtl.shared_private(mtl.gradnorm(num_tasks=K), {"b": False, "w": True}),
-    "shared_private(weighted)": lambda: mtl.shared_private(mtl.mgda(), {"b": False, "w": True}, private="weighted"),
-    "partition": lambda: mtl.partition({"one": mtl.mgda(), "two": mtl.uw(num_tasks=K)}, {"b": "one", "w": "two"}),
+    "shared_private(weighted)": lambda: mtl.shared_private(mtl.imtl_g(), {"b": False, "w": True}, private="weighted"),
+    "partition": lambda: mtl.partition({"one": mtl.imtl_g(), "two": mtl.uw(num_tasks=K)}, {"b": "one", "w": "two"}),
     "nested": lambda: mtl.shared_private(
         mtl.with_metrics(mtl.smoothed(mtl.update_every(mtl.nash_mtl(), K, 2), K), K), {"b": False, "w": True}
     ),
@@ -450,7 +450,7 @@ def test_help_shows_the_real_thing(name):
 
 
 def test_every_public_factory_has_a_row():
-    tools = {"from_rule", "from_kernel", "metrics", "unstack", "under", "linearize", "chain", "accumulate"}
+    tools = {"from_rule", "from_kernel", "metrics", "scalars", "unstack", "under", "linearize", "chain", "accumulate"}
     tools |= {"has_updated"}
     tools |= {"task_value_and_grad", "balanced_value_and_grad"}
     tools |= {"sam_value_and_grad", "sam_perturbation", "perturbed_task_grad"}

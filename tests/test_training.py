@@ -56,7 +56,7 @@ def stepper(tx):
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_a_step_that_is_skipped_or_empty_moves_nothing(name):
-    tx = mtl.chain(mtl.per_task(optax.trace(0.5), K), mtl.upgrad(), OPTIMIZERS[name]())
+    tx = mtl.chain(mtl.per_task(optax.trace(0.5), K), mtl.imtl_g(), OPTIMIZERS[name]())
     step, params = stepper(tx), tree(jnp.asarray(G[0, 0]))
     state, everybody = tx.init(params), jnp.ones(K, bool)
     for t in range(2):
@@ -72,7 +72,7 @@ def test_a_step_that_is_skipped_or_empty_moves_nothing(name):
     same(state, after)
     if name not in ("adam", "momentum", "schedule"):
         return
-    usual = optax.chain(mtl.per_task(optax.trace(0.5), K), mtl.upgrad(), OPTIMIZERS[name]())
+    usual = optax.chain(mtl.per_task(optax.trace(0.5), K), mtl.imtl_g(), OPTIMIZERS[name]())
     for found, wanted in zip(
         *(jax.tree.leaves(each(jnp.asarray(G[3]), state, params, everybody)) for each in (step, stepper(usual))),
         strict=True,
@@ -83,11 +83,11 @@ def test_a_step_that_is_skipped_or_empty_moves_nothing(name):
 ENTRIES = {
     "method": lambda: mtl.gradnorm(K),
     "inject_hyperparams": lambda: optax.inject_hyperparams(mtl.cagrad)(c=lambda step: 0.5 / (1 + step)),
-    "nested chain": lambda: optax.chain(mtl.mgda(), optax.trace(0.9)),
-    "shared_private": lambda: mtl.shared_private(mtl.mgda(), {"w": True, "b": False}),
-    "partition": lambda: mtl.partition({"w": mtl.mgda(), "b": mtl.mean()}, {"w": "w", "b": "b"}),
-    "grouped": lambda: mtl.grouped(mtl.smoothed(mtl.mgda(), K), {"w": "w", "b": "b"}),
-    "update_every": lambda: mtl.update_every(mtl.mgda(), K, 3),
+    "nested chain": lambda: optax.chain(mtl.imtl_g(), optax.trace(0.9)),
+    "shared_private": lambda: mtl.shared_private(mtl.imtl_g(), {"w": True, "b": False}),
+    "partition": lambda: mtl.partition({"w": mtl.imtl_g(), "b": mtl.mean()}, {"w": "w", "b": "b"}),
+    "grouped": lambda: mtl.grouped(mtl.smoothed(mtl.imtl_g(), K), {"w": "w", "b": "b"}),
+    "update_every": lambda: mtl.update_every(mtl.imtl_g(), K, 3),
     "with_metrics": lambda: mtl.with_metrics(mtl.gradvac(K), K),
     "fs_mtl": lambda: mtl.fs_mtl(mtl.pcgrad()),
     "db_mtl": lambda: mtl.db_mtl(K),
@@ -116,7 +116,7 @@ def test_the_method_is_found_wherever_it_is(name):
 
 @pytest.mark.usefixtures("unchecked")
 def test_one_method_a_chain():
-    for transforms in ((), (optax.adam(0.1),), (mtl.mean(), mtl.mgda())):
+    for transforms in ((), (optax.adam(0.1),), (mtl.mean(), mtl.imtl_g())):
         with pytest.raises(ValueError, match=r"`transforms` must hold exactly one method"):
             mtl.chain(*transforms).init(zeros())
     with pytest.raises(ValueError, match=raises_naming("transforms")):
@@ -158,7 +158,7 @@ def test_line_searches_behind_a_loss_weighting(search):
 
 
 @pytest.mark.parametrize(
-    "make", [lambda: mtl.mgda(), lambda: mtl.chain(mtl.mgda(), optax.adam(0.1)), lambda: mtl.uw(K)]
+    "make", [lambda: mtl.imtl_g(), lambda: mtl.chain(mtl.imtl_g(), optax.adam(0.1)), lambda: mtl.uw(K)]
 )
 def test_accumulated_is_one_big_batch(make):
     """Micro-batches of unequal sizes, tasks without labels in some of them and in all, one broken gradient."""
@@ -211,24 +211,24 @@ def losses_fn(params, x):
 
 
 ROUTES = {
-    "method": lambda: mtl.cagrad(),
-    "chain": lambda: mtl.chain(mtl.cagrad(), optax.adam(0.1)),
-    "optax.chain": lambda: optax.chain(mtl.cagrad(), optax.adam(0.1)),
-    "before": lambda: mtl.chain(mtl.per_task(optax.clip_by_global_norm(0.1), K), mtl.cagrad(), optax.adam(0.1)),
+    "method": lambda: mtl.imtl_g(),
+    "chain": lambda: mtl.chain(mtl.imtl_g(), optax.adam(0.1)),
+    "optax.chain": lambda: optax.chain(mtl.imtl_g(), optax.adam(0.1)),
+    "before": lambda: mtl.chain(mtl.per_task(optax.clip_by_global_norm(0.1), K), mtl.imtl_g(), optax.adam(0.1)),
     "inject_hyperparams": lambda: optax.inject_hyperparams(mtl.cagrad)(c=lambda step: 0.5 / (1 + step)),
     "rule": lambda: mtl.trimmed_mean(),
     "buffer": lambda: mtl.db_mtl(K),
-    "shared_private": lambda: mtl.shared_private(mtl.mgda(), {"w": True, "b": False}),
-    "gram_over": lambda: mtl.gram_over(mtl.mgda(), {"w": True, "b": False}),
-    "weighted heads": lambda: mtl.shared_private(mtl.mgda(), {"w": True, "b": False}, private="weighted"),
-    "partition": lambda: mtl.partition({"w": mtl.mgda(), "b": mtl.uw(K)}, {"w": "w", "b": "b"}),
-    "heads inside": lambda: mtl.shared_private(optax.chain(mtl.mgda(), optax.trace(0.5)), {"w": True, "b": False}),
-    "grouped": lambda: mtl.grouped(mtl.mgda(), {"w": "w", "b": "b"}),
-    "smoothed": lambda: mtl.smoothed(mtl.upgrad(), K),
-    "update_every": lambda: mtl.update_every(mtl.upgrad(), K, 2),
+    "shared_private": lambda: mtl.shared_private(mtl.imtl_g(), {"w": True, "b": False}),
+    "gram_over": lambda: mtl.gram_over(mtl.imtl_g(), {"w": True, "b": False}),
+    "weighted heads": lambda: mtl.shared_private(mtl.imtl_g(), {"w": True, "b": False}, private="weighted"),
+    "partition": lambda: mtl.partition({"w": mtl.imtl_g(), "b": mtl.uw(K)}, {"w": "w", "b": "b"}),
+    "heads inside": lambda: mtl.shared_private(optax.chain(mtl.imtl_g(), optax.trace(0.5)), {"w": True, "b": False}),
+    "grouped": lambda: mtl.grouped(mtl.imtl_g(), {"w": "w", "b": "b"}),
+    "smoothed": lambda: mtl.smoothed(mtl.imtl_g(), K),
+    "update_every": lambda: mtl.update_every(mtl.imtl_g(), K, 2),
     "with_metrics": lambda: mtl.with_metrics(mtl.gradnorm(K), K),
-    "skip_nonfinite_tasks": lambda: mtl.skip_nonfinite_tasks(mtl.mgda()),
-    "accumulate": lambda: mtl.accumulate(mtl.chain(mtl.mgda(), optax.adam(0.1)), K, 2),
+    "skip_nonfinite_tasks": lambda: mtl.skip_nonfinite_tasks(mtl.imtl_g()),
+    "accumulate": lambda: mtl.accumulate(mtl.chain(mtl.imtl_g(), optax.adam(0.1)), K, 2),
 }
 
 
@@ -258,16 +258,16 @@ def test_a_jacobian_is_taken_wherever_a_stack_is(name, rows):
 
 WIDE = {"trunk": True, "heads": False}
 LEAN = {
-    "method": lambda: mtl.mgda(),
-    "shared_private": lambda: mtl.shared_private(mtl.mgda(), WIDE),
-    "weighted heads": lambda: mtl.shared_private(mtl.mgda(), WIDE, private="weighted"),
-    "gram_over": lambda: mtl.gram_over(mtl.mgda(), WIDE),
-    "partition": lambda: mtl.partition({True: mtl.mgda(), False: mtl.mean()}, WIDE),
-    "update_every": lambda: mtl.update_every(mtl.mgda(), 16, 4),
-    "with_metrics": lambda: mtl.with_metrics(mtl.mgda(), 16),
-    "grouped": lambda: mtl.grouped(mtl.mgda(), WIDE),
-    "skip_nonfinite_tasks": lambda: mtl.skip_nonfinite_tasks(mtl.mgda()),
-    "chain": lambda: mtl.chain(mtl.smoothed(mtl.mgda(), 16), optax.sgd(0.1)),
+    "method": lambda: mtl.imtl_g(),
+    "shared_private": lambda: mtl.shared_private(mtl.imtl_g(), WIDE),
+    "weighted heads": lambda: mtl.shared_private(mtl.imtl_g(), WIDE, private="weighted"),
+    "gram_over": lambda: mtl.gram_over(mtl.imtl_g(), WIDE),
+    "partition": lambda: mtl.partition({True: mtl.imtl_g(), False: mtl.mean()}, WIDE),
+    "update_every": lambda: mtl.update_every(mtl.imtl_g(), 16, 4),
+    "with_metrics": lambda: mtl.with_metrics(mtl.imtl_g(), 16),
+    "grouped": lambda: mtl.grouped(mtl.imtl_g(), WIDE),
+    "skip_nonfinite_tasks": lambda: mtl.skip_nonfinite_tasks(mtl.imtl_g()),
+    "chain": lambda: mtl.chain(mtl.smoothed(mtl.imtl_g(), 16), optax.sgd(0.1)),
 }
 
 
@@ -300,16 +300,16 @@ def test_a_broken_task_is_dropped_from_a_jacobian(rows):
     def losses_fn(params, labels):
         return (jnp.sum(params["t"] ** 2) * jnp.asarray([1.0, 9.0, 3.0]) + params["h"]) * labels
 
-    tx = mtl.skip_nonfinite_tasks(mtl.upgrad())
+    tx = mtl.skip_nonfinite_tasks(mtl.imtl_g())
     update, state = tx.update(mtl.linearize(losses_fn, params, broken, rows=rows), tx.init(params), params)
     kept = jnp.asarray([0, 2])
     losses, grads = mtl.task_value_and_grad(lambda p: losses_fn(p, broken)[kept])(params)
-    wanted, _ = mtl.upgrad().update(grads, mtl.upgrad().init(params), params, losses=losses)
+    wanted, _ = mtl.imtl_g().update(grads, mtl.imtl_g().init(params), params, losses=losses)
     assert int(state.dropped) == 1
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), update, wanted)
 
 
-@pytest.mark.parametrize("make", [lambda: mtl.mgda(), lambda: mtl.chain(mtl.mgda()), lambda: mtl.trimmed_mean()])
+@pytest.mark.parametrize("make", [lambda: mtl.imtl_g(), lambda: mtl.chain(mtl.imtl_g()), lambda: mtl.trimmed_mean()])
 def test_losses_beside_a_jacobian_are_refused(make):
     jacobian, tx = mtl.linearize(lambda w: jnp.sin(w), jnp.arange(3.0)), make()
     with pytest.raises(ValueError, match="`losses` must not be given"):
@@ -318,7 +318,7 @@ def test_losses_beside_a_jacobian_are_refused(make):
 
 @pytest.mark.parametrize("name", ["mask", "task_masks", "losess", "loss", "cross_gram"])
 def test_misspelt_arguments_raise(name):
-    for tx in (mtl.mgda(), mtl.trimmed_mean(), mtl.chain(mtl.mgda()), mtl.skip_nonfinite_tasks(mtl.mean())):
+    for tx in (mtl.imtl_g(), mtl.trimmed_mean(), mtl.chain(mtl.imtl_g()), mtl.skip_nonfinite_tasks(mtl.mean())):
         with pytest.raises(ValueError, match=rf"`{name}` is no argument of update: write \w+="):
             tx.update(tree(jnp.asarray(G[0])), tx.init(zeros()), **{name: jnp.ones(K)})
 
@@ -344,7 +344,7 @@ def test_a_hand_made_method_gets_the_same_protection():
 
 
 def test_a_replaced_update_is_not_bypassed():
-    tx = mtl.mgda()
+    tx = mtl.imtl_g()
     doubled = tx._replace(
         update=lambda g, s, p=None, **extra: jax.tree.map(lambda u: 2 * u, tx.update(g, s, p, **extra))
     )

@@ -87,7 +87,7 @@ def grouped(method: Method, labels: Labels, uses: Mapping[Hashable, PyTree] | No
             if name in declared:
                 flags_of = task_flags(f"uses[{name!r}]", declared[name], num_tasks=K, names=task_names(losses))
                 users = users.at[i].set(flags_of)
-        users &= present
+        users &= present[None]
         if cross_gramian is not None and jnp.shape(cross_gramian) != gramians.shape:
             shape = jnp.shape(cross_gramian)
             raise ValueError(f"`cross_gramian` must hold one per group, shape {gramians.shape}, got shape {shape}.")
