@@ -4,8 +4,9 @@ BIN := $(VENV)/bin
 DATA := .cache/data
 INSTALLED := $(VENV)/.installed
 ARGS ?=
+SIDE_BY_SIDE := -n 2 --dist loadgroup
 
-.PHONY: demo toy fs_mtl test tables peers stress bench cost compile lint clean
+.PHONY: demo toy fs_mtl test nightly tables peers stress bench cost compile lint clean
 
 demo: $(INSTALLED)  ## train a two-task network on MultiMNIST and compare methods
 	$(BIN)/python -m benchmarks.multimnist $(ARGS)
@@ -16,9 +17,12 @@ toy: $(INSTALLED)  ## every method on two losses in the plane
 fs_mtl: $(INSTALLED) $(DATA)/mnist $(DATA)/fashion  ## base methods against their sharpness-aware versions; an hour
 	$(BIN)/python -m benchmarks.fs_mtl --mnist $(DATA)/mnist --fashion $(DATA)/fashion $(ARGS)
 
-test: lint  ## the whole suite
-	$(BIN)/python -m pytest $(ARGS)
+test: lint  ## the suite without what is nightly, in ten minutes on two cores; with ARGS pytest as you say
+	$(BIN)/python -m pytest $(if $(ARGS),$(ARGS),$(SIDE_BY_SIDE) -m "not nightly")
 	$(if $(ARGS),,JAX_NUM_CPU_DEVICES=8 $(BIN)/python -m pytest tests/sharded)
+
+nightly: $(INSTALLED)  ## the rest of it
+	$(BIN)/python -m pytest $(SIDE_BY_SIDE) -m nightly
 
 tables: $(INSTALLED)  ## write what the rows say and what tests find about them into docs/
 	PYTHONPATH=. $(BIN)/python docs/tables.py

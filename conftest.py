@@ -22,10 +22,10 @@ pytest_collect_file = Sybil(parsers=[PythonCodeBlockParser()], patterns=["*.md"]
 # with an argument that is stood in for, of rows, with buffers, of perturbed gradients.
 REPRESENTATIVES = {"mean", "nash_mtl", "gradnorm", "pcgrad", "modo", "trimmed_mean", "db_mtl", "fs_mtl"}
 OTHERS = {row.name for row in METHODS} - REPRESENTATIVES
-LARGE = 16  # tasks
+LARGE = 8  # tasks
 
 
-def pytest_collection_modifyitems(items):
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark what is left to the nightly run, and keep the tests of one method together, so that programs are shared."""
     for item in items:
         params = getattr(getattr(item, "callspec", None), "params", {})

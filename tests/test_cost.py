@@ -7,6 +7,7 @@ import pytest
 from benchmarks import cost
 
 
+@pytest.mark.nightly
 def test_the_command_writes_every_row_and_the_page(tmp_path):
     page = tmp_path / "page.md"
     page.write_text("before\n<!-- cost -->\n<!-- /cost -->\nafter\n")

@@ -22,6 +22,7 @@ def digest(leaf):
     return hashlib.sha256(np.asarray(leaf).tobytes()).hexdigest()
 
 
+@pytest.mark.nightly
 def test_a_killed_run_goes_on_and_reports(tmp_path, monkeypatch, capsys):
     out, page = tmp_path / "runs", tmp_path / "page.md"
     page.write_text("before\n<!-- results -->\n<!-- /results -->\nafter\n")

@@ -140,6 +140,7 @@ def test_reference_with_five_tasks(name):
         assert_reference(name, {}, family, 5, np.float64, 2e-6)
 
 
+@pytest.mark.every_method
 @pytest.mark.parametrize("name", EVERY)
 def test_reference_in_float32(name):
     for family in ("normal", "correlated", "duplicate", "zero_row", "all_zero", "scales", "tiny", "huge"):
@@ -176,6 +177,7 @@ GOLDEN = [
 ]
 
 
+@pytest.mark.every_method
 @pytest.mark.parametrize(("name", "kwargs", "G", "wanted"), GOLDEN, ids=lambda part: str(part)[:30])
 def test_published_values(name, kwargs, G, wanted):
     """Values of TorchJD's tests and of the official formulas, recomputed elsewhere, to the digits printed."""

@@ -232,6 +232,7 @@ def test_solver(solver, K, P, dtype):
         CHECKS[solver](M)
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize("P", [2, 5, 40])
 @pytest.mark.parametrize("solver", CHECKS)
 def test_many_draws(solver, P, dtype):
@@ -364,6 +365,7 @@ def test_nonnegative_qp(K, P, dtype):
 # --------------------------------------------------------------------------------------------------------- cut short
 
 
+@pytest.mark.nightly
 def test_many_tasks():
     M = families.gramian(families.stack("non_stationary", 512, 64), "float32")
     judge_min_norm(M, checked(solvers.min_norm(M), 1e-3))
@@ -710,6 +712,7 @@ def values(M):
     return {name: (solution.value, solution.result) for name, solution in solved.items()}
 
 
+@pytest.mark.nightly
 def test_jit_vmap_and_scan_agree_with_eager():
     with jax.disable_jit():
         eager = values(jnp.asarray(SMALL[0]))
@@ -751,6 +754,7 @@ def test_workspace(solver):
     assert compiled.memory_analysis().temp_size_in_bytes <= 64 * K**2 * 4
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize("solver", ARGUMENTS)
 def test_one_compilation_a_shape(solver):
     solve = getattr(solvers, solver)
