@@ -22,16 +22,17 @@ pytest_collect_file = Sybil(parsers=[PythonCodeBlockParser()], patterns=["*.md"]
 # with an argument that is stood in for, of rows, with buffers, of perturbed gradients.
 REPRESENTATIVES = {"mean", "nash_mtl", "gradnorm", "pcgrad", "modo", "trimmed_mean", "db_mtl", "fs_mtl"}
 OTHERS = {row.name for row in METHODS} - REPRESENTATIVES
-LARGE = 8  # tasks
+LARGE = 5  # tasks
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark what is left to the nightly run, and keep the tests of one method together, so that programs are shared."""
     for item in items:
         params = getattr(getattr(item, "callspec", None), "params", {})
         row = next((value for value in params.values() if isinstance(value, str) and value in OTHERS), None)
         large = isinstance(params.get("K"), int) and params["K"] >= LARGE
-        if large or (row and not item.get_closest_marker("every_method")):
+        if large or params.get("dtype") == "float64" or (row and not item.get_closest_marker("every_method")):
             item.add_marker(pytest.mark.nightly)
         item.method = str(row or next((value for value in params.values() if isinstance(value, str)), ""))
         item.add_marker(pytest.mark.xdist_group(f"{item.path.name} {item.method}"))

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
 from mtlgrad_jax._core.step import Info
@@ -90,6 +91,8 @@ def scalars(metrics: Mapping[str, Array], like: PyTree) -> dict[str, Array]:
     if not isinstance(metrics, Mapping):
         raise ValueError(f"`metrics` must be what mtlgrad_jax.metrics returned, got {type(metrics).__name__}.")
     flat = task_names(like) is FLAT and not isinstance(like, (list, tuple))
+    if not jax.tree.leaves(like) or (flat and jnp.ndim(like) != 1):
+        raise ValueError(f"`like` must have the tasks' structure, as losses have, got like={like!r}.")
     named = enumerate(like) if flat else jax.tree_util.tree_leaves_with_path(like)
     tasks = [str(task) if flat else _name(task) for task, _ in named]
     logged = {}

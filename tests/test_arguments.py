@@ -64,6 +64,8 @@ WRONG = {parts(annotation): values for annotation, values in WRONG.items()}
 OTHERWISE = {
     ("unstack", "like"): (3.0, None, {}),
     ("metrics", "opt_state"): (3, None, optax.EmptyState()),
+    ("scalars", "like"): (3.0, None, {}),
+    ("scalars", "metrics"): (3, jnp.zeros(2), [0.0]),
     ("has_updated", "state"): (3, None, optax.EmptyState()),
     ("sam_perturbation", "task_grads"): (3, None, {}, zeros()),
     ("sam_perturbation", "params"): (),  # of a stack and parameters that do not fit each other, the stack is named
@@ -89,6 +91,7 @@ TOOLS = {
     mtl.under: {},
     mtl.unstack: {"values": np.ones(K), "like": np.ones(K)},
     mtl.metrics: {"opt_state": 0},
+    mtl.scalars: {"metrics": {}, "like": jnp.zeros(2)},
 }
 """Public functions beside the registry's, with their smallest arguments."""
 

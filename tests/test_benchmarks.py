@@ -227,6 +227,7 @@ def tiny(tmp_path_factory):
     return folder
 
 
+@pytest.mark.nightly
 def test_the_whole_command(tiny, tmp_path, capsys, monkeypatch):
     """Two epochs of two steps on noise: every step is recorded, and all files are there."""
     monkeypatch.setattr(multimnist, "TEST_PAIRS", 250)

@@ -15,6 +15,7 @@ LEAVES = (8, 16, 32)
 
 
 # One of every way in which a method meets its leaves: Gramian, losses, rule, buffers, and what wrappers add.
+@pytest.mark.nightly
 @pytest.mark.parametrize(
     ("row", "tx"),
     [
@@ -33,6 +34,7 @@ def test_programs_are_linear_in_the_leaves(row, tx):
     assert (many - some) / 16 <= 1.08 * (some - few) / 8
 
 
+@pytest.mark.nightly
 def test_programs_of_several_updates_at_once_are_linear_too():
     """Under vmap a condition chooses nothing: both sides are computed."""
     counts = []

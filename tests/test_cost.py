@@ -29,6 +29,7 @@ def test_the_command_writes_every_row_and_the_page(tmp_path):
     assert text.count("| `mean` |") == 2
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize("num_tasks", [2, 8])
 def test_flops_of_fs_mtl_are_those_of_its_passes(num_tasks):
     """One forward and K backward passes, then K of both, against one of both: no pass computes another task's."""

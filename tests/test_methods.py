@@ -125,6 +125,7 @@ def assert_reference(name, kwargs, family, num_tasks, dtype, tolerance):
         assert (error <= tolerance * scale).all(), (family, error / scale)
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize("case", OPTIONS, ids=identity)
 def test_reference_in_float64(case):
     name, kwargs = case

@@ -834,6 +834,7 @@ def under_names(values):
     return dict(zip(("ac", "depth", "seg"), values, strict=True))
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize("row", [registry.ROWS[name] for name in WEIGHED], ids=lambda row: row.name)
 def test_both_routes_give_the_same_numbers(row):
     kwargs = {name: under_names(v) if isinstance(v, list) else v for name, v in row.kwargs(3).items()}

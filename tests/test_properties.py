@@ -40,6 +40,7 @@ def test_promised_is_what_holds_on_the_pool(name, prop):
     assert outcome.holds == (prop in ROWS[name].promises), outcome.text
 
 
+@pytest.mark.nightly
 def test_the_table_is_what_a_run_renders():
     assert FILE.read_text() == render(), "python tests/property_table.py writes it"
 

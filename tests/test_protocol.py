@@ -36,7 +36,7 @@ import mtlgrad_jax as mtl
 from mtlgrad_jax.methods.sharpness.fs_mtl import COPIES
 from mtlgrad_jax.registry import METHODS, ROWS, WRAPPERS, describe, markdown_table, needs
 from mtlgrad_jax.registry import make as make_row
-from mtlgrad_jax.solvers._solution import BIASED, SOLVED
+from mtlgrad_jax.solvers._solution import BIASED, MAX_STEPS, SOLVED, Solution
 
 K = 3
 STEPS = 3
@@ -542,6 +542,20 @@ def test_a_method_whose_weights_fail_falls_back_to_the_mean_and_counts():
     np.testing.assert_allclose(flat(update), G[0].mean(axis=0), rtol=1e-5)
     assert int(state.info.fallbacks) == 1
     assert "not be finite" in mtl.RESULTS[int(state.info.result)]
+
+
+def test_what_stands_in_has_no_residual_and_a_skipped_step_no_stand_in():
+    def failing(*, gramian):
+        return Solution(jnp.full(K, jnp.nan), jnp.asarray(jnp.nan), jnp.asarray(7), jnp.asarray(MAX_STEPS))
+
+    _, failed = mtl.from_kernel(failing).update(arguments()[0], mtl.from_kernel(failing).init(zeros()))
+    tx, few = mtl.krum(0), jnp.asarray([True, False, True])
+    grads, state = arguments()[0], tx.init(zeros())
+    _, too_few = tx.update(grads, state, task_mask=few)
+    _, skipped = tx.update(jax.tree.map(lambda leaf: leaf / 0, grads), state, task_mask=few)
+    assert [float(state.info.residual) for state in (failed, too_few, skipped)] == [0, 0, 0]
+    assert [int(state.info.fallbacks) for state in (failed, too_few, skipped)] == [1, 1, 0]
+    assert [int(state.info.skipped) for state in (failed, too_few, skipped)] == [0, 0, 1]
 
 
 @pytest.mark.usefixtures("unchecked")

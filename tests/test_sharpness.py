@@ -213,6 +213,7 @@ STACKS = jnp.asarray(RNG.normal(size=(3, K, P)), jnp.float32)
 LOSSES = jnp.asarray(RNG.uniform(0.5, 2.0, size=(3, K)), jnp.float32)
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize("name", EVERY)
 def test_without_a_radius_every_method_is_itself(name):
     """Its flat parts are zero, whose aggregate is zero and never NaN, for every method there is."""

@@ -59,6 +59,7 @@ END_POINTS = {
 }
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize("method", END_POINTS)
 def test_end_points(method):
     outcomes = toy.compare(toy.contender(ROWS[method]), ["cagrad", "nash", "unscaled"], SETTINGS["cagrad"].steps)

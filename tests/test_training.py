@@ -54,7 +54,12 @@ def stepper(tx):
     return step
 
 
-@pytest.mark.parametrize("name", OPTIMIZERS)
+COMMON = ("adam", "adamw", "lbfgs", "momentum", "noisy_sgd", "schedule")
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=() if name in COMMON else pytest.mark.nightly) for name in OPTIMIZERS]
+)
 def test_a_step_that_is_skipped_or_empty_moves_nothing(name):
     tx = mtl.chain(mtl.per_task(optax.trace(0.5), K), mtl.imtl_g(), OPTIMIZERS[name]())
     step, params = stepper(tx), tree(jnp.asarray(G[0, 0]))

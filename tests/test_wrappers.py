@@ -12,7 +12,7 @@ from families import FAMILIES, stack
 from harness import PARAMS, P, flat, raises_naming, tree, zeros
 
 import mtlgrad_jax as mtl
-from mtlgrad_jax.solvers._solution import BIASED, SOLVED
+from mtlgrad_jax.solvers._solution import BIASED, NO_TASKS, NONFINITE, SOLVED
 
 K = 3
 RNG = np.random.default_rng(0)
@@ -65,6 +65,18 @@ def test_update_every_reuses_weights(k):
     np.testing.assert_allclose(stale, raw[np.arange(len(G)) // k * k], rtol=1e-5, atol=1e-6)
 
 
+def test_between_solves_the_state_says_that_nothing_had_to_be_solved():
+    masks = np.asarray([[1, 1, 0], [1, 1, 0], [0, 0, 0], [1, 1, 0], [1, 0, 0]], bool)
+    _, states = walk(
+        mtl.update_every(mtl.nash_mtl(), K, 9), np.concatenate([np.full_like(G[:1], np.nan), G[:5]]), [masks[0], *masks]
+    )
+    infos = [state.inner.info for state in states]
+    assert [int(info.result) for info in infos] == [NONFINITE, SOLVED, SOLVED, NO_TASKS, SOLVED, SOLVED]
+    assert [int(info.steps) > 0 for info in infos[1:]] == [True, False, False, False, True]
+    assert [float(info.residual) for info in infos[2:5]] == [0, 0, 0]
+    assert {int(info.skipped) for info in infos} == {1}
+
+
 def test_update_every_solves_again_for_other_tasks():
     masks = np.asarray([[1, 1, 0], [1, 1, 0], [1, 1, 1], [1, 1, 1], [0, 1, 1], [0, 1, 1]], bool)
     raw = weights_of(mtl.imtl_g(), masks=masks)
@@ -108,6 +120,8 @@ def test_skip_nonfinite_tasks_is_as_if_they_were_absent():
     updates, states = walk(mtl.skip_nonfinite_tasks(mtl.uw(num_tasks=K)), losses=losses)
     assert np.isfinite(updates).all()
     assert int(states[-1].dropped) == 1
+    _, states = walk(mtl.skip_nonfinite_tasks(mtl.mean()), broken, masks)
+    assert int(states[-1].dropped) == 0  # they were absent anyway
 
 
 def test_shared_private_own():
@@ -509,6 +523,7 @@ WEIGHTINGS = {
 }
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize("name", WEIGHTINGS)
 def test_non_conflicting(name):
     """No task ascends, whatever the method and the gradients; a direction without conflict stays."""
@@ -526,6 +541,7 @@ def test_non_conflicting(name):
     np.testing.assert_allclose(projected, np.maximum(plain, 0), rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.nightly
 def test_non_conflicting_mean_is_dualproj():
     updates, _ = walk(mtl.non_conflicting(mtl.mean()), masks=MASKS)
     np.testing.assert_allclose(updates, walk(mtl.dualproj(), masks=MASKS)[0], rtol=1e-5, atol=1e-6)

@@ -10,7 +10,7 @@ import optax
 from jaxtyping import Array, Float, PyTree
 
 from mtlgrad_jax import stacks
-from mtlgrad_jax._core.checks import check_count, check_function, check_surroundings, leaf_name
+from mtlgrad_jax._core.checks import check_count, check_flag, check_function, check_surroundings, leaf_name
 from mtlgrad_jax._core.control import cond
 from mtlgrad_jax._core.step import (
     CROSS_GRAMIAN,
@@ -230,6 +230,7 @@ def from_kernel(
     """
     declared, wanted = declare("kernel", kernel, ("gramian", "present", "state"), arguments)
     _check_parts(init, num_tasks, fewest)
+    check_flag("mean_like", mean_like)
     if not isinstance(per_task, dict | None):
         raise ValueError(f"`per_task` must be a dict of arguments by name, got per_task={per_task!r}.")
     known_tasks = num_tasks

@@ -320,7 +320,7 @@ def commit(
     residual, steps, result = (0.0, 0, SOLVED) if solved is None else solved[1:]
     info = next_info(
         state.info,
-        residual=residual,
+        residual=jnp.where(enough, residual, 0),
         steps=steps,
         result=jnp.where(jnp.asarray(result) == SOLVED, step.result, result),
         count=step.num_present,

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
 from mtlgrad_jax._core.checks import check_count
+from mtlgrad_jax._core.control import repeat
 from mtlgrad_jax._core.method import Method, from_rule
 from mtlgrad_jax._core.row import CONTINUOUS, HOMOGENEOUS, PERMUTATION, Row
 from mtlgrad_jax._core.weights import Present
@@ -45,7 +46,7 @@ def trimmed_mean(trim: int = 1) -> Method:
             dtype = jnp.promote_types(leaf.dtype, jnp.float32)
             share = 1 / jnp.maximum(count - 2 * trim, 1).astype(dtype)
 
-            def visit(i: Array, kept: tuple) -> tuple:
+            def visit(i: Array | int, kept: tuple) -> tuple:
                 """Pass a row by the least and the largest so far; what it pushes out of both joins the mean."""
                 least, largest, mean = kept
                 row = jnp.where(present[i], leaf[i].astype(dtype), jnp.inf)
@@ -55,7 +56,7 @@ def trimmed_mean(trim: int = 1) -> Method:
 
             none = [jnp.full(leaf.shape[1:], value, dtype) for value in (jnp.inf, -jnp.inf, 0)]
             start = (none[0],) * trim, (none[1],) * trim, none[2]
-            return jax.lax.fori_loop(0, len(leaf), visit, start)[-1].astype(leaf.dtype)
+            return repeat(0, len(leaf), visit, start)[-1].astype(leaf.dtype)
 
         return jax.tree.map(leaf_mean, task_grads)
 
