@@ -4,7 +4,7 @@ BIN := $(VENV)/bin
 DATA := .cache/data
 INSTALLED := $(VENV)/.installed
 ARGS ?=
-SIDE_BY_SIDE := -n 2 --dist loadgroup --ignore tests/peers
+SIDE_BY_SIDE := -n 2 --dist loadfile --ignore tests/peers
 
 .PHONY: demo toy fs_mtl test nightly tables peers stress bench cost compile lint clean
 

@@ -1,4 +1,4 @@
-"""For all tests: compiled programs are kept, tests of one method run together, most methods' shells are nightly.
+"""For all tests: compiled programs are kept, tests of one method run together, some tests are left to `make nightly`.
 
 Also runs the Python blocks of the Markdown pages, with one namespace a page.
 """
@@ -35,6 +35,5 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if large or params.get("dtype") == "float64" or (row and not item.get_closest_marker("every_method")):
             item.add_marker(pytest.mark.nightly)
         item.method = str(row or next((value for value in params.values() if isinstance(value, str)), ""))
-        item.add_marker(pytest.mark.xdist_group(f"{item.path.name} {item.method}"))
     files = list(dict.fromkeys(item.path for item in items))
     items.sort(key=lambda item: (files.index(item.path), item.method))

@@ -95,7 +95,7 @@ def scalars(metrics: Mapping[str, Array], like: PyTree) -> dict[str, Array]:
         raise ValueError(f"`like` must have the tasks' structure, as losses have, got like={like!r}.")
     named = enumerate(like) if flat else jax.tree_util.tree_leaves_with_path(like)
     tasks = [str(task) if flat else _name(task) for task, _ in named]
-    logged = {}
+    logged: dict[str, Array] = {}
     for name, value in metrics.items():
         axes = _AXES.get(name.rpartition(".")[2], "")
         expected = (len(tasks),) * len(axes)

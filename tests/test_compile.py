@@ -14,6 +14,25 @@ WIDTH = 34  # of matrices that are looked at one by one on a CPU; vectors of tha
 LEAVES = (8, 16, 32)
 
 
+def nested(method, num_tasks):
+    """Five wrappers around a method, heads and missing labels included."""
+    weighed = mtl.with_metrics(mtl.smoothed(mtl.update_every(method, num_tasks, 2), num_tasks), num_tasks)
+    return mtl.skip_nonfinite_tasks(mtl.shared_private(weighed, lambda path: "leaf0" not in str(path)))
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("make", [mtl.upgrad, mtl.cagrad, mtl.conicgrad])
+def test_wrappers_do_not_multiply_a_solver(make):
+    """Of eight tasks and a tree of four leaves; what the wrappers add themselves is less than half of a solver."""
+    params = parameters(4, WIDTH)
+    stack = jax.tree.map(lambda p: jnp.zeros((8, *p.shape)), params)
+    alone, wrapped = (
+        instructions(compiled((lambda g, s, tx=tx: tx.update(g, s, params), (stack, tx.init(params))))[1])
+        for tx in (make(), nested(make(), 8))
+    )
+    assert wrapped < 1.5 * alone
+
+
 # One of every way in which a method meets its leaves: Gramian, losses, rule, buffers, and what wrappers add.
 @pytest.mark.nightly
 @pytest.mark.parametrize(
@@ -25,6 +44,7 @@ LEAVES = (8, 16, 32)
         ("with_metrics", mtl.with_metrics(mtl.db_mtl(K), K)),
         ("fs_mtl", mtl.fs_mtl(mtl.mean())),
         ("dropgrad", mtl.dropgrad()),
+        ("imtl_g", nested(mtl.imtl_g(), K)),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )

@@ -135,6 +135,17 @@ def test_vmap_over_seeds(name, compiled):
 
 
 @pytest.mark.parametrize("name", ALL)
+def test_under_the_flags_for_debugging(name, compiled):
+    """No NaN on the way, not even of an absent task, and no key drawn from twice."""
+    tx, step = compiled(name)
+    with jax.debug_nans(True), jax.debug_key_reuse(True):
+        state = tx.init(zeros())
+        for t, mask in enumerate(([True, True, True], [True, False, True], [False, False, False])):
+            grads, losses, _ = arguments(t)
+            _, state = step(grads, state, losses, jnp.asarray(mask))
+
+
+@pytest.mark.parametrize("name", ALL)
 def test_donation_then_a_second_init(name):
     tx = FACTORIES[name]()
     step = jax.jit(lambda g, s, loss: tx.update(g, s, zeros(), losses=loss), donate_argnums=1)
