@@ -8,7 +8,7 @@ import pytest
 import reference
 from families import EVERY as FAMILIES_AND_ILL_CONDITIONED
 from families import FAMILIES, stack
-from harness import EVERY, P, hyper, run
+from harness import EVERY, P, hyper, run, tree, zeros
 
 import mtlgrad_jax as mtl
 from mtlgrad_jax._core.row import HOMOGENEOUS, NON_CONFLICTING, SCALE_FREE
@@ -319,6 +319,18 @@ def test_bmtl_at_any_loss():
     assert int(state.info.result) == FAILED
     equal, _ = weights_over("bmtl", losses[:, :2], temperature=1e12)
     np.testing.assert_allclose(equal, [[1, 1]], rtol=1e-9)
+
+
+def test_targets_with_absent_tasks_stay():
+    """In rows and columns: neither moves in a step in which the task is absent."""
+    tx = mtl.gradvac(num_tasks=3, beta=0.5)
+    grads = tree(jnp.asarray(stack("correlated", 3, P), jnp.float32))
+    _, first = tx.update(grads, tx.init(zeros()))
+    _, second = tx.update(grads, first, task_mask=jnp.asarray([True, False, True]))
+    changed = np.asarray(first.method.target != second.method.target)
+    assert not changed[1].any()
+    assert not changed[:, 1].any()
+    assert changed[0, 2]
 
 
 def test_emtl_descends_the_objective_it_reconstructs():

@@ -13,6 +13,7 @@ from harness import EVERY, FIXED, raises_naming
 import mtlgrad_jax as mtl
 from mtlgrad_jax.registry import ROWS
 from mtlgrad_jax.registry import make as make_row
+from mtlgrad_jax.solvers._solution import NO_TASKS
 
 K, P = 3, 5
 RNG = np.random.default_rng(0)
@@ -317,6 +318,17 @@ def test_absent_tasks_may_hold_anything(mode):
         make(K), grads=junk[1], grad_fn=mtl.perturbed_task_grad(losses_fn), task_mask=named, losses=losses_fn(params)
     )
     assert np.isfinite(opaque).all()
+
+
+def test_absent_tasks_keep_their_own_states():
+    """In mode "each" every task has a copy of the method, here with a key that moves in each of its steps."""
+    tx, params = mtl.fs_mtl(mtl.pcgrad(), mode="each", num_tasks=K), jnp.asarray(POINT, jnp.float32)
+    state, mask = tx.init(params), jnp.asarray([True, False, True])
+    _, new = tx.update(STACKS[0], state, params, clean_grads=STACKS[1], task_mask=mask)
+    before, after = (each.copies["each"] for each in (state, new))
+    moved = (before.method.key.data != after.method.key.data).any(axis=1)
+    np.testing.assert_array_equal(moved, mask)
+    np.testing.assert_array_equal(after.info.result == NO_TASKS, ~mask)
 
 
 @pytest.mark.parametrize("mode", MODES)

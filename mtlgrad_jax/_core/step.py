@@ -52,7 +52,7 @@ def next_info(
 ) -> Info:
     """Return the info after a step with `count` tasks present of the `fewest` that the method needs."""
     instead = (count < fewest) | ~jnp.asarray(solved) | (jnp.asarray(result) == INFEASIBLE)
-    fallback = finite & (count > 0) & instead
+    fallback = (count > 0) & instead
     result = jnp.where(solved, result, FAILED)
     result = jnp.where(count < fewest, TOO_FEW_TASKS, result)
     result = jnp.where(count == 0, NO_TASKS, result)
