@@ -1,4 +1,4 @@
-"""For all tests: programs are kept once compiled; the Python blocks of the Markdown pages run, one namespace a page."""
+"""For all tests: cache compiled programs, and run the Python blocks of the Markdown pages, one namespace per page."""
 
 from pathlib import Path
 
