@@ -1,7 +1,4 @@
-"""For all tests: compiled programs are kept, tests of one method run together, some tests are left to `make nightly`.
-
-Also runs the Python blocks of the Markdown pages, with one namespace a page.
-"""
+"""For all tests: cache compiled programs, group and mark the tests, and run the Python blocks of the Markdown pages."""
 
 from pathlib import Path
 
@@ -18,8 +15,8 @@ if jax.config.jax_compilation_cache_dir is None:
 
 pytest_collect_file = Sybil(parsers=[PythonCodeBlockParser()], patterns=["*.md"]).pytest()
 
-# One method for each way in which the shell makes one: without and with the Gramian, with a state per task, with a key,
-# with an argument that is stood in for, of rows, with buffers, of perturbed gradients.
+# One method of each kind: without and with the Gramian, with per-task state, with a key, with an optional argument, on the
+# stack itself, with buffers, on perturbed gradients.
 REPRESENTATIVES = {"mean", "nash_mtl", "gradnorm", "pcgrad", "modo", "trimmed_mean", "db_mtl", "fs_mtl"}
 OTHERS = {row.name for row in METHODS} - REPRESENTATIVES
 LARGE = 5  # tasks
@@ -27,7 +24,7 @@ LARGE = 5  # tasks
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark what is left to the nightly run, and keep the tests of one method together, so that programs are shared."""
+    """Mark the nightly tests, and run the tests of a method in sequence, so that they share compiled programs."""
     for item in items:
         params = getattr(getattr(item, "callspec", None), "params", {})
         row = next((value for value in params.values() if isinstance(value, str) and value in OTHERS), None)

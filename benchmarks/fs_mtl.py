@@ -2,11 +2,11 @@
 
     python -m benchmarks.fs_mtl --mnist DIR --fashion DIR [--sets ...] [--seeds N] [--steps N] [--out DIR] [--page FILE]
 
-The protocol of the FS-MTL paper at a size that two CPU cores carry. Kept: pairs overlaid on 36 x 36, batches of 256,
-Adam at 1e-3, adaptive perturbations with one norm for trunk and head, equal batches and parameters for all runs of a
-seed. Smaller: a network of strided convolutions for the ResNet18, a training set drawn anew for every seed, and a
-learning rate that falls to zero for the 200 epochs. Every run is a file in --out; what is there is not run again, so
-that a run that was killed goes on where it was.
+The protocol of the FS-MTL paper at a size for two CPU cores. As in the paper: pairs overlaid on 36 x 36, batches of
+256, Adam at 1e-3, adaptive perturbations with one norm for trunk and head, equal batches and parameters for all runs of
+a seed. Smaller: a network of strided convolutions instead of the ResNet18, a training set drawn anew for every seed,
+and a learning rate that falls to zero instead of 200 epochs. Every run is a file in --out; finished runs are not
+repeated, so an interrupted experiment resumes.
 """
 
 import argparse
@@ -36,7 +36,7 @@ from mtlgrad_jax.registry import make as make_row
 BASES = ("mean", "mgda", "pcgrad", "cagrad", "imtl_g", "nash_mtl", "fairgrad")
 SETS = {"MultiMNIST": ("mnist", "mnist"), "MultiFashion": ("fashion", "fashion"), "Fashion+MNIST": ("mnist", "fashion")}
 BATCH, LEARNING_RATE, TRAIN = 256, 1e-3, 10_000
-BINS = 20  # of the conflict curve
+BINS = 20  # number of bins of the conflict curve
 CLEAN, PERTURBED = "clean", "perturbed"  # the gradients whose conflicts are counted
 
 
@@ -46,7 +46,7 @@ def conflict(task_grads: dict) -> jax.Array:
 
 
 def make(base: str, sharp: bool, args: argparse.Namespace) -> tuple[optax.GradientTransformation, Callable]:
-    """The optimizer, and one compiled step: parameters, state, whether the gradients of either kind conflict."""
+    """The optimizer and a compiled step, which returns parameters, state, and whether the gradients conflict."""
     method = make_row(ROWS[base], len(TASKS))
     adam = optax.adam(optax.cosine_decay_schedule(LEARNING_RATE, args.steps))
     wrapped = mtl.fs_mtl(method, is_shared=is_shared) if sharp else mtl.shared_private(method, is_shared)
@@ -69,7 +69,7 @@ def make(base: str, sharp: bool, args: argparse.Namespace) -> tuple[optax.Gradie
 
 
 def train(step: Callable, tx: optax.GradientTransformation, seed: int, train_set: Pairs, args, advance: Callable):
-    """One run: the last parameters, the conflicts of every step, milliseconds of a step."""
+    """One run: final parameters, conflicts in every step, and milliseconds per step."""
     rng = np.random.default_rng([seed, 1])
     params = initial_params(seed)
     state, seen, times = tx.init(params), [], []
@@ -86,12 +86,12 @@ def train(step: Callable, tx: optax.GradientTransformation, seed: int, train_set
 
 
 def finished(directory: Path) -> list[dict]:
-    """What the files of the finished runs hold."""
+    """The contents of the files of finished runs."""
     return [json.loads(path.read_text()) for path in sorted(directory.glob("*-*.json"))]
 
 
 def run(args: argparse.Namespace, sets: dict[str, tuple[Digits, Digits]], console: Console) -> None:
-    """Run what is not finished yet, seed by seed, so that every method has as many."""
+    """Run what is not finished yet, seed by seed, so that all methods have the same number of seeds."""
     wanted = list(itertools.product(args.sets, range(args.seeds), args.bases, (False, True)))
     paths = {job: args.out / "{}-{}-{}-{}.json".format(*job) for job in wanted}
     open_jobs = [job for job in wanted if not paths[job].exists()]
@@ -122,7 +122,7 @@ def run(args: argparse.Namespace, sets: dict[str, tuple[Digits, Digits]], consol
             row |= {f"conflict_{k}": [float(np.mean(b)) for b in np.array_split(v, BINS)] for k, v in conflicts.items()}
             part = paths[job].with_suffix(".part")
             part.write_text(json.dumps(row))
-            os.replace(part, paths[job])  # a file is whole or not there
+            os.replace(part, paths[job])  # a file is either complete or missing
             if not console.is_terminal:
                 console.print(f"{label} trained")
 
@@ -194,7 +194,7 @@ def _curves(rows: list[dict], name: str, base: str, sharp: bool, kind: str) -> n
 
 
 def draw_conflicts(rows: list[dict], name: str, bases: list[str]) -> Figure:
-    """The paper's curve: the share of steps in which the two gradients of the trunk conflict, a panel a method."""
+    """The paper's curve: share of steps in which the two gradients of the trunk conflict, one panel per method."""
     figure = Figure(figsize=(11, 5.2), layout="constrained")
     axes = figure.subplots(2, -(-len(bases) // 2), sharex=True, sharey=True).ravel()
     x = (np.arange(BINS) + 0.5) / BINS
@@ -222,7 +222,7 @@ def draw_conflicts(rows: list[dict], name: str, bases: list[str]) -> Figure:
 
 
 def draw_differences(rows: list[dict], names: list[str], bases: list[str]) -> Figure:
-    """Paired differences of every seed with their intervals."""
+    """Paired differences of every seed, with their confidence intervals."""
     figure = Figure(figsize=(11, 0.6 + 0.42 * len(bases)), layout="constrained")
     for axis, name in zip(np.atleast_1d(figure.subplots(1, len(names), sharey=True)), names, strict=True):
         values = paired(rows, name, bases, mean_accuracy)
@@ -240,7 +240,7 @@ def draw_differences(rows: list[dict], names: list[str], bases: list[str]) -> Fi
 
 
 def whole_seeds(rows: list[dict], bases: list[str]) -> list[dict]:
-    """Only the seeds of a set that all of these methods have finished."""
+    """The seeds of a set that all of these methods have finished."""
     count = collections.Counter((row["set"], row["seed"]) for row in rows if row["base"] in bases)
     return [row for row in rows if row["base"] in bases and count[row["set"], row["seed"]] == 2 * len(bases)]
 

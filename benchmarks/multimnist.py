@@ -2,8 +2,8 @@
 
     python -m benchmarks.multimnist [--quick] [--methods mgda,upgrad] [--seeds N] [--epochs N] [--data DIR] [--out DIR]
 
-Every method starts from the same parameters and sees the same batches in the same order, seed by seed. Each is one
-compiled step: per-task gradients, the method on those of the shared trunk, each head its own gradient, then Adam.
+For each seed, every method starts from the same parameters and sees the same batches in the same order. A step is one
+compiled program: per-task gradients, the method on those of the shared trunk, each head's own gradient, then Adam.
 """
 
 import argparse
@@ -36,7 +36,7 @@ from mtlgrad_jax.registry import METHODS
 
 DEFAULT_METHODS = "mean,pcgrad,cagrad,nash_mtl,upgrad"
 BATCH, LEARNING_RATE = 128, 5e-3
-STEPS, QUICK_STEPS = 620, 155  # about how many, unless --epochs is given
+STEPS, QUICK_STEPS = 620, 155  # approximate number, unless --epochs is given
 EVALUATIONS, TEST_PAIRS, TEST_BATCH = 10, 4000, 250
 
 
@@ -92,7 +92,7 @@ def accuracies(params: nnx.State, batches: list[Pairs]) -> dict[str, float]:
 
 
 class Contender:
-    """What is trained: `init`, and a `step` that is compiled once and returns what goes into steps.csv."""
+    """A training setup: `init`, and a `step` that is compiled once and returns a row of steps.csv."""
 
     def __init__(self, name: str, tx: optax.GradientTransformation, step: Callable, cost: int):
         self.name, self.init, self.cost = name, tx.init, cost
@@ -114,7 +114,7 @@ def single_task(task: str, optimizer: optax.GradientTransformation) -> Contender
 
 
 def multi_task(name: str, method: mtl.Method, optimizer: optax.GradientTransformation) -> Contender:
-    """Both tasks in one network, the gradients of its trunk aggregated by `method`."""
+    """Both tasks in one network; `method` aggregates the gradients of its trunk."""
     method = mtl.shared_private(mtl.with_metrics(method, num_tasks=len(TASKS)), is_shared)
     tx = optax.chain(method, optimizer)
 
@@ -132,7 +132,7 @@ def multi_task(name: str, method: mtl.Method, optimizer: optax.GradientTransform
 
 
 def train(contender: Contender, seed: int, digits: Digits, test: list[Pairs], epochs: int) -> Iterator[dict]:
-    """One run; yields a row of steps.csv after each step. Parameters and batches depend on the seed alone."""
+    """One run; yields a row of steps.csv after each step. Parameters and batches depend only on the seed."""
     rng = np.random.default_rng(seed)
     params = initial_params(seed)
     opt_state = contender.init(params)
@@ -193,7 +193,7 @@ def make_method(name: str) -> mtl.Method:
 
 
 def describe(args: argparse.Namespace, train_size: int, test_size: int) -> dict:
-    """What config.json holds."""
+    """The contents of config.json."""
     steps_per_epoch = train_size // BATCH
     epochs = args.epochs or max(1, round((QUICK_STEPS if args.quick else STEPS) / steps_per_epoch))
     return {
@@ -250,7 +250,7 @@ def main(argv: list[str] | None = None) -> int:
                     write(row)
                     progress.advance(bar, contender.cost)
                     check_interrupt()
-                if not console.is_terminal:  # where no bar is drawn
+                if not console.is_terminal:  # no progress bar is drawn then
                     console.print(f"seed {seed + 1} of {args.seeds}: {contender.name} trained")
     except KeyboardInterrupt:
         code = 130
@@ -261,7 +261,7 @@ def main(argv: list[str] | None = None) -> int:
 
 @contextmanager
 def late_interrupts() -> Iterator[Callable[[], None]]:
-    """Let Ctrl-C wait for a function that raises it: inside a step it can crash XLA when Python exits."""
+    """Delay Ctrl-C until the yielded function is called: inside a step it can crash XLA when Python exits."""
     pressed = []
     default = signal.signal(signal.SIGINT, lambda *_: pressed.append(True))
 

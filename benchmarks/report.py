@@ -1,4 +1,4 @@
-"""What a comparison leaves behind: steps.csv while it runs; a table, summary.csv and a figure from it afterwards."""
+"""The output of a comparison: steps.csv while it runs; then a table, summary.csv and a figure made from it."""
 
 import csv
 import io
@@ -37,13 +37,13 @@ COLUMNS = (
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
 LINES, MARKERS = ("-", "--", ":"), "os^vDPX*"
 
-Run = dict[str, np.ndarray]  # column -> one value a step
+Run = dict[str, np.ndarray]  # column -> one value per step
 Runs = dict[str, dict[int, Run]]  # method -> seed -> run
 
 
 @contextmanager
 def step_writer(path: Path) -> Iterator[Callable[[dict], None]]:
-    """A function that appends a row to the CSV; each row reaches the file at once."""
+    """A function that appends a row to the CSV file and flushes it."""
     with path.open("w", newline="", buffering=1) as file:
         writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
         writer.writeheader()
@@ -51,7 +51,7 @@ def step_writer(path: Path) -> Iterator[Callable[[dict], None]]:
 
 
 def read_runs(path: Path) -> Runs:
-    """The runs in a CSV of steps, which may have been cut short anywhere."""
+    """The runs in a CSV file of steps, which may be truncated anywhere."""
     text = path.read_text()
     rows: dict[str, dict[int, list]] = {}
     for row in csv.DictReader(io.StringIO(text[: text.rfind("\n") + 1])):
@@ -64,7 +64,7 @@ def read_runs(path: Path) -> Runs:
 
 
 def report(directory: Path, console: Console) -> None:
-    """Print the table of what is finished in `directory`, and write summary.csv and the figure."""
+    """Print the table of the finished runs in `directory`, and write summary.csv and the figure."""
     config = json.loads((directory / "config.json").read_text())
     runs = finished(read_runs(directory / "steps.csv"), config["steps"])
     if all(SINGLE + task in runs for task in TASKS):
@@ -79,7 +79,7 @@ def report(directory: Path, console: Console) -> None:
 
 
 def fill(page: Path, sections: dict[str, str]) -> None:
-    """Rewrite the sections of a page, each between two comments with its name; those that it lacks come last."""
+    """Rewrite the sections of a page, each between two comments with its name; missing sections are appended."""
     text = page.read_text() if page.exists() else ""
     for name, content in sections.items():
         begin, end = f"<!-- {name} -->\n", f"<!-- /{name} -->\n"
@@ -90,7 +90,7 @@ def fill(page: Path, sections: dict[str, str]) -> None:
 
 
 def finished(runs: Runs, steps: int) -> Runs:
-    """Only the runs that took all their steps."""
+    """The runs that took all their steps."""
     whole = {m: {seed: run for seed, run in seeds.items() if run["step"][-1] == steps} for m, seeds in runs.items()}
     return {method: seeds for method, seeds in whole.items() if seeds}
 
@@ -102,7 +102,7 @@ def delta_m(values: Sequence[float], baselines: Sequence[float], higher_is_bette
 
 
 def summarize(runs: Runs) -> list[dict]:
-    """A row for single-task and for each method: means and spreads over seeds, Delta_m taken seed by seed."""
+    """A row for single-task and for each method: means and spreads over seeds; Delta_m is computed per seed."""
     single = [runs[SINGLE + task] for task in TASKS]
     plain = [np.median(_pool(seeds, "milliseconds")) for seeds in single]
     alone = {
@@ -148,7 +148,7 @@ def table(summary: list[dict], seeds: int) -> Table:
 
 
 def draw(runs: Runs, steps_per_epoch: int) -> Figure:
-    """Learning curves, task weights and conflict: the mean over seeds, in a band from the lowest to the highest."""
+    """Learning curves, task weights and conflict: the mean over seeds, with a band from lowest to highest."""
     figure = Figure(figsize=(11, 8), layout="constrained")
     (left, right), (weights, conflict) = axes = figure.subplots(2, 2, sharex=True)
     right.sharey(left)
@@ -169,7 +169,7 @@ def draw(runs: Runs, steps_per_epoch: int) -> Figure:
         curve(weights, runs[method], _binned(_left_share), method, **style)
         curve(conflict, runs[method], _binned(lambda run: 100 * run["conflict"]), method, **style)
 
-    # the first evaluation would squeeze all later ones
+    # the first evaluation would compress the scale of all later ones
     left.set_ylim(bottom=min(line.get_ydata()[:2].max() for axis in (left, right) for line in axis.get_lines()))
     weights.axhline(50, color="grey", linewidth=0.8, zorder=0)
     weights.set(title="Task weights", ylabel="weight of the left digit (% of both)", xlabel="epochs")
@@ -211,7 +211,7 @@ def _cell(row: dict, name: str, spec: str) -> str:
 
 
 def _measured(column: str) -> Callable[[Run], tuple[np.ndarray, np.ndarray]]:
-    """The steps at which `column` was measured, and what it was."""
+    """The steps at which `column` was measured, and its values."""
 
     def points(run: Run) -> tuple[np.ndarray, np.ndarray]:
         there = ~np.isnan(run[column])
@@ -221,7 +221,7 @@ def _measured(column: str) -> Callable[[Run], tuple[np.ndarray, np.ndarray]]:
 
 
 def _binned(quantity: Callable[[Run], np.ndarray], bins: int = 25) -> Callable[[Run], tuple[np.ndarray, np.ndarray]]:
-    """Means of steps and `quantity` over up to `bins` parts of the training, of ten steps or more each."""
+    """Means of steps and `quantity` over up to `bins` parts of the training, each of at least ten steps."""
 
     def points(run: Run) -> tuple[np.ndarray, ...]:
         parts = max(1, min(bins, len(run["step"]) // 10))

@@ -1,14 +1,14 @@
-"""Milliseconds from a ready Gramian to weights, beside TorchJD 0.18 (extra `peers`).
+"""Milliseconds from a given Gramian to weights, compared with TorchJD 0.18 (extra `peers`).
 
 Three kinds of K gradients in P dimensions with independent normal entries: "wide" (P = 4K, a little conflict), "square"
-(P = K, much) and "tall" (P = K/2, more tasks than dimensions: rank deficient, and at the threshold of Pareto
-stationarity). Each number is a mean over the same few draws of each kind, TorchJD's slowest over the first few of them.
+(P = K, much conflict) and "tall" (P = K/2, more tasks than dimensions: rank deficient, and at the threshold of Pareto
+stationarity). Each number is a mean over the same few draws of each kind; TorchJD's slowest only run the first few.
 
-Ours is timed as it runs in training, inside one compiled program (a scan over the draws), and again as a call of its
-own, which adds what starting a compiled program costs, about ten microseconds. Results are float32 on both sides;
-TorchJD's QP, cone and equation solvers work in float64 on copies. Where TorchJD's default stops early (mgda's
-Frank-Wolfe), it gets 100 iterations, or as many doublings of that as bring it within 1 % of the optimal objective, up
-to 12800. Its upgrad and dualproj solve a regularised problem; the rows named "regularized" solve the same one.
+This library is timed as in training, inside one compiled program (a scan over the draws), and again as a separate call,
+which adds the start of a compiled program, about ten microseconds. Results are float32 on both sides; TorchJD's QP,
+cone and equation solvers work in float64 on copies. If TorchJD's default stops early (mgda's Frank-Wolfe), it gets 100
+iterations, doubled until it is within 1 % of the optimal objective, up to 12800. Its upgrad and dualproj solve a
+regularised problem; the rows named "regularized" solve the same one.
 """
 
 import argparse
@@ -40,11 +40,11 @@ COLUMNS = (
     "torchjd_note",
 )
 DRAWS = 6
-SECONDS = 0.5  # for a measurement; at least two solves
+SECONDS = 0.5  # per measurement; at least two solves
 
 
 def methods(num_tasks: int) -> dict[str, mtl.Method]:
-    """The methods that both libraries have, under the same parameters."""
+    """The methods that both libraries have, with the same parameters."""
     K = num_tasks
     return {
         "mgda": mtl.mgda(),
@@ -69,7 +69,7 @@ def methods(num_tasks: int) -> dict[str, mtl.Method]:
 
 
 def peers(num_tasks: int, grads: np.ndarray) -> dict[str, Callable[[], tuple[Callable[[Any, Any], Any], str]]]:
-    """For each method, what makes TorchJD's counterpart `(gramian, gradients) -> weights`, and a note on it."""
+    """For each method, a factory of TorchJD's counterpart `(gramian, gradients) -> weights`, and a note on it."""
     from torchjd import aggregation as peer
 
     def of_gramian(make: Callable[[], Any], note: str = "") -> Callable:
@@ -83,7 +83,7 @@ def peers(num_tasks: int, grads: np.ndarray) -> dict[str, Callable[[], tuple[Cal
         solver = peer.NashMTL(n_tasks=num_tasks)
 
         def solve(gramian: Any, gradients: Any) -> Any:
-            solver.reset()  # it starts from its last weights: cold, as ours
+            solver.reset()  # cold start, as in this library; otherwise it starts from its last weights
             return solver(gradients)
 
         return solve, "from gradients"
@@ -123,7 +123,7 @@ def peers(num_tasks: int, grads: np.ndarray) -> dict[str, Callable[[], tuple[Cal
 
 
 def _frank_wolfe_excess(grads: np.ndarray, solver: Any) -> float:
-    """How far, relative to the optimum or to a percent of the mean squared norm, Frank-Wolfe's objective is off."""
+    """Excess of Frank-Wolfe's objective, relative to the optimum or to a percent of the mean squared norm."""
     import torch
 
     M = (grads @ grads.T).astype(np.float64)
@@ -138,9 +138,9 @@ def draw(kind: str, num_tasks: int) -> np.ndarray:
 
 
 def milliseconds(runs: list[Callable[[], Any]]) -> float:
-    """Milliseconds of a run: the mean over the runs of their medians, after one to warm up.
+    """Milliseconds per run: the mean over the runs of their medians, after a warm-up run.
 
-    The first pass may be cut short, after two runs.
+    The first pass may stop after two runs.
     """
     runs[0]()
     times: list[list[float]] = [[] for _ in runs]
@@ -157,7 +157,7 @@ def milliseconds(runs: list[Callable[[], Any]]) -> float:
 
 @functools.cache
 def compiled(name: str, num_tasks: int) -> tuple[Callable, Callable, Any]:
-    """A scan of a method over Gramians, a single update, and its first state."""
+    """A scan of a method over Gramians, a single update, and the initial state."""
     method = methods(num_tasks)[name]
     crossed = any(argument.name == "cross_gramian" for argument in method.arguments)
 
@@ -192,7 +192,7 @@ def measure(name: str, num_tasks: int, kind: str) -> dict[str, Any]:
 
 
 def rows(names: list[str], sizes: list[int], kinds: list[str]) -> Iterator[tuple[str, int, str]]:
-    """What is measured, in order."""
+    """The measurements, in order."""
     for name, K, kind in itertools.product(names, sizes, kinds):
         if name != "krum" or K >= 3:
             yield name, K, kind
@@ -206,7 +206,7 @@ def machine(*packages: str) -> str:
 
 
 def report(table: list[dict[str, Any]], console: Console) -> None:
-    """Print how many times faster than TorchJD: the least over the kinds."""
+    """Print how many times faster this library is than TorchJD: the minimum over the kinds."""
     sizes = sorted({row["num_tasks"] for row in table})
     for title, value in (
         ("times faster than TorchJD, the worst of the kinds", lambda found: f"{min(r['ratio'] for r in found):.3g}"),
@@ -231,7 +231,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--kinds", nargs="+", choices=list(KINDS), default=list(KINDS))
     parser.add_argument("--csv", type=Path, default=Path("runs/solvers.csv"))
     args = parser.parse_args(argv)
-    # Solvers run inside a training step, where nothing is dispatched to another thread and waited for.
+    # As inside a training step, where nothing is dispatched to another thread.
     jax.config.update("jax_cpu_enable_async_dispatch", False)
     console = Console()
     console.print(machine("jax", "torch", "torchjd"))

@@ -1,9 +1,9 @@
-"""Two losses of two parameters, on which the mean gets stuck: all methods of the library side by side.
+"""All methods of the library on two losses of two parameters, on which the mean gets stuck.
 
     python -m benchmarks.toy [--methods NAME ...] [--settings NAME ...] [--steps N] [--out DIR] [--page FILE]
 
 A method runs with its smallest arguments and Adam, from all starts of all settings at once, in one compiled program.
-One that cannot run on two tasks, their gradients and losses is left out, and it is said why.
+Methods that cannot run on two tasks, their gradients and losses are left out, with a reason.
 """
 
 import argparse
@@ -52,15 +52,15 @@ INDEPENDENT = {
 
 
 class Contender(NamedTuple):
-    """A method in one form."""
+    """A method with given arguments."""
 
     name: str
     make: Callable[[], optax.GradientTransformation]
     fewest: int = 1
-    of_mean: bool = False  # whether it takes the mean's gradient, and asks for the tasks' itself
+    of_mean: bool = False  # whether it takes the gradient of the mean, and computes those of the tasks itself
 
 
-# As their papers' authors run them on this problem, beside the smallest arguments of the registry.
+# With the authors' arguments for this problem, in addition to the smallest arguments in the registry.
 PUBLISHED = (
     Contender("cagrad, c=0.5", lambda: mtl.cagrad(c=0.5)),
     Contender(
@@ -79,14 +79,14 @@ def contender(row: Row) -> Contender:
 
 
 def contenders() -> dict[str, Contender]:
-    """All that are to run, under what the command line calls them."""
+    """All contenders, by their names on the command line."""
     perturbed = [row for row in WRAPPERS if row.folder == "sharpness"]
     smallest = {row.name: contender(row) for row in (*METHODS, *perturbed)}
     return smallest | {each.name: each for each in PUBLISHED}
 
 
 class Case(NamedTuple):
-    """Where a run starts and on what; with a leading axis for several."""
+    """The start and the losses of a run; with a leading axis for several runs."""
 
     start: jax.Array
     scale: jax.Array
@@ -98,12 +98,12 @@ class History(NamedTuple):
 
     path: np.ndarray
     skipped: np.ndarray  # steps so far that the method skipped
-    fallbacks: np.ndarray  # steps so far in which another gradient stood in for the method's
+    fallbacks: np.ndarray  # steps so far that used another gradient in place of the method's
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """How one method did in one setting."""
+    """The results of one method in one setting."""
 
     method: str
     setting: str
@@ -134,7 +134,7 @@ def _near(points: np.ndarray, targets: np.ndarray, reach: float) -> np.ndarray:
 def step(
     tx: optax.GradientTransformation, losses_fn: Callable, x: jax.Array, state: Any, of_mean: bool = False
 ) -> tuple[jax.Array, Any]:
-    """One step of one run: all that a method gets to see."""
+    """One step of one run, with everything that a method may need."""
     losses, grads = mtl.task_value_and_grad(losses_fn)(x)
     grads = grads.mean(axis=0) if of_mean else grads
     grad_fn = mtl.perturbed_task_grad(losses_fn)
@@ -143,7 +143,7 @@ def step(
 
 
 def train(method: Contender, cases: Case, records: int) -> History:
-    """All runs of one method, in one program; those of a method that draws are independent."""
+    """All runs of one method, in one program; runs of a randomized method are independent."""
     tx = optax.chain(method.make(), optax.adam(LEARNING_RATE))
 
     def init(start: jax.Array, run: jax.Array) -> tuple[jax.Array, Any]:
@@ -211,7 +211,7 @@ def share(flags: np.ndarray) -> str:
 
 
 def places(outcome: Outcome) -> tuple[str, str]:
-    """Where the runs on the front and those off it end."""
+    """End points of the runs on the front, and of the others."""
 
     def point(x: np.ndarray, digits: int) -> str:
         return f"({number(x[0], digits)},{number(x[1], digits)})"
@@ -229,7 +229,7 @@ def places(outcome: Outcome) -> tuple[str, str]:
 
 
 class Grid(NamedTuple):
-    """A table of text, to be printed or written."""
+    """A table of text, to print or write."""
 
     headings: list[str]
     rows: list[list[str]]
@@ -280,7 +280,7 @@ def details(outcomes: list[Outcome]) -> Grid:
 
 
 def comparison(outcomes: list[Outcome]) -> Grid:
-    """Beside INDEPENDENT."""
+    """Comparison with INDEPENDENT."""
     ours = {(o.method, o.setting): o for o in outcomes}
     rows = [
         [method, setting, theirs, f"{share(o.on_front)}, {on}" + (f"; off it {off}" if off else "")]
@@ -293,12 +293,12 @@ def comparison(outcomes: list[Outcome]) -> Grid:
 
 
 def draw(outcomes: list[Outcome], columns: int = 6) -> Figure:
-    """One setting, a panel a method: paths over contours of the mean loss."""
+    """One setting, one panel per method: paths over contours of the mean loss."""
     setting = SETTINGS[outcomes[0].setting]
     land, coarse = landscape(setting), slice(None, None, 10)
     mean = land.mean[coarse, coarse].T
     levels = np.linspace(mean.min(), np.quantile(mean, 0.95), 14)
-    darkest = 2 * levels[0] - levels[-1]  # for the lighter half of the greys
+    darkest = 2 * levels[0] - levels[-1]  # so that only the lighter half of the greys is used
     rows = -(-len(outcomes) // columns)
     figure = Figure(figsize=(11, 1.9 * rows + 0.7), layout="constrained")
     panels = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
@@ -322,7 +322,7 @@ def draw(outcomes: list[Outcome], columns: int = 6) -> Figure:
 
 
 def write_csv(outcomes: list[Outcome], path: Path) -> None:
-    """A row a run."""
+    """One row per run."""
     points = ("start_a", "start_b", "end_a", "end_b")
     with path.open("w", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")

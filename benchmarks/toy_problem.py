@@ -1,4 +1,4 @@
-"""The two-dimensional toy problems: their losses, where papers start, and what there is to be found."""
+"""The two-dimensional toy problems: losses, the papers' starts, Pareto front and optima."""
 
 import functools
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from scipy.ndimage import minimum_filter
 
-SPACING = 0.02  # of the grid on which front and optimum are looked for
+SPACING = 0.02  # of the grid used to find front and optimum
 
 
 def losses_fn(x: jax.Array, scale: jax.Array | float = 1.0, wells: jax.Array | bool = False) -> jax.Array:
@@ -26,13 +26,13 @@ def losses_fn(x: jax.Array, scale: jax.Array | float = 1.0, wells: jax.Array | b
 
 
 def _at_least(low: float, x: jax.Array) -> jax.Array:
-    """The maximum. Where both are equal the gradient is 1, as torch.clamp's in official code, not jnp.maximum's 1/2."""
+    """The maximum. On equality its gradient is 1, as for torch.clamp in official code, not 1/2 as for jnp.maximum."""
     return jnp.where(x >= low, x, low)
 
 
 @dataclass(frozen=True)
 class Setting:
-    """What is run from where, and for how long; `scale` multiplies the first loss."""
+    """The problem, starts and number of steps; `scale` multiplies the first loss."""
 
     title: str
     starts: tuple[tuple[float, float], ...]
@@ -66,7 +66,7 @@ class Landscape(NamedTuple):
 
 @functools.cache
 def landscape(setting: Setting) -> Landscape:
-    """What there is to be found in a setting, on a grid."""
+    """The Pareto front and the optima of a setting, on a grid."""
     a, b = (np.linspace(low, high, round((high - low) / SPACING) + 1) for low, high in ((-12, 12), (-13, 12)))
     points = np.stack(np.meshgrid(a, b, indexing="ij"), axis=-1)
     at_each = jax.vmap(jax.vmap(functools.partial(losses_fn, scale=setting.scale, wells=setting.wells)))
@@ -74,7 +74,7 @@ def landscape(setting: Setting) -> Landscape:
         losses = np.asarray(jax.jit(at_each)(points))
     mean = losses.mean(axis=-1)
 
-    # along the front a gain of one loss is paid by the other: its weights are in the ratio of their slopes, swapped
+    # along the front one loss falls as the other rises: the weights have the inverse ratio of the slopes
     column = np.arange(len(a))
     slopes = np.gradient(losses[column, mean.argmin(axis=1)], axis=0)
     curve = column, (losses * np.abs(slopes[:, None, ::-1])).sum(axis=-1).argmin(axis=1)

@@ -1,4 +1,4 @@
-"""Writes what the registry says into the pages: `make tables`."""
+"""Write the registry's tables into the pages: `make tables`."""
 
 import pathlib
 

@@ -1,4 +1,4 @@
-"""Reading what happened out of an optimizer's state."""
+"""Reading metrics from an optimizer's state."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -16,30 +16,30 @@ def metrics(opt_state: PyTree) -> dict[str, Array]:
     """Return the metrics and the solver's info of the last step, from anywhere in an optimizer's state.
 
     Args:
-      opt_state: state of an optimizer with a method of this library in it, however chained and wrapped.
+      opt_state: state of an optimizer that contains a method of this library, however chained and wrapped.
 
     Returns:
-      A dict of arrays: what `with_metrics` measured, where the method is wrapped in it (no `weights` for one without),
-      and how the step went, from `residual` on. Per-task values are (K,) arrays;
-      `unstack(values, like=losses)` names them, `scalars` makes one flat dict of numbers for a logger. With several
-      methods in the state the keys begin with where they are, as in `heads.inner.residual`.
+      A dict of arrays: what `with_metrics` measured, if the method is wrapped in it (no `weights` if the method has
+      none), and the outcome of the step, from `residual` on. Per-task values are (K,) arrays;
+      `unstack(values, like=losses)` names them, and `scalars` makes a flat dict of numbers for a logger. With several
+      methods in the state, the keys begin with their location, as in `heads.inner.residual`.
 
-      - weights (K,): what the gradients were multiplied by.
-      - norms (K,): their Euclidean norms.
-      - cosines (K, K): those of the angles between them.
+      - weights (K,): the weights of the gradients.
+      - norms (K,): the gradients' Euclidean norms.
+      - cosines (K, K): cosines of the angles between them.
       - conflict_fraction: share of the pairs of tasks with a negative inner product.
       - magnitude_similarity: mean over the pairs of 2 n_i n_j / (n_i^2 + n_j^2).
-      - predicted_change (K,): of each loss per unit of learning rate, to first order: -<g_i, d>.
+      - predicted_change (K,): first-order change of each loss per unit of learning rate: -<g_i, d>.
       - residual: scale-free optimality residual of the solver, 0 for closed forms.
-      - steps: that the solver took.
-      - result: how the step went, a key of `RESULTS`.
-      - fallbacks: updates so far in which another gradient stood in for the method's.
+      - steps: steps that the solver took.
+      - result: outcome of the step, a key of `RESULTS`.
+      - fallbacks: updates so far that used another gradient in place of the method's.
       - skipped: updates so far that were zero because something was not finite.
 
-      Entries of absent tasks are zero. `grouped` has a residual and so on for each group.
+      Entries of absent tasks are zero. `grouped` has the last five for each group.
 
     Raises:
-      ValueError: the state holds neither.
+      ValueError: the state holds neither metrics nor info.
 
     Example:
       >>> import jax.numpy as jnp, optax, mtlgrad_jax as mtl
@@ -67,18 +67,18 @@ def metrics(opt_state: PyTree) -> dict[str, Array]:
 
 
 def scalars(metrics: Mapping[str, Array], like: PyTree) -> dict[str, Array]:
-    """Return metrics as one flat dict of numbers under the tasks' names, ready for a logger.
+    """Return metrics as one flat dict of numbers keyed by task names, ready for a logger.
 
     Args:
       metrics: what `metrics` returned.
       like: anything with the tasks' structure, usually the losses.
 
     Returns:
-      `norms/seg` and so on for every task, `cosines/depth/seg` for every pair, `residual` as it is; what `grouped` has
-      for each group is numbered, `residual/0`.
+      `norms/seg` and so on for every task, `cosines/depth/seg` for every pair, and `residual` unchanged. Values of
+      `grouped` are numbered by group, as in `residual/0`.
 
     Raises:
-      ValueError: an entry has other axes than these, as under vmap: take one of them, or a mean, before.
+      ValueError: an entry has other axes, as under vmap: first select one element or take a mean.
 
     Example:
       >>> import jax.numpy as jnp, mtlgrad_jax as mtl

@@ -1,4 +1,4 @@
-"""All rows: of every method, in the order of what it must see, and of every wrapper."""
+"""The rows of all methods, ordered by what a method must see, and of all wrappers."""
 
 import functools
 import importlib
@@ -16,11 +16,11 @@ FOLDERS = {
     "mixed": "losses and Gramian",
     "two_batches": "the cross-Gramian of two batches",
     "coordinates": "every coordinate of the stack",
-    "buffers": "the stack, and a buffer like it",
+    "buffers": "the stack, and a buffer of the same size",
     "sharpness": "gradients at perturbed parameters",
-    "wrappers": "what the method inside must see",
+    "wrappers": "what the wrapped method looks at",
 }
-"""What methods of a folder look at, which is what they cost."""
+"""What the methods of each folder look at, which determines their cost."""
 
 
 def _rows() -> dict[str, Row]:
@@ -41,7 +41,7 @@ METHODS = tuple(row for row in ROWS.values() if row.folder != "wrappers" and not
 """Every method."""
 
 WRAPPERS = tuple(row for row in ROWS.values() if row not in METHODS)
-"""Every wrapper, and what else stands before or after a method."""
+"""Every wrapper, and every transformation that goes before or after a method."""
 
 
 def make(row: Row, num_tasks: int, /, **kwargs: Any) -> Any:
@@ -50,14 +50,14 @@ def make(row: Row, num_tasks: int, /, **kwargs: Any) -> Any:
 
 
 def smallest(row: Row, num_tasks: int) -> dict[str, Any]:
-    """Return the smallest arguments of a factory, the method inside a wrapper among them."""
+    """Return the smallest arguments of a factory, including the method inside a wrapper."""
     inside = row.around(make(ROWS[row.wraps], num_tasks)) if row.wraps else {}
     return {**inside, **row.kwargs(num_tasks)}
 
 
 @functools.cache
 def needs(row: Row) -> tuple[str, ...]:
-    """Return the arguments without which an update of the row raises."""
+    """Return the arguments that an update of the row requires."""
     method = make(row, 3)
     declared = method.arguments if isinstance(method, Method) else ()
     required = [argument.name for argument in declared if argument.name != "task_mask" and argument.stand_in is None]

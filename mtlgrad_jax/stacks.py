@@ -1,8 +1,8 @@
-"""Algebra of stacked pytrees: every sum over the P parameters is in this file.
+"""Algebra of stacked pytrees: all sums over the P parameters are in this file.
 
 A stack is a pytree whose leaves have the shape (K, *parameter shape): row i is the gradient of task i. Gramians are
 accumulated leaf by leaf, never from a concatenated copy, in float32 at the highest matmul precision (float64 under
-x64) whatever the gradients' dtype. Leaves that are not floating (integer parameters) count as zero gradients.
+x64), whatever the gradients' dtype. Leaves that are not floating (integer parameters) count as zero gradients.
 """
 
 from collections.abc import Callable, Sequence
@@ -19,10 +19,10 @@ from mtlgrad_jax._core.checks import leaf_name
 from mtlgrad_jax._core.tasks import Jacobian, accumulator_dtype, present_tasks, task_flags, task_vector
 
 _BLOCK = 1 << 15  # entries of a block that stays in cache on CPU
-_RUN = 256  # columns that are added up one after the other on CPU
-_SHORT = 1024  # columns of a leaf that costs more to take alone than to join with others on CPU
-_JOINED = 32  # leaves that are joined, at most: compiling takes more than linear time in them
-_UNROLLED_ROWS = 16  # rows of a weighted sum that one fused loop adds up
+_RUN = 256  # columns that are summed one after the other on CPU
+_SHORT = 1024  # most columns of a leaf that is joined with others on CPU
+_JOINED = 32  # most leaves that are joined: compile time grows faster than linearly in their number
+_UNROLLED_ROWS = 16  # rows of a weighted sum that one fused loop sums
 
 AxisName = str | Sequence[str] | None
 Groups = Sequence[list[Array]]  # leaves of several stacks
@@ -30,12 +30,12 @@ Scales = Array | Sequence[Array | None]  # (K,) for each of them
 
 
 def num_tasks(task_grads: PyTree, params: PyTree | None = None, *, name: str = "task_grads") -> int:
-    """Return K, the leading axis that all leaves of a stack share.
+    """Return K, the length of the leading axis that all leaves of a stack share.
 
     Args:
       task_grads: the stack.
-      params: where given, every leaf must have the shape (K, *parameter shape).
-      name: what errors call the stack.
+      params: if given, every leaf must have the shape (K, *parameter shape).
+      name: name of the stack in error messages.
 
     Raises:
       ValueError: a leaf has no leading axis, another K than the first leaf, or does not match its parameter.
@@ -76,7 +76,7 @@ def num_tasks(task_grads: PyTree, params: PyTree | None = None, *, name: str = "
 
 
 def zeros(params: PyTree, num_tasks: int) -> PyTree:
-    """Return a stack of zero gradients, sharded as the parameters are."""
+    """Return a stack of zero gradients with the parameters' sharding."""
     return jax.tree.map(lambda p: jnp.broadcast_to(jnp.zeros_like(p), (num_tasks, *jnp.shape(p))), params)
 
 
@@ -85,14 +85,14 @@ def gramian(
 ) -> Float[Array, "K K"]:
     """Return the Gramian M_ij = <g_i, g_j> of the K stacked gradients.
 
-    For row norms from 1e-18 to 1e18 in float32 every entry is as exact as float32 holds it, that is to rounding of
-    n_i n_j or to its smallest normal number: where squares underflow or overflow on the way, the product is formed
-    again from rows scaled by powers of two. On one CPU rounding is at most log2(P) eps of n_i n_j, where all products
-    have one sign too; elsewhere it is what the device's own sums round.
+    For row norms from 1e-18 to 1e18 in float32, every entry is exact up to rounding of n_i n_j or up to float32's
+    smallest normal number: where squares underflow or overflow, the product is recomputed from rows scaled by powers of
+    two. On one CPU the rounding error is at most log2(P) eps of n_i n_j, even if all products have the same sign;
+    elsewhere it is that of the device's own sums.
 
     Args:
       task_grads: stack of K gradients, or a TaskJacobian.
-      task_mask: tasks that are absent get a zero row and column.
+      task_mask: absent tasks get a zero row and column.
       axis_name: inside shard_map, the mesh axes over which parameters are split; never a data axis.
     """
     if isinstance(task_grads, Jacobian):
@@ -105,7 +105,7 @@ def gramian(
 def gramians(
     groups: Sequence[PyTree], task_mask: Bool[Array, " K"] | None = None, *, axis_name: AxisName = None
 ) -> Float[Array, "groups K K"]:
-    """Return the Gramian of each of several stacks of the same tasks, as `gramian` does."""
+    """Return the Gramian of each of several stacks of the same tasks, as `gramian` does for one."""
     K = num_tasks(groups[0])
     present, leaves = present_tasks(task_mask, K), [_floating(group) for group in groups]
     pairs = present[:, None] & present[None, :]
@@ -122,7 +122,7 @@ def gramians(
 def cross_gramian(first: PyTree, second: PyTree, *, axis_name: AxisName = None) -> Float[Array, "K L"]:
     """Return <a_i, b_j> for the rows of two stacks over the same parameters, for instance of two batches.
 
-    As exact as `gramian`; an entry of zero makes the products be formed again too, unless one of its rows is zero.
+    As exact as `gramian`; an entry of zero also triggers the recomputation, unless one of its rows is zero.
 
     Args:
       first: stack of K gradients.
@@ -136,7 +136,7 @@ def cross_gramian(first: PyTree, second: PyTree, *, axis_name: AxisName = None) 
 def cross_gramians(
     firsts: Sequence[PyTree], seconds: Sequence[PyTree], *, axis_name: AxisName = None
 ) -> Float[Array, "groups K L"]:
-    """Return the products of several pairs of stacks, the tasks of each side the same, as `cross_gramian` does."""
+    """Return the products of several pairs of stacks with the same tasks on each side, as `cross_gramian` does."""
     K, L = num_tasks(firsts[0], name="first"), num_tasks(seconds[0], name="second")
     rows, columns = [], []
     for first, second in zip(firsts, seconds, strict=True):
@@ -191,7 +191,7 @@ def leaf_norms(task_grads: PyTree) -> Float[Array, "leaves K"]:
 
 
 def _alike(leaves: list[Array]) -> list[list[int]]:
-    """Return which floating leaves to look at together: short ones of one size."""
+    """Return which floating leaves to process together: short ones of equal size."""
     sizes: dict[Any, list[int]] = {}
     for i, leaf in enumerate(leaves):
         if _is_floating(leaf):
@@ -203,7 +203,7 @@ def _alike(leaves: list[Array]) -> list[list[int]]:
 def combine(weights: Float[Array, " L"], task_grads: PyTree) -> PyTree:
     """Return sum_i w_i g_i in the gradients' dtype.
 
-    A task of weight zero is left out, not multiplied: its row may hold NaN.
+    A task of weight zero is left out, not multiplied by zero: its row may hold NaN.
     """
     return task_grads.pullback(weights) if isinstance(task_grads, Jacobian) else _combine(weights, task_grads)
 
@@ -249,7 +249,7 @@ def mix(a: Float[Array, " K"], first: PyTree, b: Float[Array, " K"], second: PyT
 
 
 def select(tasks: Bool[Array, " K"], stack: PyTree, other: PyTree = None) -> PyTree:
-    """Return a stack whose rows come from one stack for some tasks, and from another, or are zero, for the rest."""
+    """Return a stack with the rows of one stack for some tasks, and those of another, or zeros, for the rest."""
     other = jax.tree.map(jnp.zeros_like, stack) if other is None else other
     check_like("other", other, stack, rows=True)
     tasks = task_flags("tasks", tasks, num_tasks=num_tasks(stack, name="stack") if jax.tree.leaves(stack) else None)
@@ -257,7 +257,7 @@ def select(tasks: Bool[Array, " K"], stack: PyTree, other: PyTree = None) -> PyT
 
 
 def check_like(name: str, stack: PyTree, like: PyTree, *, rows: bool = False) -> None:
-    """Raise a ValueError in the name of a stack that is not over the same parameters as another, or of as many rows."""
+    """Raise a ValueError unless a stack is over the same parameters as another and, with `rows`, has as many rows."""
     structure: Any = jax.tree.structure(stack)
     expected: Any = jax.tree.structure(like)
     if structure != expected:
@@ -272,7 +272,7 @@ def check_like(name: str, stack: PyTree, like: PyTree, *, rows: bool = False) ->
 
 
 def finite_tasks(task_grads: PyTree) -> Bool[Array, " K"]:
-    """Return for every task whether all of its gradient is finite."""
+    """Return for every task whether its whole gradient is finite."""
     if isinstance(task_grads, Jacobian):
         return task_grads.finite_tasks()
     K = num_tasks(task_grads)
@@ -285,7 +285,7 @@ def all_finite(tree: PyTree) -> Bool[Array, ""]:
 
 
 def used(groups: Sequence[PyTree]) -> Bool[Array, "groups K"]:
-    """Return for each of several stacks which tasks have an entry there that is not zero."""
+    """Return for each of several stacks which tasks have a nonzero entry there."""
     K = num_tasks(groups[0])
     parts = [[(leaf != 0).any(axis=range(1, leaf.ndim)) for leaf in _floating(group)] for group in groups]
     return once(jnp.stack([_pairwise(jnp.logical_or, leaves or [jnp.zeros((K,), bool)]) for leaves in parts]))
@@ -310,10 +310,10 @@ def _is_floating(leaf: Array) -> bool:
 
 
 def _by_platform(function: Callable[..., Array], *args: Any) -> Array:
-    """Return `function(*args, blocked=...)`, where `blocked` is whether rows may be cut and joined.
+    """Return `function(*args, blocked=...)`, where `blocked` tells whether rows may be cut and joined.
 
-    That is faster on CPU and rounds less. On several devices it would gather rows that are sharded. What counts is the
-    platform that a program is lowered for, not the one that lowers it.
+    Blocks are faster on CPU and round less, but on several devices they would gather sharded rows. The choice depends
+    on the platform that a program is lowered for, not on the one that lowers it.
     """
     whole = partial(function, blocked=False)
     if jax.device_count("cpu") > 1:
@@ -322,9 +322,9 @@ def _by_platform(function: Callable[..., Array], *args: Any) -> Array:
 
 
 def _rows(leaves: list[Array], blocked: bool) -> list[Array]:
-    """Return leaves as they are, or as matrices of K rows, short ones joined.
+    """Return leaves as they are, or as matrices of K rows with short ones joined.
 
-    Every leaf costs time to compile, and short ones to run.
+    Every leaf costs compile time, and many short ones cost run time.
     """
     if not blocked:
         return leaves
@@ -343,11 +343,11 @@ def _pairwise(join: Callable[[Array, Array], Array], parts: list[Array]) -> Arra
 @jax.custom_jvp
 @jax.jit
 def once(value: Array) -> Array:
-    """Return a value of at most K×K numbers as one that is computed once, whatever comes to use it.
+    """Return a value of at most K×K numbers unchanged, but make XLA compute it only once.
 
-    XLA:CPU writes a chain of cheap operations again into every loop that uses its result, and a chain over all leaves
-    into a loop or more per leaf takes quadratic time to compile. It neither repeats nor sees through a reduction with
-    an index, here the first of two copies.
+    XLA:CPU duplicates a chain of cheap operations into every loop that uses its result. A chain over all leaves,
+    duplicated into at least one loop per leaf, takes quadratic compile time. XLA does not duplicate a reduction with an
+    index, here one that picks the first of two copies.
     """
     copies = jnp.stack([value, value])
     places = lax.broadcasted_iota(jnp.int32, copies.shape, 0)
@@ -363,12 +363,12 @@ once.defjvps(lambda tangent, *_: tangent)
 
 
 def column(values: Array, leaf: Array) -> Array:
-    """Return K values in the shape in which they meet the rows of a leaf."""
+    """Return K values in a shape that broadcasts against the rows of a leaf."""
     return values.reshape((-1,) + (1,) * (leaf.ndim - 1))
 
 
 def _representable(product: Array, groups: Groups) -> Array:
-    """Return which entries of a product neither overflow nor lose squares to underflow: not below P tiny/eps."""
+    """Return which entries of a product neither overflow nor, being at least P tiny/eps, lose squares to underflow."""
     limits = jnp.finfo(product.dtype)
     sizes = jnp.asarray([sum(leaf.size // len(leaf) for leaf in leaves) for leaves in groups], product.dtype)
     lowest = column(sizes * limits.tiny / limits.eps, product)
@@ -378,9 +378,9 @@ def _representable(product: Array, groups: Groups) -> Array:
 def _inner(
     first: Groups, second: Groups | None, K: int, L: int, trusted: Callable[[Array], Array], axis_name: AxisName
 ) -> Float[Array, "groups K L"]:
-    """Return the products of each group's rows, None for those of the first with themselves.
+    """Return the products of the rows in each group; `second` is None for the products of `first` with itself.
 
-    Where they are not to be trusted, they are formed again from rows scaled by powers of two.
+    If a product is not `trusted`, they are recomputed from rows scaled by powers of two.
     """
 
     def inner(first: Groups, second: Groups | None, *, blocked: bool) -> Array:
@@ -433,7 +433,7 @@ def _largest(groups: Groups, K: int, axis_name: AxisName) -> Float[Array, "group
 def _joined(
     join: Callable[[Array, Array], Array], parts: list[list[Array]], shape: tuple[int, ...], axis_name: AxisName
 ) -> Array:
-    """Return what the leaves' parts come to in every group, and over the axes."""
+    """Return the parts of all leaves joined in every group, and over the mesh axes."""
     nothing = jnp.zeros(shape, accumulator_dtype())
     values = once(jnp.stack([_pairwise(join, leaves or [nothing]).astype(nothing.dtype) for leaves in parts]))
     over = lax.pmax if join is jnp.maximum else lax.psum
@@ -441,7 +441,7 @@ def _joined(
 
 
 def _power(largest: Array) -> Array:
-    """Return powers of two next to some numbers, by which to divide and multiply is exact."""
+    """Return powers of two near some numbers; dividing and multiplying by them is exact."""
     limits = jnp.finfo(largest.dtype)
     return lax.reduce_precision(jnp.clip(largest, 4 * limits.tiny, limits.max / 4), limits.nexp, 0)
 
@@ -452,10 +452,10 @@ def _wide(leaf: Array, scale: Array | None) -> Array:
 
 
 def _product(a: Array, b: Array, rows: Array | None, columns: Array | None, blocked: bool) -> Array:
-    """Return the (K, L) product of two leaves; scales multiply the rows of each on the way in."""
+    """Return the (K, L) product of two leaves, whose rows are first multiplied by the given scales."""
 
     def dot(x: Array, y: Array, batch: tuple[int, ...] = ()) -> Array:
-        axes = tuple(range(1 + len(batch), a.ndim + len(batch)))  # as they are: a reshape would gather sharded leaves
+        axes = tuple(range(1 + len(batch), a.ndim + len(batch)))  # no reshape: it would gather sharded leaves
         dimensions = ((axes, axes), (batch, batch))
         return lax.dot_general(x, y, dimensions, precision=lax.Precision.HIGHEST, out_sharding=_replicated(a))
 
@@ -463,7 +463,7 @@ def _product(a: Array, b: Array, rows: Array | None, columns: Array | None, bloc
         return dot(_wide(a, rows), _wide(b, columns))
 
     def runs(start: Array | int, width: int) -> Array:
-        """Return the products of runs of columns, which XLA:CPU adds up one after the other in each."""
+        """Return the products of runs of columns; XLA:CPU sums each run sequentially."""
         count = -(-width // _RUN)
 
         def cut(leaf: Array, scale: Array | None) -> Array:
@@ -483,7 +483,7 @@ def _product(a: Array, b: Array, rows: Array | None, columns: Array | None, bloc
 
 
 def _two_sum(sums: tuple[Array, ...], term: Array) -> tuple[Array, ...]:
-    """Add a term to a sum in two parts, the second what rounding took from the first."""
+    """Add a term to a sum in two parts, where the second holds the rounding error of the first."""
     high, low = sums
     total = high + term
     added = total - high
@@ -491,6 +491,6 @@ def _two_sum(sums: tuple[Array, ...], term: Array) -> tuple[Array, ...]:
 
 
 def _replicated(leaf: Array) -> NamedSharding | None:
-    """Return the sharding that sums over explicitly sharded axes must be given; elsewhere the compiler knows."""
+    """Return the output sharding that sums over explicitly sharded axes require; None if the compiler decides."""
     mesh = jax.typeof(leaf).sharding.mesh
     return NamedSharding(mesh, PartitionSpec()) if mesh.explicit_axes else None

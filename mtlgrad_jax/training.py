@@ -1,4 +1,4 @@
-"""What composes losses, a method and an optimizer: `balanced_value_and_grad`, `chain`, `accumulate`."""
+"""Compose losses, a method and an optimizer: `balanced_value_and_grad`, `chain`, `accumulate`."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -34,17 +34,17 @@ def balanced_value_and_grad(
     has_aux: bool = False,
     rows: int | None = None,
 ) -> Callable[..., tuple[Any, PyTree, PyTree]]:
-    """Return a function that gives the losses and the one gradient that a method makes of theirs.
+    """Return a function that gives the losses and the one gradient into which a method combines theirs.
 
-    Shaped like `jax.value_and_grad`, for training loops that want a gradient: nnx.Optimizer, TrainState. The gradient
-    is that of the method on stacked gradients, up to rounding, at the memory of one backward pass: Gramian if the
-    method looks at it, weights, pullback.
+    It has the form of `jax.value_and_grad`, for training loops that expect a gradient: nnx.Optimizer, TrainState. Up to
+    rounding, the gradient is that of the method on stacked gradients, with the memory of one backward pass: Gramian (if
+    the method looks at it), weights, pullback.
 
     Args:
-      losses_fn: returns a (K,) array or a pytree of K scalars; with `has_aux`, a pair of that and anything.
-      method: any method of this library; its first state is `method.init(params)`. One that is no weighted sum of the
-        gradients makes all K of them.
-      argnums: which positional arguments of `losses_fn` to differentiate in.
+      losses_fn: returns a (K,) array or a pytree of K scalars; with `has_aux`, a pair of losses and anything else.
+      method: any method of this library; its first state is `method.init(params)`. If its result is not a weighted sum
+        of the gradients, all K gradients are stored.
+      argnums: positional arguments of `losses_fn` to differentiate with respect to.
       has_aux: whether `losses_fn` returns (losses, aux).
       rows: gradients held at a time, as in `linearize`.
 
@@ -80,18 +80,18 @@ def balanced_value_and_grad(
 
 
 def chain(*transforms: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:
-    """Chain a whole optimizer around one method: `optax.chain`, in which a step that is skipped moves nothing.
+    """Chain a whole optimizer around one method: an `optax.chain` in which a skipped step changes nothing.
 
-    In a step that the method skips as not finite, or in which no task is present, the update is zero and every state
-    stays as it was, but for the `Info` that counts it: no momentum, decay, schedule or counter behind the method moves.
-    What lies behind it runs under one `lax.cond`. Arguments of the update that methods declare (`losses`, `task_mask`,
-    ...) end at the method, all others pass on, so that line searches work: give them the mean loss as `value` and the
-    mean gradient as `grad`; a method's direction need not descend on it.
+    If the method skips a step because something is not finite, or if no task is present, the update is zero and every
+    state stays as it was, except for the `Info` that counts it: no momentum, decay, schedule or counter after the
+    method moves. Everything after the method runs under one `lax.cond`. Arguments of the update that methods declare
+    (`losses`, `task_mask`, ...) end at the method. All others pass on, so that line searches work: give them the mean
+    loss as `value` and the mean gradient as `grad`. The mean loss need not decrease along a method's direction.
 
     Args:
-      *transforms: exactly one with a method in it, itself or wrapped (inject_hyperparams, optax.chain); those before it
-        act on stacked gradients, those behind it on the one gradient. A TaskJacobian becomes rows where there are
-        transformations before the method.
+      *transforms: exactly one must contain a method, bare or wrapped (inject_hyperparams, optax.chain). Those before it
+        act on stacked gradients, those after it on the one gradient. If there are transformations before the method, a
+        TaskJacobian is turned into rows.
 
     Returns:
       An optax transformation from stacked gradients, or a TaskJacobian, to updates.
@@ -163,9 +163,9 @@ def chain(*transforms: optax.GradientTransformation) -> optax.GradientTransforma
 class AccumulateState(NamedTuple):
     """State of accumulate."""
 
-    sums: PyTree  # leaves (K, *parameter shape): of each task's gradients so far, times their sizes
+    sums: PyTree  # leaves (K, *parameter shape): each task's gradients so far, times their sizes
     losses: Float[Array, " K"]
-    sizes: Float[Array, " K"]  # of the micro-batches in which each task was present and finite
+    sizes: Float[Array, " K"]  # total size of the micro-batches in which each task was present and finite
     step: Int[Array, ""]  # micro-batches so far, modulo `steps`
     inner: PyTree
 
@@ -174,19 +174,19 @@ def accumulate(tx: optax.GradientTransformation, num_tasks: int, steps: int) -> 
     """Average each task's gradient over several micro-batches, and step once with the averages.
 
     Replaces `optax.MultiSteps`, whose buffers have no task axis. Each task's mean is over the micro-batches in which it
-    was present and finite; one that was in none is absent in the step. Losses are averaged alike, other arguments of
-    the update come from the last micro-batch. The updates in between are zero, and nothing in `tx` moves. For
-    TaskJacobians it makes rows: to keep the memory of one backward pass, let `losses_fn` scan the micro-batches itself,
-    under `jax.checkpoint`.
+    was present and finite; a task that was in none is absent in the step. Losses are averaged the same way; other
+    arguments of the update come from the last micro-batch. In between, updates are zero and the state of `tx` does not
+    change. A TaskJacobian is turned into rows: to keep the memory of one backward pass, let `losses_fn` scan the
+    micro-batches itself, under `jax.checkpoint`.
 
     Args:
       tx: a method, or a chain with one.
       num_tasks: K.
-      steps: micro-batches a step.
+      steps: micro-batches per step.
 
     Returns:
-      An optax transformation whose update also takes `sizes`: those of the micro-batch, a number or one for each task,
-      where they are unequal. `has_updated(state)` tells whether the last update was a step.
+      An optax transformation whose update also takes `sizes`, for micro-batches of unequal size: one number, or one per
+      task. `has_updated(state)` tells whether the last update was a step.
 
     Example:
       >>> import jax.numpy as jnp, optax, mtlgrad_jax as mtl
@@ -261,7 +261,7 @@ def accumulate(tx: optax.GradientTransformation, num_tasks: int, steps: int) -> 
 
 
 def has_updated(state: AccumulateState) -> Bool[Array, ""]:
-    """Return whether the last update of `accumulate` was a step, not one of those in between."""
+    """Return whether the last update of `accumulate` was a step."""
     if not isinstance(state, AccumulateState):
         raise ValueError(f"`state` must be that of accumulate, got {type(state).__name__}.")
     return state.step == 0

@@ -1,8 +1,8 @@
-"""The table of properties, as a run finds them: `python tests/property_table.py` writes docs/properties.md.
+"""The table of properties, as found by a run: `python tests/property_table.py` writes docs/properties.md.
 
 Every method is evaluated in float64 on one pool of gradient matrices and on variants of them, by one compiled function.
-Matrices of small integers come first, in an order of simplicity: the first that breaks a property is its
-counterexample. The families of `families` confirm what holds.
+Small-integer matrices come first, ordered by simplicity: the first that violates a property is its counterexample. The
+families of `families` are a further check of the properties that hold.
 """
 
 import functools
@@ -26,11 +26,11 @@ FILE = pathlib.Path(__file__).parent.parent / "docs" / "properties.md"
 P = 4
 BATCH = 1024
 DRAWS = 1024
-CLEAR = (0.1, 0.01)  # a violation is one from 0.01 on; the first from 0.1 on is shown if there is one
-SMALL = 4e-3  # share of its length without cancelling below which an update has no direction
-TASKS = {"geometric_median": 4}  # elsewhere 3: the median of an odd number of rows on a line is unique
+CLEAR = (0.1, 0.01)  # violations count from 0.01; the first from 0.1 is shown if there is one
+SMALL = 4e-3  # an update shorter than this fraction of its length without cancellation has no direction
+TASKS = {"geometric_median": 4}  # 3 for the others: the median of an odd number of rows on a line is unique
 STEEP = {"sdmgrad"}  # twenty inner steps of length 10 amplify rounding by up to 45 each
-LOUD = {"sam_gs": 1e-3}  # where lengths are equal its updates are a thousand times as long: no measure of others
+LOUD = {"sam_gs": 1e-3}  # for equal lengths its updates are a thousand times longer, no measure for other updates
 
 FACTORS = ((2, 1, 1), (1, 2, 1), (1, 1, 2), (64, 1, 1 / 64))
 SUMS = (((1, 1, 1), (2, 1, 1)), ((2, 1, 1), (1, 1, 2)), ((1, 2, 1), (2, 1, 1)))
@@ -40,7 +40,7 @@ SIZES = (1e-10, 1e-6)  # float64 Gramians do not show angles below 1e-8
 
 
 def longer(values, K):
-    """Three factors or indices made K."""
+    """Three factors or indices, extended to K."""
     return (*values, *range(3, K)) if sorted(values) == [0, 1, 2] else (*values, *(1,) * (K - 3))
 
 
@@ -81,10 +81,10 @@ def pool(K):
 
 @functools.cache
 def variants(K):
-    """All that is evaluated, by key: matrices (n, K, P) and losses (K,)."""
+    """All inputs to evaluate, by key: matrices (n, K, P) and losses (K,)."""
     G, integers = pool(K)
     losses = 2.0 ** np.arange(K)
-    # No length of an integer matrix is below 1, so that zero rows can be perturbed.
+    # Lengths of integer matrices are at least 1, so that zero rows can be perturbed.
     unit = np.maximum(np.linalg.norm(G, axis=2).max(axis=1), np.arange(len(G)) < integers)[:, None, None]
     found = {"plain": G, "orthogonal": unit * np.eye(K, P), "equal": unit * np.eye(1, P).repeat(K, axis=0)}
     for factors in {*FACTORS, *(c for pair in SUMS for c in (*pair, tuple(np.add(*pair))))}:
@@ -102,7 +102,7 @@ def variants(K):
 
 
 def method(name, K, **kwargs):
-    """Updates (steps, P) of equal steps, and the length (steps,) that each would have without cancelling, if known."""
+    """Updates (steps, P) of equal steps, and the length (steps,) of each without cancellation, if known."""
     row = ROWS[name]
     steps = 1 if row.state == "none" else 2
 
@@ -162,7 +162,7 @@ class Updates:
         return [key for key in self._updates if key[0] == "moved"]
 
     def calm(self):
-        """Whether (n, steps) rounding does not decide: no start at an equilibrium, no amplified perturbation."""
+        """Where (n, steps) the result does not depend on rounding: no start at an equilibrium, no amplification."""
         if self.name not in STEEP:
             return np.ones(self.scale.shape, bool)
         slopes = np.einsum("nkp,np->nk", self.G, self.G.mean(axis=1))
@@ -171,12 +171,12 @@ class Updates:
         return started[:, None] & (np.max(jumps, axis=0) < 1e-6).all(axis=1, keepdims=True)
 
     def apart(self, left, right):
-        """Distance in units of their length, or of that for equal or orthogonal gradients as long as the longest."""
+        """Distance relative to their length, or to the length for equal or orthogonal gradients of the largest norm."""
         size = functools.reduce(np.maximum, (np.linalg.norm(d, axis=2) for d in (left, right)))
         return np.linalg.norm(left - right, axis=2) / np.maximum(np.maximum(size, self.scale), 1e-300)
 
     def show(self, i, d):
-        """An update's coordinates, of matrix i, to two digits."""
+        """The coordinates of the update for matrix i, to two digits."""
         size = max(np.abs(d).max(), self.scale[i].max())
         return f"({', '.join(digits(x, size) for x in d[: self.width(i)])})"
 
@@ -185,15 +185,15 @@ class Updates:
 
 
 def digits(x, size=0.0):
-    """Two digits, ties away from zero whatever the rounding; zero below a thousandth of a size."""
+    """Two digits, with ties rounded away from zero; zero below a thousandth of `size`."""
     return "0" if abs(x) <= 1e-3 * size else np.format_float_positional(x * (1 + 1e-7), 2, fractional=False, trim="-")
 
 
-Found = Iterator[tuple[np.ndarray, Callable[[int, int], str]]]  # how much (n, steps), and the numbers that show it
+Found = Iterator[tuple[np.ndarray, Callable[[int, int], str]]]  # violations (n, steps), and a text that shows one
 
 
 def _against(u, vectors, name_of) -> Found:
-    """How far below zero the products with some vectors (n, vectors, P) fall, as cosines."""
+    """How far the products with some vectors (n, vectors, P) fall below zero, as cosines."""
     d = u["plain"]
     products = np.einsum("nvp,nsp->nsv", vectors, d)
     norms, lengths = np.linalg.norm(vectors, axis=2)[:, None], np.linalg.norm(d, axis=2)
@@ -240,7 +240,7 @@ def permutation(u) -> Found:
 
 
 def continuous(u) -> Found:
-    # Where products cancel, rounding alone decides what a steep method makes of them.
+    # If products cancel, the result of a steep method depends only on rounding.
     settled = (u.name not in STEEP) | (u.G >= 0).all(axis=(1, 2))[:, None]
     small = (np.arange(len(u.G)) < u.integers) & (abs(u.G).max(axis=(1, 2)) < 10)
     for key in u.moved():
@@ -264,14 +264,14 @@ class Property:
     name: str
     definition: str
     violations: Callable[[Updates], Found]
-    tolerance: float  # up to which it holds
+    tolerance: float  # violations up to this are rounding
 
 
 PROPERTIES = (
     Property(
         NON_CONFLICTING, "⟨g_i, d⟩ ≥ 0 for every task i: to first order no task gets worse.", non_conflicting, 1e-6
     ),
-    Property(DESCENT, "⟨g_0, d⟩ ≥ 0, with g_0 the mean gradient: nor does the mean loss.", descent, 1e-6),
+    Property(DESCENT, "⟨g_0, d⟩ ≥ 0, with g_0 the mean gradient: the mean loss does not get worse.", descent, 1e-6),
     Property(SCALE_FREE, "d(diag(s) G) = d(G) for s > 0: rescaling a task's loss changes nothing.", scale_free, 1e-4),
     Property(HOMOGENEOUS, "d(s G) = s d(G) for a number s > 0.", homogeneous, 1e-4),
     Property(PERMUTATION, "Renumbering the tasks, with their losses, leaves d as it is.", permutation, 1e-4),
@@ -284,7 +284,7 @@ PROPERTIES = (
 
 @dataclass(frozen=True)
 class Outcome:
-    """Whether a property holds on the whole pool, and else the simplest counterexample; None where neither is clear."""
+    """Whether a property holds on the whole pool, or else the simplest counterexample; None if neither is clear."""
 
     holds: bool | None
     text: str = ""
@@ -320,7 +320,7 @@ def judge(updates, prop):
 
 
 def same_distribution(name):
-    """Whether d, over seeds, is distributed alike for tasks renumbered: Kolmogorov and Smirnov's distance."""
+    """Whether d has the same distribution over seeds for renumbered tasks, by the Kolmogorov-Smirnov distance."""
     G, _ = pool(3)
     chosen = G[np.linspace(0, len(G) - 1, 12).astype(int)]
     order = list(ORDERS[-1])
@@ -342,7 +342,7 @@ def same_distribution(name):
         shares = [np.searchsorted(np.sort(z), at, side="right") / len(z) for z in (x, y)]
         return np.abs(shares[0] - shares[1]).max()
 
-    # Chance exceeds 2.8 / sqrt(DRAWS / 2) less than once in a million.
+    # By chance, the distance exceeds 2.8 / sqrt(DRAWS / 2) less than once in a million.
     return max(distance(x[:, j], y[:, j]) for x, y in zip(straight, turned, strict=True) for j in range(P)) < 0.125
 
 
@@ -353,20 +353,21 @@ Written by `python tests/property_table.py`. `tests/test_properties.py` checks t
 the registry promises exactly this.
 
 d(G) is the update for the gradients g_1, ..., g_K, the rows of G, in float64, with losses 1, 2, 4, ... and a method's
-smallest arguments. K = 3, and 4 for `geometric_median`, whose median is unique for an odd number of rows on a line. Of
-methods with state the first and the second of two equal steps are judged; a property that changes G changes it in both.
-`pcgrad` and `gradvac` visit the tasks in a fixed order; only for 5 do they draw, and samples over seeds are compared.
+smallest arguments. K = 3, except 4 for `geometric_median`, whose median is unique for an odd number of rows on a line.
+For methods with state, the first and the second of two equal steps are checked; changes to G apply to both steps.
+`pcgrad` and `gradvac` visit the tasks in a fixed order, except for property 5: there the order is random, and samples
+over seeds are compared.
 
-✓: holds on the whole pool: {count} small-integer matrices, with zero, equal and opposite rows and stationary ones among
-them, and the families of `tests/families.py`. ✗: leads to the simplest counterexample found.
+✓: holds on the whole pool: {count} small-integer matrices, including stationary ones and ones with zero, equal and
+opposite rows, and the families of `tests/families.py`. ✗: links to the simplest counterexample found.
 
 {definitions}
 
-For 1 and 2 ≥ is up to rounding, relative to ‖g_i‖ and to Σ |w_j| ‖g_j‖, the length that d would have if nothing
-cancelled; where nearly opposite gradients get large weights, that is more than ‖d‖. For 6 one entry is moved by 1e-10
-of the longest row, or by 1e-6, as float64 Gramians do not show angles below 1e-8; d must not move by 1e-4 of its
-length, or of the one it has where all gradients are equal or orthogonal. For 7 a = b = 1. The inner steps of `sdmgrad`
-amplify rounding: but for 6 it is judged where its start is no equilibrium and where 1e-10 moves d by less than 1e-6.
+For 1 and 2, ≥ holds up to rounding, relative to ‖g_i‖ and to Σ |w_j| ‖g_j‖, the length of d without cancellation; if
+nearly opposite gradients get large weights, that is more than ‖d‖. For 6, one entry is changed by 1e-10 of the longest
+row, or by 1e-6, as float64 Gramians do not show angles below 1e-8; d must change by less than 1e-4 of its length, or of
+its length for equal or orthogonal gradients. For 7, a = b = 1. The inner steps of `sdmgrad` amplify rounding, so except
+for 6 it is only checked where its start is not an equilibrium and a change of 1e-10 moves d by less than 1e-6.
 """
 
 

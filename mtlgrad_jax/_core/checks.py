@@ -23,7 +23,7 @@ def check_number(
     above: float | None = None,
     below: float | None = None,
 ) -> None:
-    """Raise a ValueError unless `value` is one real number, finite and in the given range if it is not traced."""
+    """Raise a ValueError unless `value` is one real number; if it is not traced, it must be finite and in range."""
     if getattr(value, "ndim", 0):
         raise ValueError(f"`{name}` must be a number, got an array of shape {value.shape}.")
     if isinstance(value, jax.core.Tracer):
@@ -52,9 +52,9 @@ def _is_real(value: Any) -> bool:
 def check_numbers(
     name: str, values: Any, *, optional: bool = False, nonzero: bool = False, **bounds: float | None
 ) -> None:
-    """Raise a ValueError unless a per-task argument holds numbers in the given range, or may be None and is.
+    """Raise a ValueError unless a per-task argument holds numbers in the given range.
 
-    With `nonzero`, not all of them may be zero.
+    With `optional`, None is accepted too. With `nonzero`, not all numbers may be zero.
     """
     if optional and values is None:
         return
@@ -86,7 +86,7 @@ def check_flag(name: str, value: Any) -> None:
 
 
 def check_function(name: str, value: Any) -> None:
-    """Raise a ValueError unless `value` can be called."""
+    """Raise a ValueError unless `value` is callable."""
     if not callable(value):
         raise ValueError(f"`{name}` must be a function, got {name}={value!r}.")
 
@@ -109,9 +109,9 @@ _NOT_AROUND = {
 
 
 def check_surroundings() -> None:
-    """Raise a ValueError where an optax wrapper calls that cannot stand around what takes the task axis away.
+    """Raise a ValueError if called from an optax wrapper that cannot wrap a method, which removes the task axis.
 
-    What comes of it otherwise is an error about a lax.cond, or none.
+    Without this check, JAX would raise an obscure error about lax.cond, or none at all.
     """
     frame: FrameType | None = sys._getframe(1)
     while frame is not None:
@@ -131,5 +131,5 @@ def check_choice(name: str, value: Any, choices: Sequence[str]) -> None:
 
 
 def leaf_name(path: Sequence[Any]) -> str:
-    """Return how error messages call the leaf at a tree path."""
+    """Return the name of the leaf at a tree path for error messages."""
     return f"leaf {jax.tree_util.keystr(tuple(path))}" if path else "the gradient"

@@ -1,4 +1,4 @@
-"""Control flow that outside jit compiles nothing anew: there JAX would compile the closures of every call again."""
+"""Control flow that does not recompile outside jit, where JAX would compile the closures again on every call."""
 
 from collections.abc import Callable
 from typing import Any
@@ -9,22 +9,22 @@ from jaxtyping import Array, Bool, PyTree
 
 
 def cond(predicate: Bool[Array, ""], on_true: Callable[[], Any], on_false: Callable[[], Any]) -> Any:
-    """Return what one of two functions returns: `jax.lax.cond`, and outside jit the call itself."""
+    """Return the result of one of two functions: `jax.lax.cond` under jit, a plain call outside it."""
     if isinstance(predicate, jax.core.Tracer):
         return jax.lax.cond(predicate, on_true, on_false)
     return on_true() if predicate else on_false()
 
 
 def loop(function: Callable[..., Any], stacked: PyTree, at_once: int = 1, *, unrolled: bool = False) -> Any:
-    """Return the stacked results of a function of every row of `stacked`, a tuple of its arguments.
+    """Apply a function to every row of `stacked`, a tuple of its arguments, and stack the results.
 
-    That is `jax.lax.map`, and outside jit or `unrolled` the calls themselves.
+    Uses `jax.lax.map` under jit, and plain calls outside it or if `unrolled`.
 
     Args:
-      function: of one row.
-      stacked: its arguments, leaves with one more leading axis.
-      at_once: rows under one vmap; 1 never uses vmap.
-      unrolled: whether the calls are written out one after the other under jit too.
+      function: takes the arguments of one row.
+      stacked: its arguments; leaves have an additional leading axis.
+      at_once: rows per vmap; 1 never uses vmap.
+      unrolled: whether to write out the calls one after the other under jit too.
     """
     if not unrolled and isinstance(jnp.zeros(()), jax.core.Tracer):
         return jax.lax.map(lambda row: function(*row), stacked, batch_size=None if at_once == 1 else at_once)
@@ -39,7 +39,7 @@ def loop(function: Callable[..., Any], stacked: PyTree, at_once: int = 1, *, unr
 
 
 def repeat(start: Any, stop: int, function: Callable[[Any, Any], Any], carry: Any) -> Any:
-    """Return what `carry = function(i, carry)` comes to: `jax.lax.fori_loop`, and outside jit the calls themselves."""
+    """Return the result of repeating `carry = function(i, carry)`: `jax.lax.fori_loop` under jit, else plain calls."""
     if isinstance(jnp.zeros(()), jax.core.Tracer):
         return jax.lax.fori_loop(start, stop, function, carry)
     for i in range(start, stop):

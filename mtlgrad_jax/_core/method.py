@@ -1,4 +1,4 @@
-"""The one kind of object of this library, and the two ways to make one of a formula."""
+"""`Method`, the one kind of object of this library, and the two ways to make one from a formula."""
 
 import inspect
 from collections.abc import Callable, Iterable
@@ -44,16 +44,16 @@ class Method(optax.GradientTransformationExtraArgs):
       init: `init(params) -> state`; params are not stacked.
       update: `update(task_grads, state, params=None, **extra_args) -> (gradient, state)`; `task_grads` is a stack,
         leaves (K, *parameter shape), or a TaskJacobian.
-      weigh: `weigh(gramian, state, **extra_args) -> (weights, state)`, or None where the gradient is no weighted sum
-        of the tasks'. The Gramian may be a function that returns it, called only where it is looked at.
+      weigh: `weigh(gramian, state, **extra_args) -> (weights, state)`, or None if the gradient is not a weighted sum
+        of the task gradients. `gramian` may be a function that returns it, called only if the Gramian is needed.
       arguments: what `update` and `weigh` look at besides the gradients.
-      mean_like: whether weights of K alike tasks are 1/K each, so that a part of the tasks counts for its share.
+      mean_like: whether K identical tasks get weights of 1/K each, so that a subset of tasks counts for its share.
     """
 
     weigh: Callable[..., tuple[Float[Array, " K"], PyTree]] | None = None
     arguments: tuple[Argument, ...] = (TASK_MASK,)
     mean_like: bool = False
-    looks: bool = False  # whether `weigh` looks at every Gramian, and gives zero weights where that is not finite
+    looks: bool = False  # whether `weigh` always uses the Gramian, and gives zero weights if that is not finite
 
     def __new__(
         cls,
@@ -67,17 +67,17 @@ class Method(optax.GradientTransformationExtraArgs):
         looks: bool = False,
         takes_jacobian: bool = False,
     ) -> "Method":
-        """Make one of functions that need not check what all methods check.
+        """Make a method from functions, and add the checks that all methods share.
 
         Args:
-          init: of the parameters; of None too where there is `weigh`.
-          update: of a stack; None for the sum of the gradients by the weights of `weigh`.
-          weigh: from the Gramian to weights.
-          arguments: what they look at; `task_mask` is always among them.
-          like: a transformation around which this is, with the same arguments and scale.
-          mean_like: whether weights of K alike tasks are 1/K each.
-          looks: whether `weigh` looks at every Gramian and gives zero weights where that is not finite.
-          takes_jacobian: whether `update` takes a TaskJacobian as it is, in place of its rows.
+          init: takes the parameters; must accept None too if there is `weigh`.
+          update: takes a stack; None for the sum of the gradients with the weights that `weigh` returns.
+          weigh: maps the Gramian to weights.
+          arguments: what they look at; `task_mask` is always included.
+          like: the wrapped transformation, which has the same arguments and scale.
+          mean_like: whether K identical tasks get weights of 1/K each.
+          looks: whether `weigh` always uses the Gramian and gives zero weights if that is not finite.
+          takes_jacobian: whether `update` takes a TaskJacobian itself instead of its rows.
         """
         if update is None:
             if weigh is None:
@@ -110,7 +110,7 @@ class Method(optax.GradientTransformationExtraArgs):
         return self
 
     def _replace(self, **changes: Any) -> "Method":
-        """Return a copy with another init or update; another update has its own weights, which nobody knows."""
+        """Return a copy with another init or update; with another update, the copy has no `weigh`."""
         new = super()._replace(**changes)
         new.arguments, new.mean_like = self.arguments, self.mean_like
         if "update" not in changes:
@@ -136,7 +136,7 @@ def sum_by_weights(
     task_mask: PyTree = None,
     **extra: Any,
 ) -> tuple[PyTree, PyTree]:
-    """Return the gradients' sum by the weights that the Gramian of `shown` gives, and the next state."""
+    """Return the sum of the gradients with weights computed from the Gramian of `shown`, and the next state."""
     K = stacks.num_tasks(task_grads)
     present = read_step((), K, losses=losses, task_mask=task_mask).present
     weights, new_state = weigh(
@@ -149,7 +149,7 @@ def sum_by_weights(
 
 
 def weighed_over(method: Method, weigh: Callable[..., Any], part: Callable[[PyTree], PyTree]) -> Method:
-    """Return the method that is shown a part of the stack, its weights applied to all of it."""
+    """Return a method that computes its weights from a part of the stack and applies them to all of it."""
 
     def init(params: PyTree) -> PyTree:
         part(params)
@@ -162,21 +162,21 @@ def weighed_over(method: Method, weigh: Callable[..., Any], part: Callable[[PyTr
 
 
 def _narrow(tree: PyTree) -> bool:
-    """Return whether a tree has a dtype of smaller range than a Gramian, which may then overflow alone."""
+    """Return whether a tree has a dtype of smaller range than the Gramian, so that it may overflow on its own."""
     wide = jnp.finfo(accumulator_dtype()).maxexp
     dtypes = [leaf.dtype for leaf in jax.tree.leaves(tree)]
     return any(jnp.issubdtype(dtype, jnp.floating) and jnp.finfo(dtype).maxexp < wide for dtype in dtypes)
 
 
 def skip_unless(finite: Array, gradient: PyTree, new_state: PyTree, old_state: PyTree) -> tuple[PyTree, PyTree]:
-    """Return gradient and state, or zero and the old state, its infos counting, where something is not finite."""
+    """Return gradient and new state if `finite`, else zero and the old state, whose infos count a skipped step."""
     finite = stacks.once(finite)
     gradient = jax.tree.map(lambda leaf: jnp.where(finite, leaf, jnp.zeros_like(leaf)), gradient)
     return gradient, jax.tree.map(lambda new, old: jnp.where(finite, new, old), new_state, mark_skipped(old_state))
 
 
 def skip_together(gradient: PyTree, new_state: PyTree, old_state: PyTree) -> tuple[PyTree, PyTree]:
-    """Skip a step of several parts where any part is not finite or was skipped itself."""
+    """Skip a step of several parts if any part is not finite or was itself skipped."""
     finite = stacks.all_finite(gradient) & ~was_skipped(new_state)
     return skip_unless(finite, gradient, new_state, old_state)
 
@@ -191,32 +191,32 @@ def from_kernel(
     fewest: int = 1,
     mean_like: bool = False,
 ) -> Method:
-    """Make a method of a formula for its weights; everything that all methods share happens here, once.
+    """Make a method from a formula for its weights; everything that all methods share happens here, once.
 
-    The names of the formula's keyword arguments say what it looks at:
+    The names of the formula's keyword arguments determine what it gets:
 
     - `gramian`: the K×K Gramian of the gradients,
     - `losses`: the K losses,
-    - `cross_gramian`: the update's argument of this name; where it is missing the Gramian takes its place, which the
-      result code says,
+    - `cross_gramian`: the update's argument of this name; if it is missing, the Gramian is used instead, and the
+      result code says so,
     - `present`: which tasks take part in this step, (K,) bool,
-    - `state`: its own state; the formula then returns `(weights, state)`, else the weights.
+    - `state`: its own state; the formula then returns `(weights, state)`, otherwise only the weights.
 
-    A keyword with a default is given only where `arguments` declares it.
+    A keyword with a default is passed only if `arguments` declares it.
 
-    Numbers are finite, float32 (float64 under x64) and constants to differentiation. Rows and columns of absent tasks
-    are zero, their losses one; whatever the formula returns for them is ignored. Named tasks are flattened, missing
-    arguments and wrong shapes raise, a step with a loss or gradient that is not finite gives zero weights, too few
-    tasks give their mean, and all of it is counted in the state's `info`.
+    Inputs are finite, float32 (float64 under x64) and treated as constants in differentiation. Rows and columns of
+    absent tasks are zero and their losses one; whatever the formula returns for them is ignored. Named tasks are
+    flattened; missing arguments and wrong shapes raise. If a loss or gradient is not finite, the weights are zero. If
+    too few tasks are present, their mean is used. Both are counted in the state's `info`.
 
     Args:
       kernel: the formula; its weights are (K,) or a solver's Solution.
       init: `init(num_tasks)` makes the method's own state; None for a method without state.
       arguments: other or stricter arguments of the update than those above, such as `POSITIVE_LOSSES`.
-      num_tasks: K, where the method keeps per-task state: axes whose length follows K hold one entry per task.
+      num_tasks: K, if the method keeps per-task state: axes whose length depends on K hold one entry per task.
       per_task: the per-task arguments of the factory, checked against the tasks' names and number.
-      fewest: present tasks without which the weights are those of the mean.
-      mean_like: whether the weights of K alike tasks are 1/K each; `grouped` then keeps the mean's scale.
+      fewest: tasks that must be present; with fewer, the weights are those of the mean.
+      mean_like: whether K identical tasks get weights of 1/K each; `grouped` then keeps the mean's scale.
 
     Example:
       >>> import jax.numpy as jnp, mtlgrad_jax as mtl
@@ -278,18 +278,18 @@ def from_rule(
     num_tasks: int | None = None,
     fewest: int = 1,
 ) -> Method:
-    """Make a method of a rule on the stack itself: coordinate-wise, or with a buffer for every task.
+    """Make a method from a rule on the stack itself: coordinate-wise, or with a buffer for every task.
 
-    What `from_kernel` promises to a formula holds here for a rule, but rows of absent tasks may hold anything: select,
-    do not multiply.
+    What `from_kernel` guarantees to a formula holds here for a rule, except that rows of absent tasks may hold
+    anything, even NaN: select, do not multiply.
 
     Args:
-      rule: called as `rule(task_grads, ...)` with those of `losses`, `present` and `state` by keyword that it names;
-        returns the gradient, with `state` among them `(gradient, state)`.
+      rule: called as `rule(task_grads, ...)` with those of the keywords `losses`, `present` and `state` that it names;
+        returns the gradient, or `(gradient, state)` if it names `state`.
       init: `init(params, num_tasks)` makes the method's own state; None for a method without state.
       arguments: other or stricter arguments of the update, such as `POSITIVE_LOSSES`.
-      num_tasks: K, where the method keeps per-task state: axes whose length follows K hold one entry per task.
-      fewest: present tasks without which the gradient is their mean.
+      num_tasks: K, if the method keeps per-task state: axes whose length depends on K hold one entry per task.
+      fewest: tasks that must be present; with fewer, the gradient is their mean.
 
     Example:
       >>> import jax, jax.numpy as jnp, mtlgrad_jax as mtl
@@ -337,7 +337,7 @@ def from_rule(
 
 
 def _bounded(mean: PyTree) -> PyTree:
-    """Return a mean of finite gradients with what rounding carried beyond the largest number brought back."""
+    """Return a mean of finite gradients, clipped to the largest number where rounding made it overflow."""
 
     def bound(leaf: Array) -> Array:
         if not jnp.issubdtype(leaf.dtype, jnp.floating):
@@ -351,7 +351,7 @@ def _bounded(mean: PyTree) -> PyTree:
 def declare(
     name: str, formula: Any, given: tuple[str, ...], arguments: Iterable[Argument], positional: int = 0
 ) -> tuple[tuple[Argument, ...], tuple[str, ...]]:
-    """Return the arguments of the update that a formula declares by its keywords, and all that it wants."""
+    """Return the arguments of the update that a formula declares by its keywords, and all keywords to pass it."""
     check_function(name, formula)
     if not isinstance(arguments, Iterable) or not all(isinstance(argument, Argument) for argument in arguments):
         raise ValueError(f"`arguments` must be a collection of Argument, got arguments={arguments!r}.")
@@ -410,7 +410,7 @@ def update_without_task_axis(
     params: PyTree | None,
     **extra: Any,
 ) -> tuple[PyTree, PyTree]:
-    """Update by what was given as the argument `name`, or raise where a leaf comes out with its task axis."""
+    """Update with the transformation given as the argument `name`; raise if a leaf comes out with its task axis."""
     update, new_state = optax.with_extra_args_support(transform).update(task_grads, state, params, **extra)
     if isinstance(task_grads, Jacobian):
         return update, new_state
@@ -427,7 +427,7 @@ def update_without_task_axis(
 
 
 def check_transformation(method: Any) -> None:
-    """Raise unless a wrapper is given a transformation."""
+    """Raise unless `method` is a transformation."""
     if not isinstance(method, optax.GradientTransformation):
         raise ValueError(
             f"`method` must be a transformation such as mtlgrad_jax.cagrad(), got {type(method).__name__}."
@@ -435,7 +435,7 @@ def check_transformation(method: Any) -> None:
 
 
 def weights_of(method: Any, wrapper: str) -> Callable[..., tuple[Float[Array, " K"], PyTree]]:
-    """Return what weighs the tasks in a method, or raise in the name of the wrapper that needs it."""
+    """Return the `weigh` of a method, or raise an error that names the wrapper that needs it."""
     check_transformation(method)
     weigh = getattr(method, "weigh", None)
     if weigh is None:
@@ -447,7 +447,7 @@ def weights_of(method: Any, wrapper: str) -> Callable[..., tuple[Float[Array, " 
 
 
 def reject_masked(tree: PyTree) -> None:
-    """Raise if leaves are hidden from a method: they would keep their task axis."""
+    """Raise if leaves are masked out: they would keep their task axis."""
     leaves, _ = jax.tree_util.tree_flatten_with_path(tree, is_leaf=lambda node: isinstance(node, optax.MaskedNode))
     for path, leaf in leaves:
         if isinstance(leaf, optax.MaskedNode):

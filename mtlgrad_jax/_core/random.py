@@ -1,4 +1,4 @@
-"""Random keys of the methods that draw, kept as plain arrays so that any checkpoint takes them."""
+"""Random keys of randomized methods, kept as plain arrays that any checkpoint format can store."""
 
 from typing import Any, NamedTuple
 
@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Array, Int, PyTree, UInt32
 
 Seed = int | Array
-"""What `key` arguments take: a seed, a typed key or a raw one."""
+"""What `key` arguments accept: a seed, a typed key or a raw key."""
 
 
 class Key(NamedTuple):
@@ -18,7 +18,7 @@ class Key(NamedTuple):
 
 
 def make_key(seed: Seed) -> Key:
-    """Return the first key of a seed; called by init, never by a factory."""
+    """Return the first key for a seed; called by init, never by a factory."""
     if isinstance(seed, int) or (jnp.ndim(seed) == 0 and jnp.issubdtype(seed.dtype, jnp.integer)):
         return Key(jax.random.key_data(jax.random.key(seed)))
     typed = jnp.issubdtype(seed.dtype, jax.dtypes.prng_key)
@@ -26,13 +26,13 @@ def make_key(seed: Seed) -> Key:
 
 
 def draw_key(key: Key) -> tuple[Key, Array]:
-    """Return the key of the next step, and a typed one to draw from in this."""
+    """Return the key of the next step, and a typed key to draw from in this step."""
     following, draw = jax.random.split(_typed(key))
     return Key(jax.random.key_data(following)), draw
 
 
 def repeat_state(state: PyTree, count: int) -> PyTree:
-    """Return a state for each of several copies of a method: leaves with one more leading axis, keys all different."""
+    """Return the states of several copies of a method: leaves get a leading axis, and every copy its own keys."""
 
     def repeat(node: Any) -> Any:
         if isinstance(node, jax.Array) and jnp.issubdtype(node.dtype, jax.dtypes.prng_key):
@@ -51,7 +51,7 @@ def _typed(key: Key) -> Array:
 
 
 def draw_orders(draw: Array, order: str, num_tasks: int) -> Int[Array, "K K"]:
-    """Return an order of the tasks for every task, drawn ("random") or 0 to K-1 ("fixed")."""
+    """Return an order of the tasks for every task: random ("random") or 0 to K-1 ("fixed")."""
     orders = jnp.broadcast_to(jnp.arange(num_tasks), (num_tasks, num_tasks))
     if order == "random":
         orders = jax.vmap(jax.random.permutation)(jax.random.split(draw, num_tasks), orders)
@@ -59,7 +59,7 @@ def draw_orders(draw: Array, order: str, num_tasks: int) -> Int[Array, "K K"]:
 
 
 def check_key(key: Any) -> None:
-    """Raise unless `key` is a seed, a typed key or a raw one of the default kind."""
+    """Raise unless `key` is a seed, a typed key or a raw key of the default kind."""
     if isinstance(key, int) and not isinstance(key, bool):
         return
     dtype, shape = getattr(key, "dtype", np.dtype(object)), np.shape(key)

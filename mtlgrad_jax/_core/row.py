@@ -1,10 +1,10 @@
-"""What a method says about itself: tests, tables, documentation and help() read it from here."""
+"""A method's description of itself, which tests, tables, documentation and help() use."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-# What a row can promise; each is a property test, and each that is missing has a counterexample in docs/properties.md.
+# What a row can promise. Each promise has a property test; each missing one has a counterexample in docs/properties.md.
 NON_CONFLICTING = "non-conflicting"  # no task ascends to first order: <g_i, d> >= 0
 PERMUTATION = "permutation-equivariant"  # the order of the tasks does not matter
 HOMOGENEOUS = "scale-equivariant"  # method(s G) = s method(G) for s > 0
@@ -15,7 +15,7 @@ LINEAR = "linear under scaling"  # d(diag(a c1 + b c2) G) = a d(diag(c1) G) + b 
 
 
 def num_tasks_only(num_tasks: int) -> dict[str, Any]:
-    """Return the smallest arguments of a factory that must know K."""
+    """Return the smallest arguments of a factory that requires K."""
     return {"num_tasks": num_tasks}
 
 
@@ -27,15 +27,15 @@ class Row:
       factory: in `mtlgrad_jax`.
       scale: native scale of the update.
       paper: reference.
-      state: what its state costs.
+      state: size of its state.
       promises: properties that hold for every input, with the default arguments.
       kwargs: smallest arguments, as a function of K.
-      wraps: for a wrapper, the method that stands inside it in tests and tables.
-      around: how it is given that method; `kwargs` leave it out.
-      functions: functions and stacks that the update must be given, beside the arguments that the method declares.
+      wraps: for a wrapper, the method inside it in tests and tables.
+      around: turns that method into the wrapper's arguments; `kwargs` holds the others.
+      functions: functions and stacks that the update requires besides the arguments that the method declares.
       fewest: present tasks below which it falls back to their mean.
       checked: what it was compared with.
-      randomized: whether it draws; then permutation and masks hold in distribution.
+      randomized: whether it draws random numbers; permutation and masks then hold in distribution.
     """
 
     factory: Callable[..., Any]
@@ -58,5 +58,5 @@ class Row:
 
     @property
     def folder(self) -> str:
-        """What a method must see, which is what it costs: the folder that it is in; "wrappers" for a wrapper."""
+        """The folder it is in: what a method must see, which determines its cost; "wrappers" for a wrapper."""
         return self.factory.__module__.split(".")[-2]

@@ -1,4 +1,4 @@
-"""One step of a method: what it is given, which tasks count in it, what becomes of the state, and how it went."""
+"""One step of a method: its input, the tasks present, the next state, and the outcome."""
 
 import difflib
 from collections.abc import Callable, Iterable
@@ -29,7 +29,7 @@ class Info(NamedTuple):
     residual: Float[Array, ""]  # scale-free optimality residual of the solver, 0 for closed forms
     steps: Int[Array, ""]  # solver steps taken
     result: Int[Array, ""]  # a key of RESULTS
-    fallbacks: Int[Array, ""]  # updates so far in which another gradient stood in for the method's
+    fallbacks: Int[Array, ""]  # updates so far that used another gradient in place of the method's
     skipped: Int[Array, ""]  # updates so far that were zero because something was not finite
 
 
@@ -81,25 +81,25 @@ def infos(state: PyTree) -> list[Info]:
 
 
 def was_skipped(state: PyTree) -> Bool[Array, ""]:
-    """Return whether the last step was skipped as not finite by a method whose state this is, or one inside."""
+    """Return whether a method in this state skipped its last step because something was not finite."""
     skipped = [jnp.any(info.result == NONFINITE) for info in infos(state)]
     return jnp.stack(skipped).any() if skipped else jnp.asarray(False)
 
 
 def was_empty(state: PyTree) -> Bool[Array, ""]:
-    """Return whether the last step of a method moved nothing: it was skipped, or no task was present anywhere."""
+    """Return whether the last step changed nothing: it was skipped, or no task was present anywhere."""
     empty = [jnp.all(info.result == NO_TASKS) for info in infos(state)]
     return was_skipped(state) | jnp.stack(empty).all()
 
 
 def keep_infos(state: PyTree, other: PyTree) -> PyTree:
-    """Return a state with the infos of another."""
+    """Return `state` with the infos of `other`."""
     found = iter(infos(other))
     return _map_infos(lambda _: next(found), state)
 
 
 def mark_skipped(state: PyTree) -> PyTree:
-    """Return a state unchanged but for its infos, which count a step that was skipped as not finite."""
+    """Return a state unchanged except for its infos, which count a step skipped because it was not finite."""
 
     def skipped(info: Info) -> Info:
         return info._replace(result=jnp.full_like(info.result, NONFINITE), skipped=optax.safe_increment(info.skipped))
@@ -108,7 +108,7 @@ def mark_skipped(state: PyTree) -> PyTree:
 
 
 def mark_idle(state: PyTree, present: Bool[Array, " K"]) -> PyTree:
-    """Return a state unchanged but for its infos, which say that nothing had to be solved in this step."""
+    """Return a state unchanged except for its infos, which say that nothing had to be solved in this step."""
 
     def idle(info: Info) -> Info:
         result = jnp.where(jnp.any(present), SOLVED, NO_TASKS).astype(info.result.dtype)
@@ -122,7 +122,7 @@ def mark_idle(state: PyTree, present: Bool[Array, " K"]) -> PyTree:
 
 
 def mark_solved(state: PyTree, residual: Array, steps: Array, result: Array) -> PyTree:
-    """Return a state unchanged but for its infos, to which one more solve of the same step is added."""
+    """Return a state unchanged except for its infos, which include one more solve of the same step."""
 
     def solved(info: Info) -> Info:
         return info._replace(
@@ -139,20 +139,20 @@ def mark_solved(state: PyTree, residual: Array, steps: Array, result: Array) -> 
 
 
 class MethodState(NamedTuple):
-    """State of a method: its own, and how the last step went."""
+    """State of a method: its own state, and how the last step went."""
 
     method: PyTree  # what the method keeps
     info: Info
 
 
 class Argument(NamedTuple):
-    """What an update is given besides the gradients, as `update(..., name=value)`."""
+    """An argument of an update besides the gradients, passed as `update(..., name=value)`."""
 
     name: str
     axes: str = "K"  # "K": a number for every task; "K K": one for every pair
     positive: bool = False
-    stand_in: str | None = None  # what takes its place where it is missing; None: it must be given
-    missing: int = SOLVED  # the result code that says so
+    stand_in: str | None = None  # what replaces it if it is missing; None: it is required
+    missing: int = SOLVED  # the result code if it is missing
 
 
 TASK_MASK = Argument("task_mask")
@@ -161,14 +161,14 @@ POSITIVE_LOSSES = Argument("losses", positive=True)
 CROSS_GRAMIAN = Argument("cross_gramian", "K K", stand_in="gramian", missing=BIASED)
 
 UPDATE_ARGUMENTS = frozenset({"losses", "task_mask", "cross_gramian", "clean_grads", "grad_fn", "losses_fn"})
-"""What methods and wrappers here declare, which an optimizer behind them knows nothing of."""
+"""Arguments that methods and wrappers declare; an optimizer after them does not receive these."""
 
 _KNOWN = UPDATE_ARGUMENTS | {"value", "grad", "value_fn"}
-_CLOSE = 0.8  # of difflib: `task_masks`, `losess`, `loss`
+_CLOSE = 0.8  # difflib's cutoff: catches `task_masks`, `losess`, `loss`
 
 
 def refuse_misspelt(extra: dict[str, Any], arguments: Iterable[Argument]) -> None:
-    """Raise for an argument of the update that nobody declares but whose name is close to one that is declared."""
+    """Raise for an undeclared argument of the update whose name is close to a declared one."""
     known = {*_KNOWN, *(argument.name for argument in arguments)}
     for name in extra.keys() - known:
         short = {"mask": "task_mask", "masks": "task_mask"}
@@ -178,26 +178,26 @@ def refuse_misspelt(extra: dict[str, Any], arguments: Iterable[Argument]) -> Non
 
 
 class Step(NamedTuple):
-    """What a formula sees of a step: numbers are finite, and say nothing about absent tasks."""
+    """What a formula sees of a step: all numbers are finite, and those of absent tasks are neutral."""
 
     values: dict[str, Array]
     present: Bool[Array, " K"]
     finite: Bool[Array, ""]
-    result: int = SOLVED  # what missing arguments make of it
+    result: int = SOLVED  # or the code for a missing argument
 
     @property
     def num_present(self) -> Int[Array, ""]:
-        """How many tasks count."""
+        """The number of tasks present."""
         return jnp.sum(self.present)
 
     def also(self, finite: Bool[Array, ""]) -> "Step":
-        """Return the step in which something more must be finite: else no task counts."""
+        """Return the step with a further condition: unless `finite`, no task is present."""
         values = {name: jnp.where(finite, value, _neutral(value)) for name, value in self.values.items()}
         return Step(values, self.present & finite, self.finite & finite, self.result)
 
 
 def _neutral(value: Array) -> int:
-    return 1 if value.ndim == 1 else 0  # losses are divided by
+    return 1 if value.ndim == 1 else 0  # losses may be divisors
 
 
 def read_step(
@@ -210,13 +210,13 @@ def read_step(
     task_mask: PyTree = None,
     **extra: Any,
 ) -> Step:
-    """Check and make canonical what an update was given.
+    """Check the arguments of an update and make them canonical.
 
     Args:
-      arguments: what the method declares; of losses that it does not, only number and names are checked.
+      arguments: what the method declares; if it does not declare losses, only their number and names are checked.
       num_tasks: K.
-      name: the method's, for errors.
-      gramian: where it looks at it.
+      name: the method's name, for errors.
+      gramian: the Gramian, if the method looks at it.
       losses: K losses or None.
       task_mask: K flags or None.
       **extra: the other arguments of the update.
@@ -252,14 +252,14 @@ def _entries(argument: Argument, value: Any, num_tasks: int, names: Any) -> Arra
     return jax.lax.stop_gradient(entries.astype(accumulator_dtype()))
 
 
-Axes = Any  # a tree like a state, of the axes of its leaves along which there is an entry for every task
+Axes = Any  # a tree like a state, holding for each leaf the axes that have one entry per task
 
 
 def task_axes(shapes: Callable[[Any], PyTree] | None, num_tasks: int | None) -> Axes:
-    """Return along which axes a state has an entry for every task: those that one task more makes longer.
+    """Return the axes along which a state has one entry per task: those that are longer for K + 1 tasks.
 
     Args:
-      shapes: of the state for so many tasks; None for a method without state.
+      shapes: gives the shapes of the state for a number of tasks; None for a method without state.
       num_tasks: K, None for a method without per-task state.
     """
     if shapes is None:
@@ -284,19 +284,19 @@ def commit(
     sane: Bool[Array, ""] | bool = True,
     solved: Solution | None = None,
 ) -> tuple[MethodState, Bool[Array, ""]]:
-    """Return the next state, and whether the method's own answer counts: else the mean of the tasks present.
+    """Return the next state, and whether to use the method's result; if not, the mean of the tasks present is used.
 
-    Absent tasks keep their entries. Everything stays as it was, but for `info`, where the answer does not count, or
-    where something that was finite would not be any more.
+    Absent tasks keep their entries. If the result is not used, or a finite entry of the state would become NaN or inf,
+    everything except `info` stays as it was.
 
     Args:
       step: as the method saw it.
-      state: from before.
-      method_state: what the method would keep.
-      axes: of the state, by `task_axes`.
-      fewest: present tasks that the method needs.
-      sane: whether its answer is finite.
-      solved: how the solver fared, where there was one.
+      state: the previous state.
+      method_state: the method's proposed next state.
+      axes: per-task axes of the state, from `task_axes`.
+      fewest: tasks that must be present.
+      sane: whether the result is finite.
+      solved: the solver's Solution, if there was a solver.
     """
 
     def counted(leaf: Array, along: tuple[int, ...]) -> Bool[Array, "..."]:

@@ -1,4 +1,4 @@
-"""The task axis: named tasks, absent tasks, numbers of tasks."""
+"""The task axis: names, presence and number of tasks."""
 
 from abc import ABC, abstractmethod
 from typing import Any
@@ -22,7 +22,7 @@ class Jacobian(ABC):
 
     @abstractmethod
     def part(self, flags: list[bool]) -> "Jacobian":
-        """Return the Jacobian in some of the leaves, under their paths."""
+        """Return the Jacobian with respect to some of the leaves, a dict of them by path."""
 
     @abstractmethod
     def gramian(self) -> Array:
@@ -34,19 +34,19 @@ class Jacobian(ABC):
 
     @abstractmethod
     def gramians(self, groups: list[list[bool]]) -> tuple[Array, Array]:
-        """Return the Gramian in each group of leaves, and which tasks have an entry there that is not zero."""
+        """Return the Gramian of each group of leaves, and which tasks have a nonzero entry there."""
 
     @abstractmethod
     def pullbacks(self, weights: Array, groups: list[list[bool]]) -> PyTree:
-        """Return the weighted sum of the gradients with weights of its own for each group of leaves."""
+        """Return the weighted sum of the gradients, with separate weights for each group of leaves."""
 
     @abstractmethod
     def by_rows(self) -> "Jacobian":
-        """Return the same by blocks of rows: what is not finite in a row then stays in it."""
+        """Return the same Jacobian, computed by blocks of rows: a NaN or inf in a row then stays in that row."""
 
     @abstractmethod
     def finite_tasks(self) -> Array:
-        """Return for every task whether all of its gradient is finite."""
+        """Return for every task whether its whole gradient is finite."""
 
     @abstractmethod
     def pushforward(self, direction: PyTree) -> Array:
@@ -58,14 +58,14 @@ class Jacobian(ABC):
 
 
 def own_losses(jacobian: Jacobian, losses: PyTree) -> PyTree:
-    """Return the losses that a TaskJacobian brings along; others beside them raise."""
+    """Return the losses of a TaskJacobian; raise if other losses are given too."""
     if losses is None or losses is jacobian.losses:
         return jacobian.losses
     raise ValueError("`losses` must not be given beside a TaskJacobian, which has its own.")
 
 
 def accumulator_dtype() -> jnp.dtype:
-    """Return the dtype of Gramians, weights and losses: float32, float64 under x64."""
+    """Return the dtype of Gramians, weights and losses: float32, or float64 under x64."""
     return jnp.result_type(float)
 
 
@@ -91,8 +91,8 @@ def task_vector(name: str, values: PyTree, *, num_tasks: int | None = None, name
     Args:
       name: the argument's name, for errors.
       values: a (K,) array, a sequence of K scalars, or a pytree of K scalars under the tasks' names.
-      num_tasks: K, checked where it is known.
-      names: `task_names` of the losses, which `values` must share where there are losses.
+      num_tasks: K, checked if given.
+      names: `task_names` of the losses, which `values` must share if there are losses.
     """
     own = task_names(values)
     if names is not None and not _same(own, names):
@@ -117,7 +117,7 @@ def task_vector(name: str, values: PyTree, *, num_tasks: int | None = None, name
 
 
 def present_tasks(task_mask: PyTree, num_tasks: int, losses: PyTree = None) -> Bool[Array, " K"]:
-    """Return which tasks are present: `task_mask` as (K,) bool, all of them for None."""
+    """Return which tasks are present: `task_mask` as (K,) bool; all for None."""
     if task_mask is None:
         return jnp.ones((num_tasks,), bool)
     return task_flags("task_mask", task_mask, num_tasks=num_tasks, names=task_names(losses))
@@ -139,7 +139,7 @@ def unstack(values: Array, like: PyTree) -> PyTree:
       like: anything with the tasks' structure, usually the losses.
 
     Returns:
-      A pytree with the structure of `like`, whose leaves are the rows of `values`; an array `like` gives `values` back.
+      A pytree with the structure of `like`, whose leaves are the rows of `values`; if `like` is an array, `values`.
 
     Example:
       >>> import jax.numpy as jnp, mtlgrad_jax as mtl
@@ -161,6 +161,6 @@ def unstack(values: Array, like: PyTree) -> PyTree:
 
 
 def check_num_tasks(own: int | None, num_tasks: int) -> None:
-    """Raise unless a method made for `own` tasks sees that many."""
+    """Raise if a method made for `own` tasks gets another number of tasks."""
     if own is not None and own != num_tasks:
         raise ValueError(f"`num_tasks` must be the number of tasks, {num_tasks}, got num_tasks={own}.")

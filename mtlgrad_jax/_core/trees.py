@@ -1,4 +1,4 @@
-"""Cutting a tree into groups of leaves and putting it together again."""
+"""Splitting a tree into groups of leaves and merging them again."""
 
 from collections.abc import Callable, Hashable
 from typing import Any
@@ -13,11 +13,11 @@ from mtlgrad_jax._core.tasks import Jacobian
 
 Labels = Any | Callable[[Any], Hashable]
 
-_SHORT = 1 << 13  # entries of a leaf that shares its draw with others
+_SHORT = 1 << 13  # most entries of a leaf that is drawn together with others
 
 
 def label_leaves(labels: Labels, tree: PyTree, name: str) -> list[Any]:
-    """Return one label per leaf, from a tree of labels, of its upper part or a function of the leaf's path."""
+    """Return one label per leaf, from a tree of labels, its upper part, or a function of the leaf's path."""
     tree = tree.like if isinstance(tree, Jacobian) else tree
     bare = jax.tree_util.all_leaves([labels])
     if callable(labels) and bare:
@@ -43,9 +43,9 @@ def label_leaves(labels: Labels, tree: PyTree, name: str) -> list[Any]:
 
 
 def under(*names: str | int) -> Callable[[Any], bool]:
-    """Return a function that says of a leaf's path whether it begins with one of some names.
+    """Return a function that tells whether a leaf's path begins with one of the given names.
 
-    For arguments such as `is_shared` and `where`, whatever the container: keys of a dict, fields, attributes, indices.
+    For arguments such as `is_shared` and `where`. A name may be a dict key, a field, an attribute or an index.
 
     Args:
       *names: the first parts of the paths.
@@ -70,7 +70,7 @@ def under(*names: str | int) -> Callable[[Any], bool]:
 
 
 def flag_leaves(flags: Any, tree: PyTree, name: str) -> list[bool]:
-    """Return which leaves are flagged, by a tree of bool or a function of the leaf's path; some must be."""
+    """Return which leaves are flagged by a tree of bool or a function of the leaf's path; at least one must be."""
     found = label_leaves(flags, tree, name)
     if not all(isinstance(flag, (bool, np.bool_)) for flag in found):
         raise ValueError(f"`{name}` must say True or False for every leaf, got {found!r}.")
@@ -80,7 +80,7 @@ def flag_leaves(flags: Any, tree: PyTree, name: str) -> list[bool]:
 
 
 def cut(tree: PyTree, labels: list[Any], label: Any) -> Any:
-    """Return the leaves with one label, under their paths; of a TaskJacobian that in these leaves."""
+    """Return the leaves with one label as a dict by path; for a TaskJacobian, the one with respect to these leaves."""
     if isinstance(tree, Jacobian):
         return tree.part([own == label for own in labels])
     leaves = jax.tree_util.tree_leaves_with_path(tree)
@@ -88,14 +88,14 @@ def cut(tree: PyTree, labels: list[Any], label: Any) -> Any:
 
 
 def merge(tree: PyTree, *groups: dict[str, Any]) -> PyTree:
-    """Return a tree of the structure of `tree`, its leaves taken from the groups."""
+    """Return a tree with the structure of `tree` and the leaves of the groups."""
     tree = tree.like if isinstance(tree, Jacobian) else tree
     leaves = {path: leaf for group in groups for path, leaf in group.items()}
     return jax.tree_util.tree_map_with_path(lambda path, _: leaves[jax.tree_util.keystr(path)], tree)
 
 
 def unaliased(tree: PyTree, other: PyTree = None) -> PyTree:
-    """Return a tree that can be donated: no array in it is there twice, or in the other tree."""
+    """Return a tree that can be donated: no array occurs in it twice, or in the other tree too."""
     seen = {id(leaf) for leaf in jax.tree.leaves(other)}
 
     def own(leaf: Any) -> Any:
@@ -107,7 +107,7 @@ def unaliased(tree: PyTree, other: PyTree = None) -> PyTree:
 
 
 def draw_like(sample: Callable[[Array, tuple[int, ...]], Array], key: Array, leaves: list[Array]) -> list[Array]:
-    """Return `sample(key, shape)` for every leaf, drawn at once for all short ones: draws take long to compile."""
+    """Return `sample(key, shape)` for every leaf; short leaves share one draw, since draws are slow to compile."""
     short = [leaf.size <= _SHORT for leaf in leaves]
     ends = np.cumsum([leaf.size for leaf, shares in zip(leaves, short, strict=True) if shares])
     first, *others = jax.random.split(key, 1 + len(leaves) - sum(short))

@@ -1,4 +1,4 @@
-"""Arithmetic of K weights that methods share."""
+"""Arithmetic on K weights that methods share."""
 
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, PyTree
@@ -9,27 +9,27 @@ Present = Bool[Array, " K"]
 
 
 def uniform(present: Present) -> Float[Array, " K"]:
-    """Return 1/K over the K tasks present."""
+    """Return weights of 1/K for the K tasks present."""
     return present / jnp.maximum(jnp.sum(present), 1).astype(accumulator_dtype())
 
 
 def of_tasks(name: str, values: PyTree, present: Present, default: Float[Array, " K"] | float) -> Float[Array, " K"]:
-    """Return a per-task argument of a factory as an array, or a default for None; zero for absent tasks."""
+    """Return a per-task argument of a factory as an array, or the default for None; zero for absent tasks."""
     values = default if values is None else task_vector(name, values)
     return jnp.where(present, values, 0).astype(accumulator_dtype())
 
 
 def fit(weights: Float[Array, " K"], gramian: Float[Array, "K K"] | None, among: Present) -> Bool[Array, ""]:
-    """Return whether a weighted sum of the gradients of some tasks cannot overflow, whatever their angles."""
+    """Return whether a weighted sum of some tasks' gradients cannot overflow, whatever their angles."""
     lengths = 1 if gramian is None else jnp.sqrt(jnp.diagonal(gramian))
     longest = jnp.sum(jnp.where(among, jnp.abs(weights) * lengths, 0))
-    return jnp.isfinite(2 * longest)  # twice: rounding
+    return jnp.isfinite(2 * longest)  # factor 2: margin for rounding
 
 
 def ratios(values: Float[Array, " K"], by: Float[Array, " K"], among: Present) -> Float[Array, " K"]:
-    """Return values / by, all times one power of two that makes the largest among some tasks about 1.
+    """Return values / by, times the power of two that makes the largest among some tasks about 1.
 
-    So their relations are exact and finite, however far apart their scales.
+    This keeps the ratios exact and finite, however far apart the scales are.
     """
     (numerators, up), (denominators, down) = jnp.frexp(values), jnp.frexp(by)
     exponents = up - down
@@ -38,27 +38,27 @@ def ratios(values: Float[Array, " K"], by: Float[Array, " K"], among: Present) -
 
 
 def mean_of(values: Float[Array, " K"], among: Present) -> Float[Array, ""]:
-    """Return the mean over some tasks, 0 over none."""
+    """Return the mean over some tasks, or 0 if there are none."""
     return jnp.sum(jnp.where(among, values, 0)) / jnp.maximum(jnp.sum(among), 1)
 
 
 def over_mean(values: Float[Array, " K"], among: Present) -> Float[Array, " K"]:
-    """Return values over their mean over some tasks, so that there they add up to the number of those tasks."""
+    """Return values divided by their mean over some tasks, so that over these they sum to the number of tasks."""
     mean = mean_of(values, among)
     return values / jnp.where(mean != 0, mean, 1)
 
 
 def share(weights: Float[Array, " K"], present: Present, whole: int = 1) -> Float[Array, ""]:
-    """Return what absent tasks leave of a whole to those present, which thus keep their sum and no rounding adds up.
+    """Return the part of the total weight that absent tasks leave to those present, so that rounding does not add up.
 
-    Where that is nothing it is eps squared of it, which no sum shows, so that those present can have ratios to learn.
+    It is at least eps squared times the whole, too little to change a sum, so that the ratios can still be learned.
     """
     absent = jnp.sum(jnp.where(present, 0, weights))
     return jnp.maximum(whole - absent, whole * jnp.finfo(weights.dtype).eps ** 2)
 
 
 def on_simplex(weights: Float[Array, " K"], present: Present) -> Float[Array, " K"]:
-    """Return weights of sum one on the tasks present, in the ratios of those kept, or equal where those are zero."""
+    """Return weights that sum to 1 over the tasks present, in the given ratios, or equal if those are all zero."""
     kept = jnp.where(present, weights, 0)
     total = jnp.sum(kept)
     return jnp.where(total > 0, kept / jnp.where(total > 0, total, 1), uniform(present))

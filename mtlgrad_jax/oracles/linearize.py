@@ -1,6 +1,6 @@
 """The Jacobian of K losses as an operator: its products with vectors, never its K×P entries.
 
-With J the K×P Jacobian at hand only through its transpose (the vjp), J itself is the transpose of that
+The K×P Jacobian J is available only through its transpose, the vjp. J itself is the transpose of the vjp
 (`jax.linear_transpose`), so everything runs in reverse mode, and custom_vjp, remat, scan and aux work as usual.
 Column i of the Gramian is J (J^T e_i): two passes, one gradient in memory.
 """
@@ -38,9 +38,9 @@ Groups = list[list[bool]]  # for each group, which leaves are in it
 
 
 class TaskJacobian(Jacobian):
-    """The Jacobian of K losses in P parameters, by its products; whatever takes a stack takes one.
+    """The Jacobian of K losses in P parameters, as an operator; everything that takes a stack takes a TaskJacobian.
 
-    It is no pytree: make it inside the compiled step. It crosses no jit, scan or vmap boundary.
+    It is not a pytree and cannot cross a jit, scan or vmap boundary: make it inside the compiled step.
 
     Attributes:
       losses: what `losses_fn` returned.
@@ -56,18 +56,18 @@ class TaskJacobian(Jacobian):
         rest: Rest,
         block: int | None = None,
     ) -> None:
-        """Hold what `linearize` found."""
+        """Store the results of `linearize`."""
         self.losses, self.aux, self._vjp, self._rest, self._block = losses, aux, vjp, rest, block
         self.num_tasks = len(flatten_losses(losses))
 
     def pullback(self, weights: PyTree) -> PyTree:
         """Return J^T w, the gradient of the weighted sum of the losses; one backward pass, or K by blocks of rows.
 
-        Weights that are all zero give zero whatever the gradients hold: so methods skip a step that is not finite. In
-        one pass the weights are rounded to the losses' dtype.
+        If all weights are zero, so is the result, whatever the gradients hold: methods skip a step with a NaN or inf
+        this way. In a single pass the weights are rounded to the losses' dtype.
 
         Args:
-          weights: a (K,) array, as methods return it, or a pytree like the losses; of named losses never a list.
+          weights: a (K,) array, as methods return it, or a pytree like the losses; not a list if the losses are named.
         """
         names = None if jax.tree_util.all_leaves([weights]) else task_names(self.losses)
         vector = task_vector("weights", weights, num_tasks=self.num_tasks, names=names)
@@ -87,11 +87,11 @@ class TaskJacobian(Jacobian):
     def gramian(self) -> Float[Array, "K K"]:
         """Return the Gramian J J^T.
 
-        At the memory of one backward pass it is as exact as the model's own arithmetic. By blocks of rows it is exact
-        to float32 at the highest matmul precision.
+        With the memory of one backward pass it is as exact as the model's own arithmetic. By blocks of rows it is
+        accurate to float32 at the highest matmul precision.
 
         Raises:
-          ValueError: losses of 16 bits, or a backward pass that JAX cannot transpose, without `rows=`.
+          ValueError: 16-bit losses, or a backward pass that JAX cannot transpose, without `rows=`.
         """
         if self._block is not None:
             return self.gramians([[True] * len(self._rest.fixed)])[0][0]
@@ -121,7 +121,7 @@ class TaskJacobian(Jacobian):
         return jax.eval_shape(lambda: self._rest.fill([jnp.zeros(leaf.shape, leaf.dtype) for leaf in self._shapes()]))
 
     def part(self, flags: list[bool]) -> "TaskJacobian":
-        """Return the Jacobian in some of the leaves, a dict of them under their paths."""
+        """Return the Jacobian with respect to some of the leaves, a dict of them by path."""
         rest, positions = self._rest.part(flags)
 
         def vjp(cotangent: PyTree) -> tuple[list[Array]]:
@@ -131,9 +131,9 @@ class TaskJacobian(Jacobian):
         return TaskJacobian(self.losses, self.aux, vjp, rest, self._block)
 
     def gramians(self, groups: Groups) -> tuple[Float[Array, "groups K K"], Bool[Array, "groups K"]]:
-        """Return the Gramian in each group of leaves, and which tasks have an entry there that is not zero.
+        """Return the Gramian of each group of leaves, and which tasks have a nonzero entry there.
 
-        That is by blocks of rows, one row each without `rows`: from those on and above the diagonal.
+        Computed by blocks of rows, of one row each without `rows`, on and above the diagonal.
         """
         units, places = self._units(), self._places(groups)
         blocks, size = units.shape[:2]
@@ -159,15 +159,15 @@ class TaskJacobian(Jacobian):
         return matrices[:, :K, :K], used.swapaxes(0, 1).reshape(len(groups), padded)[:, :K]
 
     def pullbacks(self, weights: Float[Array, "groups K"], groups: Groups) -> PyTree:
-        """Return J^T w with weights of its own for each group of leaves, by blocks of rows."""
+        """Return J^T w, with separate weights for each group of leaves, by blocks of rows."""
         return self._rest.fill(self._sum_of_blocks(weights, groups))
 
     def by_rows(self) -> "TaskJacobian":
-        """Return the same by blocks of rows: what is not finite in a row then stays in it."""
+        """Return the same Jacobian, computed by blocks of rows: a NaN or inf in a row then stays in that row."""
         return TaskJacobian(self.losses, self.aux, self._vjp, self._rest, self._block or 1)
 
     def finite_tasks(self) -> Bool[Array, " K"]:
-        """Return for every task whether all of its gradient is finite, by blocks of rows."""
+        """Return for every task whether its whole gradient is finite, by blocks of rows."""
         finite = loop(lambda units: stacks.finite_tasks(self._rows(units)), (self._units(),))
         return finite.reshape(-1)[: self.num_tasks]
 
@@ -192,7 +192,7 @@ class TaskJacobian(Jacobian):
         return jax.eval_shape(self._pull, jax.ShapeDtypeStruct((self.num_tasks,), accumulator_dtype()))
 
     def _units(self) -> Array:
-        """Return the unit cotangents in blocks, the last filled up with zeros."""
+        """Return the unit cotangents in blocks, the last padded with zeros."""
         size = self._block or 1
         blocks, dtype = -(-self.num_tasks // size), flatten_losses(self.losses).dtype
         return jnp.eye(blocks * size, self.num_tasks, dtype=dtype).reshape(blocks, size, -1)
@@ -238,7 +238,7 @@ _OPAQUE = (
 
 
 def _fit(direction: PyTree, params: PyTree) -> PyTree:
-    """Return a direction in the parameters' dtypes; it must have their structure and shapes."""
+    """Cast a direction to the parameters' dtypes; it must have their structure and shapes."""
     structure: Any = jax.tree.structure(direction)
     wanted: Any = jax.tree.structure(params)
     if structure != wanted:
@@ -263,21 +263,21 @@ def linearize(
 ) -> TaskJacobian:
     """Run `losses_fn` forward once and return its Jacobian as an operator.
 
-    Its Gramian takes 2K passes, its weighted sum one, at the memory of a single backward pass. A backward pass of your
-    own (custom_vjp) must then be one that JAX can transpose: linear in its cotangent, no clipping and no kernel in it.
-    With `rows` so many gradients are held at a time instead, for Gramian, sum and pushforward alike, which is exact in
-    float32 for losses of 16 bits and for TPU's default precision, and needs no transpose.
+    The Gramian takes 2K passes and the weighted sum one, with the memory of a single backward pass. JAX must be able to
+    transpose a backward pass of your own (custom_vjp): it must be linear in its cotangent, without clipping or kernels.
+    `rows` instead holds that many gradients at a time, for Gramian, sum and pushforward. This needs no transpose, and
+    is accurate to float32 with 16-bit losses and with TPU's default precision.
 
-    Inside `jax.shard_map` average the losses over the devices that share the batch, `jax.lax.pmean(losses, axis)`; its
-    `check_vma` must be on.
+    Inside `jax.shard_map`, average the losses over the devices that share the batch, `jax.lax.pmean(losses, axis)`, and
+    leave `check_vma` on.
 
     Args:
-      losses_fn: returns a (K,) array or a pytree of K scalars; with `has_aux`, a pair of that and anything.
+      losses_fn: returns a (K,) array or a pytree of K scalars; with `has_aux`, a pair of losses and anything else.
       *args: its arguments.
-      argnums: which of them to differentiate in. Leaves that are not floating get zero gradients.
+      argnums: arguments to differentiate with respect to. Leaves that are not floating get zero gradients.
       has_aux: whether `losses_fn` returns (losses, aux).
-      rows: gradients held at a time, b: the Gramian then costs K + K(K/b - 1)/2 backward passes and the sum K, at the
-        memory of 2b gradients. None: one backward pass at a time, through the transpose.
+      rows: number b of gradients held at a time: the Gramian then costs K + K(K/b - 1)/2 backward passes and the sum K,
+        with the memory of 2b gradients. None: one backward pass at a time, through the transpose.
       **kwargs: its keyword arguments.
 
     Returns:

@@ -1,4 +1,4 @@
-"""Calling the user's loss function: what it returns is checked, what cannot be differentiated is set aside."""
+"""Calls the user's loss function, checks what it returns, and sets aside leaves that cannot be differentiated."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -13,7 +13,7 @@ Argnums = int | Sequence[int]
 
 
 def check_oracle(losses_fn: Any, argnums: Any, has_aux: Any) -> None:
-    """Raise a ValueError unless these are a function, positions of its arguments, and a flag."""
+    """Raise a ValueError unless these are a function, positions of its arguments and a bool."""
     check_function("losses_fn", losses_fn)
     check_flag("has_aux", has_aux)
     positions = argnums if isinstance(argnums, (list, tuple)) else [argnums]
@@ -28,13 +28,13 @@ class Rest(NamedTuple):
     fixed: tuple[tuple[tuple[int, ...], str] | None, ...]  # shape and dtype of a leaf that is not floating, else None
 
     def fill(self, gradients: list[Array], leading: tuple[int, ...] = ()) -> PyTree:
-        """Return the user's tree with gradients for leaves, zeros where a leaf is not floating."""
+        """Return the user's tree with gradients as leaves, and zeros for leaves that are not floating."""
         remaining = iter(gradients)
         leaves = [next(remaining) if leaf is None else jnp.zeros((*leading, *leaf[0]), leaf[1]) for leaf in self.fixed]
         return self.treedef.unflatten(leaves)
 
     def part(self, flags: list[bool]) -> tuple["Rest", list[int]]:
-        """Return the same for a dict of some leaves under their paths, and which floating leaves these are."""
+        """Return the Rest of a dict of some leaves by path, and the indices of its floating leaves."""
         numbered = jax.tree_util.tree_leaves_with_path(self.treedef.unflatten(range(len(self.fixed))))
         chosen = {jax.tree_util.keystr(path): i for (path, i), flag in zip(numbered, flags, strict=True) if flag}
         order, floating = jax.tree.leaves(chosen), [i for i, leaf in enumerate(self.fixed) if leaf is None]
@@ -50,7 +50,7 @@ class Rest(NamedTuple):
 def bind(
     losses_fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], argnums: Argnums, has_aux: bool
 ) -> tuple[Callable[[list[Array]], tuple[PyTree, Any]], list[Array], Rest]:
-    """Return losses_fn as a function of its floating leaves, those leaves, and the rest."""
+    """Return `losses_fn` as a function of the floating leaves, these leaves, and the rest."""
     single = isinstance(argnums, int)
     positions = [argnums] if isinstance(argnums, int) else list(argnums)
     if any(not -len(args) <= i < len(args) for i in positions):
@@ -114,7 +114,7 @@ def _check_differentiable(args: PyTree) -> None:
 
 
 def check_losses(losses: PyTree, has_aux: bool) -> None:
-    """Raise a ValueError unless these are K losses."""
+    """Raise a ValueError unless `losses` holds K losses."""
     leaves = jax.tree_util.tree_leaves_with_path(losses)
     hint = "" if has_aux else " If it returns (losses, aux), pass has_aux=True."
     wanted = "`losses_fn` must return a (K,) array or a pytree of K scalars"
@@ -133,7 +133,7 @@ def check_losses(losses: PyTree, has_aux: bool) -> None:
 
 
 def check_averaged(losses: PyTree, params: list[Array]) -> None:
-    """Raise a ValueError inside shard_map for losses that differ between devices where the parameters do not."""
+    """Raise a ValueError inside shard_map if the losses differ between devices but the parameters do not."""
     axes = sorted(_varying(losses) - _varying(params))
     if axes:
         given = repr(axes[0]) if len(axes) == 1 else repr(tuple(axes))
@@ -144,7 +144,7 @@ def check_averaged(losses: PyTree, params: list[Array]) -> None:
 
 
 def check_tracked(name: str) -> None:
-    """Raise a ValueError inside shard_map where JAX does not know what varies over the mesh."""
+    """Raise a ValueError inside shard_map if JAX does not track what varies over the mesh."""
     axes = jax.sharding.get_abstract_mesh().manual_axes
     if axes and not _varying(jax.lax.axis_index(axes[0])):
         raise ValueError(
@@ -154,12 +154,12 @@ def check_tracked(name: str) -> None:
 
 
 def _varying(tree: PyTree) -> frozenset[str]:
-    """Return over which axes of a mesh some leaf varies, as far as JAX keeps track of it inside shard_map."""
+    """Return the mesh axes over which some leaf varies, as far as JAX tracks them inside shard_map."""
     return frozenset().union(*(jax.typeof(leaf).manual_axis_type.varying for leaf in jax.tree.leaves(tree)))
 
 
 def at_leaf(path: Sequence[Any]) -> str:
-    """Return where an error message finds a leaf: nothing for a bare array."""
+    """Return the location of a leaf for an error message; empty for a bare array."""
     return f" at {leaf_name(path)}" if path else ""
 
 
@@ -170,7 +170,7 @@ def flatten_losses(losses: PyTree) -> Array:
 
 
 def loss_of(losses: PyTree, task: Any) -> Array:
-    """Return one task's loss; of a pytree and for a task that is known at trace time, without the others in sight."""
+    """Return one task's loss; for a pytree and a task known at trace time, independent of the other losses."""
     leaves = jax.tree.leaves(losses)
     known = len(leaves) > 1 and not isinstance(task, jax.Array)
     return leaves[int(task)] if known else flatten_losses(losses)[task]

@@ -1,4 +1,4 @@
-"""Sharpness-aware oracles: how each task perturbs the parameters, and its gradient at the parameters so perturbed."""
+"""Sharpness-aware oracles: each task's perturbation of the parameters, and its gradient at the perturbed parameters."""
 
 from collections.abc import Callable
 from typing import Any
@@ -24,20 +24,20 @@ def sam_perturbation(
     is_shared: Labels | None = None,
     adaptive: bool = False,
 ) -> PyTree:
-    r"""Return by how much each task perturbs the parameters to see its worst loss nearby, to first order.
+    r"""Return each task's perturbation of the parameters towards its worst loss nearby, to first order.
 
     .. math:: e_i = \rho \, g_i / \|g_i\|, \qquad \text{adaptive: } e_i = \rho \, p^2 g_i / \| \, |p| \, g_i \|
 
-    elementwise, with :math:`p` the parameters. A gradient of zero perturbs nothing. Foret et al., ICLR 2021, arXiv
+    elementwise, with :math:`p` the parameters. A zero gradient perturbs nothing. Foret et al., ICLR 2021, arXiv
     2010.01412; adaptive: Kwon et al., ICML 2021, arXiv 2102.11600, without its eta, as in the official code of FS-MTL.
 
     Args:
       task_grads: stack of K gradients.
-      params: the parameters; of another dtype than float32 or float64 they round most of a perturbation away.
+      params: the parameters, in float32 or float64; in 16 bits, rounding removes most of a perturbation.
       rho_shared: radius >= 0 in the shared parameters.
-      rho_private: radius in a task's own, as `rho_shared` where it is None.
+      rho_private: radius in a task's own parameters; None for the value of `rho_shared`.
       is_shared: a pytree of bool with the structure of params, or a function of a leaf's path. None: one norm and one
-        radius over all that a task uses, its head included.
+        radius over all parameters that a task uses, including its head.
       adaptive: whether the radius is measured in units of the parameters.
 
     Returns:
@@ -63,14 +63,14 @@ def sam_perturbation(
 
 
 def check_radii(rho_shared: Any, rho_private: Any) -> None:
-    """Raise a ValueError unless both radii are >= 0, the second perhaps None."""
+    """Raise a ValueError unless both radii are >= 0; the second may be None."""
     check_number("rho_shared", rho_shared, at_least=0)
     if rho_private is not None:
         check_number("rho_private", rho_private, at_least=0)
 
 
 def _scaled(task_grads: PyTree, params: PyTree, rho: Number, adaptive: bool) -> PyTree:
-    """Return the gradients, or p (p g), scaled to norm rho, that of (p g) where adaptive."""
+    """Return g scaled to norm rho, or if adaptive p (p g) scaled so that (p g) has norm rho."""
     direction = task_grads
     if adaptive:
         direction = jax.tree.map(lambda g, p: g * jnp.abs(p).astype(g.dtype), task_grads, params)
@@ -91,20 +91,20 @@ def perturbed_task_grad(
 ) -> Callable[..., PyTree]:
     """Return a function that gives each task's gradient at its own perturbation of the parameters.
 
-    K forward and backward passes, each of one task alone where they are unrolled. What `losses_fn` returns beside the
-    losses, as BatchNorm statistics, is dropped: those of the clean pass are to be kept. Give it the same batch and
-    dropout key as the clean pass.
+    This takes K forward and backward passes; when unrolled, each computes one task only. Anything `losses_fn` returns
+    besides the losses, such as BatchNorm statistics, is dropped: keep those of the clean pass. Use the same batch and
+    dropout key as in the clean pass.
 
     Args:
-      losses_fn: called as `losses_fn(params, *args, **kwargs)`; returns a (K,) array or a pytree of K scalars, with
-        `has_aux` a pair of that and anything.
+      losses_fn: called as `losses_fn(params, *args, **kwargs)`; returns a (K,) array or a pytree of K scalars; with
+        `has_aux`, a pair of losses and anything else.
       has_aux: whether `losses_fn` returns (losses, aux).
       strategy: "unrolled": one pass after the other. "vmap": all at once, each with all tasks' heads. An int: that
-        many at once. "auto": "unrolled" up to 8 tasks, "vmap" above.
+        many at once. "auto": "unrolled" for up to 8 tasks, "vmap" for more.
 
     Returns:
-      `f(params, perturbations, *args, **kwargs) -> task_grads`: row i is the gradient of loss i at params plus row i of
-      the perturbations, a stack.
+      `f(params, perturbations, *args, **kwargs) -> task_grads`, where `perturbations` is a stack: row i is the gradient
+      of loss i at params plus row i of the perturbations.
 
     Example:
       >>> import jax.numpy as jnp, mtlgrad_jax as mtl
@@ -144,10 +144,10 @@ def sam_value_and_grad(
     has_aux: bool = False,
     strategy: Strategy = "auto",
 ) -> Callable[..., tuple[Any, PyTree, PyTree]]:
-    """Return a function that gives the K losses, their gradients, and those at each task's worst point nearby.
+    """Return a function that gives the K losses, their gradients, and the gradients at each task's worst point nearby.
 
-    `task_value_and_grad`, `sam_perturbation` and `perturbed_task_grad` in one call, on one batch and with one dropout
-    key: the losses and what comes with them (`aux`) are those of the clean pass.
+    Combines `task_value_and_grad`, `sam_perturbation` and `perturbed_task_grad` on one batch and one dropout key. The
+    losses and `aux` are those of the clean pass.
 
     Args:
       losses_fn: called as `losses_fn(params, *args, **kwargs)`, as in `task_value_and_grad`.
@@ -176,7 +176,7 @@ def sam_value_and_grad(
 
     def value_and_grad(params: PyTree, *args: Any, **kwargs: Any) -> tuple[Any, PyTree, PyTree]:
         values, clean = clean_fn(params, *args, **kwargs)
-        clean = jax.lax.optimization_barrier(clean)  # seen through, its rows would be kept beside it to the end
+        clean = jax.lax.optimization_barrier(clean)  # or XLA would keep its rows in memory beside the stack
         perturbations = sam_perturbation(clean, params, rho_shared, rho_private, is_shared=is_shared, adaptive=adaptive)
         return values, clean, perturbed_fn(params, perturbations, *args, **kwargs)
 

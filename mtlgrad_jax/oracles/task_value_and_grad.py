@@ -13,8 +13,8 @@ from mtlgrad_jax.oracles.losses import Argnums, bind, check_averaged, check_orac
 
 Strategy = Literal["auto", "vmap", "unrolled"] | int
 
-# Up to this many backward passes are written out one after the other, which XLA:CPU runs faster than a vmap or a loop
-# where there are convolutions (up to 2 and 20 times), and about as fast elsewhere.
+# Up to this many backward passes are written out one after the other. With convolutions, XLA:CPU runs these up to 2
+# times faster than a vmap and up to 20 times faster than a loop; elsewhere, about as fast.
 UNROLLED_TASKS = 8
 
 
@@ -24,14 +24,14 @@ def task_value_and_grad(
     """Return a function that gives the K losses and their K gradients: `jax.value_and_grad` for many losses.
 
     Args:
-      losses_fn: returns a (K,) array or a pytree of K scalars, best a dict under the tasks' names; with `has_aux`, a
-        pair of that and anything.
-      argnums: which positional arguments to differentiate in. Leaves that are not floating get zero gradients.
+      losses_fn: returns a (K,) array or a pytree of K scalars, preferably a dict keyed by task name; with `has_aux`, a
+        pair of losses and anything else.
+      argnums: positional arguments to differentiate with respect to. Leaves that are not floating get zero gradients.
       has_aux: whether `losses_fn` returns (losses, aux).
       strategy: how the K backward passes run. "vmap": all at once. An int: that many at once, in a loop; 1 never uses
-        vmap. "unrolled": one after the other; for a pytree of losses every entry is differentiated alone, so a NaN in
-        one task's loss stays out of the other tasks' gradients (eagerly this runs the forward pass K times, under jit
-        once). "auto": "unrolled" up to 8 tasks, "vmap" above.
+        vmap. "unrolled": one after the other; in a pytree of losses every entry is differentiated separately, so a NaN
+        in one task's loss does not reach the other tasks' gradients (this runs the forward pass once under jit, but K
+        times without). "auto": "unrolled" for up to 8 tasks, "vmap" for more.
 
     Returns:
       `f(*args, **kwargs) -> (losses, grads)`, or `((losses, aux), grads)`; the leaves of grads have shape
@@ -68,7 +68,7 @@ def task_value_and_grad(
 
 
 def check_strategy(strategy: Strategy) -> None:
-    """Raise a ValueError unless `strategy` is one that `task_value_and_grad` knows."""
+    """Raise a ValueError unless `strategy` is one of those of `task_value_and_grad`."""
     if isinstance(strategy, str):
         check_choice("strategy", strategy, ("auto", "vmap", "unrolled"))
     else:
@@ -91,14 +91,14 @@ def like_losses(row: Array, losses: PyTree) -> PyTree:
 
 
 def each_task(row: Callable[..., Any], stacked: PyTree, strategy: Strategy) -> Any:
-    """Return the stacked results of a function of every task's part of `stacked`, a tuple of its arguments."""
+    """Apply a function to every task's part of `stacked`, a tuple of its arguments, and stack the results."""
     if is_unrolled(strategy, len(jax.tree.leaves(stacked)[0])):
         return loop(row, stacked, unrolled=True)
     return loop(row, stacked, strategy) if isinstance(strategy, int) else jax.vmap(row)(*stacked)
 
 
 def is_unrolled(strategy: Strategy, num_tasks: int) -> bool:
-    """Return whether the passes of the tasks are written out one after the other."""
+    """Return whether the tasks' passes are written out one after the other."""
     return strategy == "unrolled" or (strategy == "auto" and num_tasks <= UNROLLED_TASKS)
 
 
@@ -110,7 +110,7 @@ def pull_rows(pull: Callable[[Array], list[Array]], losses: Array, strategy: Str
 def _entry_by_entry(
     function: Callable[[list[Array]], tuple[PyTree, Any]], floating: list[Array], num_tasks: int
 ) -> tuple[PyTree, Any, list[Array]]:
-    """Differentiate each loss without the others in sight, so that none can spoil it."""
+    """Differentiate each loss on its own, so that a NaN in another cannot affect it."""
 
     def entry(i: int) -> Callable[[list[Array]], tuple[Array, tuple[PyTree, Any]]]:
         def value(leaves: list[Array]) -> tuple[Array, tuple[PyTree, Any]]:

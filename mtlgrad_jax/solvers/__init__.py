@@ -1,8 +1,8 @@
-"""K×K numerics, on device, one module a problem; a solver that iterates returns a `Solution`.
+"""K×K numerics on the device, one module per problem; an iterative solver returns a `Solution`.
 
 | module | problem | used by |
 |---|---|---|
-| `_interior_point` | quadratic programs with bounds | the next, `_capped_min_norm` |
+| `_interior_point` | quadratic programs with bounds | `_nonnegative_qp`, `_capped_min_norm` |
 | `_nonnegative_qp` | min x^T Q x / 2 - q^T x over x >= 0 | most of the following |
 | `_min_norm` | the min-norm point of a convex hull | mgda |
 | `_capped_min_norm` | the same with bounded weights | capped_mgda |
@@ -15,7 +15,7 @@
 | `_eigen` | eigen-decompositions with relative cut-offs | aligned_mtl, imtl_g, conflict_free |
 | `_simplex` | the Euclidean projection on the simplex | modo, sdmgrad |
 
-All take Gramians that are positive semidefinite up to rounding, of any rank, with rows of any scale.
+All accept Gramians that are positive semidefinite up to rounding, of any rank and with rows of any scale.
 """
 
 from mtlgrad_jax.solvers._alpha_fair import alpha_fair as alpha_fair

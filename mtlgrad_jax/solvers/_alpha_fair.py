@@ -1,10 +1,10 @@
 r"""The alpha-fair equation M w = w^(-1/alpha), w > 0 (FairGrad; Nash-MTL for alpha = 1).
 
-It is the stationarity of the strictly convex  w^T M w / 2 - sum_i w_i^(1-1/alpha) / (1-1/alpha).  With w = v / n, n the
-row norms, it reads  C v = p v^(-1/alpha)  for the cosines C and p = n^(1/alpha-1): the tasks' scales are out of the
-matrix. Newton's method says what the other tasks will contribute to each row; each v_i then moves, in log v, to where
-its own scalar equation holds with that, so that weights orders of magnitude off come right in one step. The line search
-asks the derivative along the path, which rounding does not blur, not the value.
+It is the stationarity condition of the strictly convex  w^T M w / 2 - sum_i w_i^(1-1/alpha) / (1-1/alpha).  In terms of
+w = v / n, n the row norms, it is  C v = p v^(-1/alpha)  with the cosines C and p = n^(1/alpha-1): the matrix no longer
+holds the tasks' scales. Newton's method predicts the contribution of the other tasks to each row; each v_i then solves
+its own scalar equation, in log v, with that contribution. Weights wrong by orders of magnitude are thus corrected in
+one step. The line search uses the derivative along the path, which suffers less from rounding than the value.
 
 At a Pareto-stationary point the equation has no solution; the shift of the diagonal by (K + SHIFT) eps then bounds w,
 and G^T w is as small as the shift allows.
@@ -23,21 +23,21 @@ from mtlgrad_jax.solvers._solution import Solution, inverse_sqrt, shift, solutio
 _MAX_STEPS = 200
 _SMALLEST_STEP = 1e-3
 _SCALAR_STEPS = 4  # Newton steps on the scalar equations
-_NEAR = 64  # eps, below which the residual may be rounding, which no line search lowers
-_SMALL = 0.1  # change of the logs that Newton's method squares from one step to the next, or it is rounding
-_PATIENCE = 4  # steps that do not halve the residual before it is taken for rounding
+_NEAR = 64  # in eps: a smaller residual may be rounding, which no line search reduces
+_SMALL = 0.1  # largest change of the logs at which Newton's method converges quadratically, down to rounding
+_PATIENCE = 4  # steps that do not halve the residual before it counts as rounding
 
 
 @partial(jax.jit, static_argnames="max_steps")
 def alpha_fair(
     gramian: Float[Array, "K K"], alpha: Float[Array, ""] | float, *, max_steps: int = _MAX_STEPS
 ) -> Solution:
-    """Return the solution of M w = w^(-1/alpha) on the rows that are not zero, and zero on those that are.
+    """Return the solution of M w = w^(-1/alpha) on the nonzero rows, and zero on the zero rows.
 
     Args:
       gramian: inner products of the rows.
-      alpha: fairness, > 0. Weights below the smallest float, as large alpha asks for, come out as zero.
-      max_steps: most factorisations.
+      alpha: fairness, > 0. Weights below the smallest float, as for large alpha, come out as zero.
+      max_steps: maximum number of factorisations.
     """
     dtype, K = gramian.dtype, gramian.shape[0]
     eps = jnp.finfo(dtype).eps
@@ -46,7 +46,7 @@ def alpha_fair(
     rows = inverse > 0
     smallest = jnp.min(jnp.where(rows, inverse, jnp.inf))
     smallest = jnp.where(jnp.isfinite(smallest), smallest, 1)
-    log_size = jnp.where(rows, -jnp.log(jnp.where(rows, inverse / smallest, 1)), 0)  # of the rows, 0 for the largest
+    log_size = jnp.where(rows, -jnp.log(jnp.where(rows, inverse / smallest, 1)), 0)  # row norms, 0 for the largest
     diagonal = 1 + shift(gramian)
     off = gramian * inverse[:, None] * inverse[None, :] * (1 - jnp.eye(K, dtype=dtype))
     log_p = (beta - 1) * log_size
@@ -58,9 +58,9 @@ def alpha_fair(
         return jnp.max(jnp.abs(left - right) / (jnp.abs(off) @ v + v + right))
 
     def solve_rows(x: Array, v: Array, others: Array) -> tuple[Array, Array]:
-        """Return the x and v with `diagonal v + others = right`: Newton on the difference of the sides' logs.
+        """Return the x and v with `diagonal v + others = right`, by Newton on the difference of the sides' logs.
 
-        Both over the v so far: of nearly opposite rows, whose large v must cancel, x has too few digits.
+        Both are divided by the current v: for nearly opposite rows, whose large v must cancel, x is too imprecise.
         """
         base = jnp.maximum(v, eps * jnp.max(v))
         log_base, others = jnp.log(base), others / base

@@ -1,6 +1,6 @@
-r"""The min-norm point of the hull of K gradients in which no weight exceeds a cap (capped MGDA).
+r"""The min-norm point of the hull of K gradients with no weight above a cap (capped MGDA).
 
-Bounds on both sides make active sets long to find; an interior-point method does not mind them.
+With bounds on both sides, active sets take long to find; an interior-point method has no such problem.
 """
 
 from functools import partial
@@ -27,9 +27,9 @@ def capped_min_norm(
 
     Args:
       gramian: inner products of the rows, zero for rows that are not present.
-      cap: most weight of a row; the mean where K caps do not add up to more than 1.
-      present: rows outside take no part.
-      max_steps: most factorisations.
+      cap: largest weight of a row; if K caps sum to at most 1, the result is the mean.
+      present: rows that take part.
+      max_steps: maximum number of factorisations.
     """
     M, eps = normalized(gramian), jnp.finfo(gramian.dtype).eps
     count = jnp.maximum(jnp.sum(present), 1)
@@ -38,7 +38,7 @@ def capped_min_norm(
     none = (cap * count <= 1 + 4 * eps) | (size == 0)  # no choice, or no difference
 
     def judge(w: Array) -> tuple[Array, Array]:
-        """Return how far w^T M w / 2 can be above the optimum: the best point puts its caps on the least products."""
+        """Return how far w^T M w / 2 can be above the optimum; the bound puts the caps on the smallest products."""
         slope = M @ w
         rank = jnp.argsort(jnp.argsort(jnp.where(present, slope, jnp.inf)))
         gap = slope @ (w - jnp.where(present, jnp.clip(1 - rank * cap, 0, cap), 0))

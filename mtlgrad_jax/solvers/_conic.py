@@ -1,11 +1,11 @@
-r"""The direction in a cone around the mean gradient that serves the worst-off task best (ConicGrad).
+r"""The direction in a cone around the mean gradient that improves the worst-off task most (ConicGrad).
 
     max_u min_i <g_i, u>   subject to   ||u|| <= 1,  <g_0, u> >= c ||g_0|| ||u||,      g_0 the mean gradient
 
-With a multiplier m >= 0 of the cone the optimal u is that of max_u min_i <g_i + m g_0, u> over the ball: the direction
-of the min-norm point of the gradients moved towards g_0 by m g_0. Its cosine with g_0 grows with m, so the cone asks
-for one number: m = 0 where MGDA's direction lies inside, else the m at which the cosine is c. As long as the same tasks
-carry weight, the min-norm point is linear in m, and the root on the line between two of them is that of a quadratic.
+With a multiplier m >= 0 for the cone, the optimal u is that of max_u min_i <g_i + m g_0, u> over the ball: the
+direction of the min-norm point of the gradients shifted by m g_0. Its cosine with g_0 grows with m, so a single number
+is left: m = 0 if MGDA's direction lies inside the cone, else the m at which the cosine is c. As long as the same tasks
+have nonzero weight, the min-norm point is linear in m, and the root between two such points is that of a quadratic.
 """
 
 from functools import partial
@@ -25,39 +25,39 @@ _MAX_STEPS = 100
 def conic_direction(
     gramian: Float[Array, "K K"], c: Float[Array, ""], present: Bool[Array, " K"], *, max_steps: int = _MAX_STEPS
 ) -> Solution:
-    """Return w such that G^T w is the optimal direction, as long as g_0; where none serves all, g_0.
+    """Return w such that G^T w is the optimal direction with the norm of g_0; if none descends all tasks, g_0.
 
     Args:
       gramian: inner products of the rows, zero for rows that are not present.
       c: cosine of the cone's half-angle, in [0, 1).
-      present: rows that take part, in the mean too.
-      max_steps: most min-norm points computed.
+      present: rows that take part, also in the mean.
+      max_steps: maximum number of min-norm points computed.
     """
     M = normalized(gramian)
     mean = present / jnp.maximum(jnp.sum(present), 1).astype(M.dtype)
     n, least = jnp.sqrt(jnp.maximum(jnp.diagonal(M), 0)), jnp.sqrt(smallest_row(M, present))
 
     def rounding(k: Array) -> Array:
-        """Return of which size rounding in M k is, over the rows' norms."""
+        """Return the size of rounding errors in M k, relative to the rows' norms."""
         return shift(M) * (n @ k) / len(M)
 
     products = M @ mean  # with g_0
     square = mean @ products
-    square = jnp.where(square > rounding(mean) * (n @ mean), square, 0)  # or g_0 cancels, and has no direction
+    square = jnp.where(square > rounding(mean) * (n @ mean), square, 0)  # if g_0 cancels, it has no direction
     length = jnp.sqrt(square)
 
     def point(multiplier: Array) -> tuple[Array, Solution]:
-        """Return the coefficients of the min-norm point of the moved gradients."""
+        """Return the coefficients of the min-norm point of the shifted gradients."""
         moved = M + multiplier * (products[:, None] + products[None, :]) + multiplier**2 * square
         solved = min_norm(moved, present)
         return solved.value + multiplier * mean, solved
 
     def excess(k: Array) -> Array:
-        """Return how much nearer to g_0 than the cone asks the direction is, zero for no direction."""
+        """Return how far inside the cone the direction is, negative outside and zero for no direction."""
         return k @ products - c * length * jnp.sqrt(jnp.maximum(k @ M @ k, 0))
 
     def crossing(low: Array, high: Array) -> Array:
-        """Return the share of `high` in the mixture of two points of the cone's two sides that lies on the cone."""
+        """Return the share of `high` in the mixture of a point outside and one inside that lies on the cone."""
         step = high - low
         a, b = low @ products, step @ products
         scale = (c * length) ** 2
@@ -72,17 +72,17 @@ def conic_direction(
     def body(carry: tuple) -> tuple:
         low, low_point, high, high_point, steps, _, solved = carry
         share = crossing(low_point, high_point)
-        # Of the same order, the halves are those of the logarithm.
+        # Bisect in the logarithm.
         middle = jnp.where(low > 0, jnp.sqrt(low) * jnp.sqrt(high), high / 64)
         multiplier = jnp.where(steps % 3 == 2, middle, low + share * (high - low))
         found, solved = point(multiplier)
         over = excess(found)
-        # A root that rounds to `low`, which has been looked at, is as close.
+        # A root that rounds to `low`, which is already known, is close enough.
         close = (jnp.abs(over) <= accuracy * jnp.maximum(found @ products, 0)) | (multiplier <= low)
         inside = (over >= 0) | close
         low, low_point = jnp.where(inside, low, multiplier), jnp.where(inside, low_point, found)
         high, high_point = jnp.where(inside, multiplier, high), jnp.where(inside, found, high_point)
-        # sqrt(k M k) - m c ||g_0|| bounds the value: no direction serves all.
+        # sqrt(k M k) - m c ||g_0|| bounds the value from above: here no direction descends all tasks.
         size = jnp.sqrt(jnp.maximum(found @ M @ found, 0))
         bound = size * (size - multiplier * c * length)
         none = bound <= rounding(found) * least
@@ -91,7 +91,7 @@ def conic_direction(
 
     accuracy = 4 * jnp.finfo(M.dtype).eps
     nearest, solved = point(jnp.zeros((), M.dtype))
-    far = (1 + c) / (1 - c) * inverse_sqrt(square[None])[0]  # beyond it all is inside: rows are at most one long
+    far = (1 + c) / (1 - c) * inverse_sqrt(square[None])[0]  # always inside beyond this: row norms are at most 1
     trivial = (excess(nearest) >= 0) | (length == 0) | jnp.any(present & (jnp.diagonal(M) <= 0))
     start = (jnp.zeros((), M.dtype), nearest, far, nearest + far * mean, jnp.asarray(1), trivial, solved)
     end = lax.while_loop(lambda carry: ~carry[-2] & (carry[-3] < max_steps), body, start)

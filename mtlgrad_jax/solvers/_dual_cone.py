@@ -5,12 +5,12 @@ With v = u + x this is the non-negative program Q = M, q = -M u, whose optimalit
 
     C max(z, 0) + rho min(z, 0) = q,        x = max(z, 0),  slack = -rho min(z, 0),       for any rho > 0,
 
-C being M scaled to unit diagonal. Douglas-Rachford splitting steps along (C + rho I)^-1 times its residual: one inverse
-serves every right-hand side, and an iteration for all of them is a single product of K×K matrices. Some twenty find
-which tasks conflict and solve all but the ill-conditioned problems. Where many are left over because the gradients
-cancel, G^T v = 0 for some v > 0, the dual cone is their orthogonal complement, each projection zero, and v corrects
-all of them. What is left then goes, one by one, to the exchanges of `_nonnegative_qp`, started from there. The
-workspace is some ten K×K matrices.
+where C is M scaled to unit diagonal. Douglas-Rachford splitting steps along (C + rho I)^-1 times the residual: one
+inverse serves all right-hand sides, and one iteration for all of them is a single product of K×K matrices. About twenty
+iterations find which tasks conflict and solve all but ill-conditioned problems. If many problems remain because the
+gradients cancel, G^T v = 0 for some v > 0, then the dual cone is their orthogonal complement, each projection is zero,
+and v corrects all of them. The rest are solved one by one by the exchanges of `_nonnegative_qp`, starting from the
+current point. The workspace is about ten K×K matrices.
 """
 
 from functools import partial
@@ -26,16 +26,16 @@ from mtlgrad_jax.solvers._interior_point import interior_point
 from mtlgrad_jax.solvers._nonnegative_qp import MAX_STEPS, nonnegative_qp
 from mtlgrad_jax.solvers._solution import Solution, inverse_sqrt, shift, solution
 
-_SWEEP = 8  # iterations from one look at the residual to the next
-_RELAXATION = 1.8  # of at most 2
+_SWEEP = 8  # iterations between checks of the residual
+_RELAXATION = 1.8  # must be below 2
 _RHO = 0.5
-_BALANCING = 5  # sweeps in which rho follows the residuals; after them it is lowered, to where flat problems move
-_LOWERING = 3  # sweeps from one lowering to the next
+_BALANCING = 5  # sweeps in which rho balances the residuals; then rho is lowered, so that flat problems move
+_LOWERING = 3  # sweeps between two reductions of rho
 _LOWEST = 0.01
-_MANY = 8  # columns left over, for which an interior point is worth its factorisations
-_CANCELLED = 0.01  # largest entry of Cv over the least of v, from where a least-squares correction leaves v positive
-_SOFT = 1e-3  # shift of that correction: smaller ones carry more rounding into the null space
-_ENOUGH = 5  # times the residual aimed at is not worth the exchanges
+_MANY = 8  # remaining columns from which an interior-point solve is worth its factorisations
+_CANCELLED = 0.01  # largest max |Cv| / min v for which a least-squares correction leaves v positive
+_SOFT = 1e-3  # shift of that correction; a smaller one carries more rounding into the null space
+_ENOUGH = 5  # times the target residual: up to this, the exchanges are not worth it
 
 
 @partial(jax.jit, static_argnames="max_steps")
@@ -47,7 +47,7 @@ def project_rows(
     Args:
       gramian: inner products of the rows.
       preference: non-negative weights of the rows before projection.
-      max_steps: most sweeps of the splitting, and most factorisations for a right-hand side that it leaves over.
+      max_steps: maximum number of sweeps of the splitting, and of factorisations for each remaining right-hand side.
     """
     solved = _raise(gramian, jnp.diag(preference), max_steps)
     return solved._replace(value=solved.value.sum(axis=1))
@@ -61,7 +61,7 @@ def project_weights(
 
     Args:
       gramian: inner products of the rows.
-      weights: of the sum before projection, of any sign.
+      weights: weights of the sum before projection, of any sign.
       max_steps: as in `project_rows`.
     """
     solved = _raise(gramian, weights[:, None], max_steps)
@@ -69,7 +69,7 @@ def project_weights(
 
 
 def _raise(M: Float[Array, "K K"], U: Float[Array, "K R"], max_steps: int) -> Solution:
-    """Return the weights of the projections of every column of U, (K, R); the other fields are the worst of all."""
+    """Return the (K, R) weights of the projection of every column of U; the other fields are the worst over columns."""
     inverse = inverse_sqrt(jnp.diagonal(M))[:, None]
     C = M * inverse * inverse.T
     q = -C @ (U * jnp.where(inverse > 0, 1 / jnp.where(inverse > 0, inverse, 1), 0))
@@ -86,13 +86,13 @@ def _raise(M: Float[Array, "K K"], U: Float[Array, "K R"], max_steps: int) -> So
 
 
 class _Splitting(NamedTuple):
-    """State of the splitting, a column a right-hand side."""
+    """State of the splitting, one column per right-hand side."""
 
     z: Float[Array, "K R"]
     rho: Float[Array, ""]
     inverse: Float[Array, "K K"]  # rho (C + rho I)^-1
-    offset: Float[Array, "K R"]  # makes the step exact at the last look, whatever rounding the inverse has
-    best: Float[Array, "K R"]  # solution so far, a column each from the sweep of its least residual
+    offset: Float[Array, "K R"]  # makes the step exact at the last check, whatever the rounding error of the inverse
+    best: Float[Array, "K R"]  # for each column, the solution with the least residual so far
     residual: Float[Array, " R"]
     sweeps: Int[Array, ""]
     left: Bool[Array, " R"]
@@ -110,7 +110,7 @@ def _residual(C: Array, q: Array, y: Array) -> tuple[Array, Array]:
 
 def _split(C: Array, q: Array, max_steps: int) -> _Splitting:
     K, dtype, accuracy = len(C), C.dtype, _accuracy(C)
-    most = min(4 + q.shape[1] // 3, max_steps)  # sweeps; each rho costs an inverse, which few columns do not pay for
+    most = min(4 + q.shape[1] // 3, max_steps)  # sweeps; each rho costs an inverse, not worth it for few columns
 
     def inverse_at(rho: Array) -> Array:
         factor = jnp.linalg.cholesky(C + (shift(C) + rho) * jnp.eye(K, dtype=dtype))
@@ -127,7 +127,7 @@ def _split(C: Array, q: Array, max_steps: int) -> _Splitting:
         better = residual < s.residual
         best, residual = jnp.where(better, y, s.best), jnp.where(better, residual, s.residual)
         left = residual > accuracy * jnp.where(s.sweeps < _BALANCING, 1, _ENOUGH)
-        # Residual balancing (Boyd et al. 2011, §3.4.1), then smaller and smaller.
+        # Residual balancing (Boyd et al. 2011, §3.4.1), then smaller and smaller values of rho.
         primal = jnp.max(jnp.abs(z - before)) / _RELAXATION
         dual = s.rho * jnp.max(jnp.abs(y - jnp.maximum(before, 0)))
         ratio = jnp.sqrt(primal / jnp.where(dual > 0, dual, 1))
@@ -158,11 +158,11 @@ def _split(C: Array, q: Array, max_steps: int) -> _Splitting:
 
 
 def _cancel(C: Array, q: Array, split: _Splitting, max_steps: int) -> _Splitting:
-    """Solve the columns that are left, C y = q, where C v = 0 for a v > 0: enough of v makes up for any y < 0."""
+    """Solve the remaining columns, C y = q, if C v = 0 for some v > 0: adding enough of v makes y positive."""
     allowed = jnp.diagonal(C) > 0
 
     def judge(v: Array) -> tuple[Array, Array]:
-        """Return how far from cancelled the least of v is; it is no use where v is a direction without conflict."""
+        """Return max |Cv| / min v, and whether to stop: it is small, or v is a direction without conflict."""
         slack, least = C @ v, jnp.min(jnp.where(allowed, v, jnp.inf))
         residual = jnp.max(jnp.abs(slack)) / least
         return residual, (residual <= _CANCELLED) | jnp.all((slack > 0) | ~allowed)
@@ -191,7 +191,7 @@ def _cancel(C: Array, q: Array, split: _Splitting, max_steps: int) -> _Splitting
 
 
 def _finish(C: Array, q: Array, split: _Splitting, max_steps: int) -> tuple[Array, Array, Array, Array]:
-    """Solve the columns that are left from where they are, one after the other: each takes another time."""
+    """Solve the remaining columns one by one from the current point, since their step counts differ."""
 
     def body(carry: tuple) -> tuple:
         y, residual, left, steps, failed = carry
@@ -211,10 +211,10 @@ def _finish(C: Array, q: Array, split: _Splitting, max_steps: int) -> tuple[Arra
 def _of_two(
     C: Float[Array, "K K"], inverse: Float[Array, " K"], u: Float[Array, " K"], q: Float[Array, " K"]
 ) -> Float[Array, " K"]:
-    """Project u^T G: one of at most two rows makes up for the conflict, or the projection is zero."""
+    """Project u^T G for at most two rows: adding one of them removes the conflict, or the projection is zero."""
     if len(u) == 1:
         return jnp.maximum(u, 0)
-    alone = jnp.diag(jnp.maximum(q, 0))  # a candidate a row
+    alone = jnp.diag(jnp.maximum(q, 0))  # one candidate per row
     worst = jnp.min(alone @ C - q[None], axis=1)
     none = jnp.where(jnp.all(u <= 0), 0, -jnp.inf)
     return jnp.where(none > jnp.max(worst), 0, u + alone[jnp.argmax(worst)] * inverse)

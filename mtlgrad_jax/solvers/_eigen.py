@@ -1,7 +1,7 @@
 """Eigen-decompositions with relative cut-offs.
 
-A float32 Gramian is wrong by about K eps of its largest eigenvalue: components below (K + SHIFT) eps of it are noise,
-and are left out. Nothing is sliced by rank; shapes are static.
+A float32 Gramian has an error of about K eps times its largest eigenvalue: components below (K + SHIFT) eps times that
+are noise and are dropped. Nothing is sliced by rank; shapes are static.
 """
 
 import jax.numpy as jnp
@@ -16,12 +16,12 @@ def significant_eigh(
     """Return eigenvalues in units of the largest diagonal entry, eigenvectors, and which are above the cut-off."""
     values, vectors = jnp.linalg.eigh(normalized(matrix))
     largest = jnp.max(values)
-    count = jnp.sum(jnp.diagonal(matrix) > 0)  # absent tasks must not move the cut-off
+    count = jnp.sum(jnp.diagonal(matrix) > 0)  # absent tasks must not affect the cut-off
     return values, vectors, (values > (count + SHIFT) * jnp.finfo(matrix.dtype).eps * largest) & (largest > 0)
 
 
 def cosines(gramian: Float[Array, "K K"]) -> tuple[Float[Array, "K K"], Float[Array, " K"]]:
-    """Return the cosines between the rows and the inverse row norms; both are zero for zero rows."""
+    """Return the cosines between the rows, and the inverse row norms; both are zero for zero rows."""
     inverse = inverse_sqrt(jnp.diagonal(gramian))
     return gramian * inverse[:, None] * inverse[None, :], inverse
 
@@ -29,9 +29,9 @@ def cosines(gramian: Float[Array, "K K"]) -> tuple[Float[Array, "K K"], Float[Ar
 def direction_of_products(
     cosines: Float[Array, "K K"], products: Float[Array, " K"]
 ) -> tuple[Float[Array, " K"], Float[Array, " K"]]:
-    """Return b = C^+ p and C b: the direction sum_i b_i u_i whose products with the unit rows u_i are, nearly, p.
+    """Return b = C^+ p and C b: the direction sum_i b_i u_i whose products with the unit rows u_i are nearly p.
 
-    Zero where there is no such direction, p being zero on the range of C to rounding.
+    Zero if there is no such direction, that is if p vanishes on the range of C up to rounding.
     """
     values, vectors, kept = significant_eigh(cosines)
     b = vectors @ jnp.where(kept, (vectors.T @ products) / jnp.where(kept, values, 1), 0)

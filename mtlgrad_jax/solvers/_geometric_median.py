@@ -1,10 +1,11 @@
 r"""The geometric median min_x sum_i ||g_i - x|| of K gradients, as weights: x = sum_i w_i g_i on the simplex.
 
-The origin is moved to the row with the least sum, steps are judged by the change of each distance, not of their sum,
-and rows 1/eps away are moved nearer, which turns the pull on the median by eps: outliers cost no digits. A row is the
-median if the unit vectors from it to the others add up to no more than its multiplicity. Otherwise one step of Vardi &
-Zhang (2000) from the best row leads below all rows, where the objective is smooth, and each further step is the better
-of Weiszfeld's, which always descends, and Newton's, in K dimensions by the Woodbury identity.
+Outliers cost no accuracy: the origin is moved to the row with the least sum of distances, steps are judged by the
+change of each distance, not of their sum, and rows 1/eps away are moved closer, which turns their pull on the median by
+eps. A row is the median if the sum of the unit vectors to the other rows is no longer than its multiplicity. Otherwise
+one step of Vardi & Zhang (2000) from the best row gets below the objective at all rows, where it is smooth. Each
+further step is the better of Weiszfeld's, which always descends, and Newton's, in K dimensions by the Woodbury
+identity.
 """
 
 from functools import partial
@@ -17,7 +18,7 @@ from jaxtyping import Array, Bool, Float
 from mtlgrad_jax.solvers._solution import Solution, inverse_sqrt, shift, solution
 
 _MAX_STEPS = 200
-_EQUAL = 4  # eps, below which the squared distance of two rows is rounding
+_EQUAL = 4  # in eps: a squared distance of two rows below this is rounding
 
 
 @partial(jax.jit, static_argnames="max_steps")
@@ -28,11 +29,11 @@ def geometric_median(
 
     Args:
       gramian: inner products of the rows, zero for rows that are not present.
-      present: rows outside take no part.
-      max_steps: most steps.
+      present: rows that take part.
+      max_steps: maximum number of steps.
 
     Returns:
-      Weights on the simplex. Where the median is not unique (rows on a line), any one of them.
+      Weights on the simplex. If the median is not unique (rows on a line), those of any median.
     """
     dtype, count = gramian.dtype, jnp.maximum(jnp.sum(present), 1)
     eps = jnp.finfo(dtype).eps
@@ -46,10 +47,10 @@ def geometric_median(
     squares = jnp.where(pairs & (squares > _EQUAL * eps * (n[:, None] + n[None, :])), squares, 0)
     row = jnp.argmin(jnp.where(present, jnp.sqrt(squares).sum(axis=0), jnp.inf))
     copies = jnp.sum(pairs[row] & (squares[row] == 0))
-    N = jnp.where(pairs, M - M[row][:, None] - M[row][None, :] + M[row, row], 0)  # of the rows seen from the best one
+    N = jnp.where(pairs, M - M[row][:, None] - M[row][None, :] + M[row, row], 0)  # of the rows relative to the best one
     inverse = inverse_sqrt(squares[row])
     force = jnp.sqrt(jnp.maximum(inverse @ N @ inverse, 0))
-    hidden = _EQUAL * eps * (inverse @ (jnp.sqrt(n) + jnp.sqrt(n[row]))) ** 2  # of force^2, by rounding of M
+    hidden = _EQUAL * eps * (inverse @ (jnp.sqrt(n) + jnp.sqrt(n[row]))) ** 2  # rounding error of force^2, due to M
     at_row = copies**2 >= force**2 - hidden
     kept = jnp.minimum(copies / jnp.where(force > 0, force, 1), 1)
     beyond = (1 - kept) * inverse / jnp.where(at_row, 1, inverse.sum())
@@ -83,7 +84,7 @@ def geometric_median(
         return w, r, jnp.sqrt(jnp.maximum(pull @ N @ pull, 0))
 
     def change(new: tuple, old: tuple) -> tuple[Array, Array]:
-        """Return by how much the sum of the distances changes between two points, and the rounding in that."""
+        """Return the change of the sum of distances between two points, and its rounding error."""
         dw, middle, total = new[0] - old[0], new[0] + old[0], new[1] + old[1]
         inverse = jnp.where(present & (total > 0), 1 / jnp.where(total > 0, total, 1), 0)
         products, sizes = N @ dw, jnp.abs(N) @ jnp.abs(dw)
@@ -100,7 +101,7 @@ def geometric_median(
 
     start = (judge(below), jnp.asarray(0), at_row)
     (w, r, _), steps, done = lax.while_loop(lambda carry: ~carry[-1] & (carry[-2] < max_steps), body, start)
-    # At the median the unit vectors to the rows elsewhere add up to no more than the number of rows at it.
+    # At the median, the sum of the unit vectors to the other rows is no longer than the number of rows at the median.
     far = present & (r**2 > _EQUAL * eps * (n + n[row]))
     units = jnp.where(far, 1 / jnp.where(far, r, 1), 0)
     pull = units - w * jnp.sum(units)

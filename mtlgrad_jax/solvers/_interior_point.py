@@ -2,10 +2,11 @@ r"""A primal-dual interior-point method for quadratic programs with bounds and a
 
     min_x  x^T C x / 2 - q^T x   subject to   x >= 0,  x <= cap,  sum x = 1          (the last two where a cap is given)
 
-Mehrotra's predictor-corrector (1992). With the room r left to every bound, x itself and cap - x, and the bounds'
-multipliers z, a Newton step on the optimality conditions is one factorisation of C + diag(sum z/r), whose scaling to
-unit diagonal keeps variables apart by orders of magnitude equally exact. It is taken twice: to see how far the products
-r z can fall, then towards that with a second-order correction. Ten to forty steps, however C is conditioned.
+Mehrotra's predictor-corrector (1992). With the distance r to every bound (x itself and cap - x) and the bounds'
+multipliers z, a Newton step on the optimality conditions takes one factorisation of C + diag(sum z/r). Scaling it to
+unit diagonal keeps variables that differ by orders of magnitude equally accurate. Each iteration takes two such steps:
+one to see how far the products r z can fall, one towards that with a second-order correction. It takes ten to forty
+iterations, however ill-conditioned C is.
 """
 
 from collections.abc import Callable
@@ -18,19 +19,19 @@ from jaxtyping import Array, Bool, Float, Int
 
 from mtlgrad_jax.solvers._solution import inverse_sqrt, shift
 
-_TO_THE_WALL = 0.995  # share of the way to the nearest bound
-_PATIENCE = 10  # steps that do not lower the products by a tenth before they are taken for rounding
+_TO_THE_WALL = 0.995  # fraction of the way to the nearest bound
+_PATIENCE = 10  # steps that do not lower the products by a tenth before they count as rounding
 
 
 class _Point(NamedTuple):
-    """A point inside, with a row of room and multipliers for each kind of bound; one for variables not allowed."""
+    """An interior point, with a row of room and of multipliers per kind of bound; all 1 for variables not allowed."""
 
     x: Float[Array, " K"]
     room: Float[Array, "bounds K"]
     multiplier: Float[Array, "bounds K"]
-    best: Float[Array, " K"]  # of the least residual so far
+    best: Float[Array, " K"]  # x with the least residual so far
     residual: Float[Array, ""]
-    products: Float[Array, ""]  # the sum of all r z, at the least so far
+    products: Float[Array, ""]  # the least sum of all r z so far
     stalled: Int[Array, ""]
     steps: Int[Array, ""]
     done: Bool[Array, ""]
@@ -51,18 +52,18 @@ def interior_point(
     Args:
       C: symmetric, positive semidefinite up to rounding, zero outside the allowed variables.
       q: linear term, zero outside the allowed variables.
-      allowed: variables outside are held at zero.
-      start: a point inside.
-      judge: of an x, its residual and whether that is good enough.
-      max_steps: most factorisations.
-      cap: upper bound of every variable; the variables then add up to 1.
+      allowed: the other variables are held at zero.
+      start: an interior point.
+      judge: returns the residual of an x, and whether it is good enough.
+      max_steps: maximum number of factorisations.
+      cap: upper bound of every variable; the variables then sum to 1.
     """
     on, eps = allowed.astype(C.dtype), jnp.finfo(C.dtype).eps
-    side = jnp.asarray([[1]] if cap is None else [[1], [-1]], C.dtype)  # which way each kind of bound pushes
+    side = jnp.asarray([[1]] if cap is None else [[1], [-1]], C.dtype)  # direction in which each kind of bound pushes
     count = len(side) * jnp.maximum(jnp.sum(allowed), 1)
 
     def reach(values: Array, steps: Array) -> Array:
-        """Return how far values may go along their steps before one is zero, at most 1."""
+        """Return how far values may move along their steps, at most 1, before one becomes zero."""
         walls = jnp.where(steps < 0, values / jnp.where(steps < 0, -steps, 1), jnp.inf)
         return jnp.minimum(_TO_THE_WALL * jnp.min(walls), 1)
 
@@ -78,14 +79,14 @@ def interior_point(
         along = None if cap is None else solve(on)
 
         def newton(products: Array) -> tuple[Array, Array]:
-            """Return steps of x and of the multipliers after which, to first order, r z is as given."""
+            """Return steps of x and of the multipliers after which, to first order, r z equals `products`."""
             dx = solve(descent + jnp.sum(side * products / p.room, axis=0))
             if along is not None:
                 dx += (1 - on @ p.x - jnp.sum(dx)) / jnp.sum(along) * along
             return dx, on[None] * ((products - p.multiplier * side * dx[None]) / p.room - p.multiplier)
 
         def left(dx: Array, dz: Array) -> tuple[Array, Array, Array]:
-            """Return how far room and multipliers may go, and what their products then add up to."""
+            """Return how far room and multipliers may move, and the sum of their products afterwards."""
             far, dual_far = reach(p.room, side * dx[None]), reach(p.multiplier, dz)
             return far, dual_far, jnp.sum(on[None] * (p.room + far * side * dx[None]) * (p.multiplier + dual_far * dz))
 

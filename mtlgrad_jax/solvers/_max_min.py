@@ -1,18 +1,18 @@
-r"""The direction near a reference that serves the worst-off task best (CAGrad).
+r"""The direction near a reference that improves the worst-off task most (CAGrad).
 
     max_d min_i <g_i, d>   subject to   ||d - g_0|| <= C,      g_0 the mean gradient
 
-Call the value tau. The nearest d that reaches a given tau is d = g_0 + sum_i t_i g_i, where t >= 0 solves
-min t^T M t / 2 + (b - tau 1)^T t with b = M 1 / K. What is left is one number: the tau at which ||G^T t|| = C. As
-tau = rho - s 1^T t with a multiple s 11^T added to M, the program is bounded for every rho, and t is well conditioned
-where gradients are nearly opposite. Either way t is piecewise linear and ||G^T t|| grows with rho. On one piece the
-root is that of a quadratic: a Newton method on rho, kept inside a bracket, ends after a few pieces.
+Let tau be the value. The nearest d that reaches a given tau is d = g_0 + sum_i t_i g_i, where t >= 0 solves
+min t^T M t / 2 + (b - tau 1)^T t with b = M 1 / K. This leaves a single unknown: the tau at which ||G^T t|| = C. With
+tau = rho - s 1^T t and s 11^T added to M, the program is bounded for every rho, and t is well conditioned even for
+nearly opposite gradients. Either way t is piecewise linear, and ||G^T t|| grows with rho. On each piece the root is
+that of a quadratic: a Newton method on rho, kept inside a bracket, ends after a few pieces.
 
-Nearly opposite gradients need a large t for a short d - g_0, and t^T M t then cancels. So C is measured by
-t^T M t + blur (sum_i t_i ||g_i||)^2 with the blur that rounding of M may cause: the true d stays in the ball. Where the
-gradients are Pareto stationary that is all that grows, and tau = 0 is the optimum: the answer is the d nearest g_0 that
-reaches it. The answer is the best of the points found, and it is judged by the duality gap: every w on the simplex
-bounds tau by b^T w + C ||G^T w||, and the optimum's own t is a multiple of the best w.
+Nearly opposite gradients need a large t for a short d - g_0, and t^T M t then suffers from cancellation. So the squared
+length is taken as t^T M t + blur (sum_i t_i ||g_i||)^2, where blur bounds the rounding of M: the true d stays in the
+ball. For Pareto-stationary gradients only the blur term grows, and tau = 0 is the optimum: the answer is the d nearest
+g_0 that reaches it. The answer is the best of the points found, judged by the duality gap: every w on the simplex
+bounds tau by b^T w + C ||G^T w||, and the t of the optimum is a multiple of the best w.
 """
 
 from functools import partial
@@ -28,9 +28,9 @@ from mtlgrad_jax.solvers._nonnegative_qp import MAX_STEPS, masked, nonnegative_q
 from mtlgrad_jax.solvers._solution import Solution, inverse_sqrt, normalized, shift, smallest_row, solution
 
 _MAX_PIECES = 40
-_GROWTH = 16  # how much further rho may reach in one step
-_BLUR = 2  # eps of (sum_i t_i ||g_i||)^2, by which rounding may change ||G^T t||^2
-_ENOUGH = 128  # eps of the duality gap
+_GROWTH = 16  # limit on the growth of rho in one step
+_BLUR = 2  # in eps of (sum_i t_i ||g_i||)^2: how much rounding may change ||G^T t||^2
+_ENOUGH = 128  # in eps: a duality gap that counts as solved
 
 
 @partial(jax.jit, static_argnames="max_steps")
@@ -46,8 +46,8 @@ def max_min_direction(
     Args:
       gramian: inner products of the rows, zero for rows that are not present.
       radius: C / ||g_0||.
-      present: rows that take part, in the mean too.
-      max_steps: most factorisations in each of the quadratic programs.
+      present: rows that take part, also in the mean.
+      max_steps: maximum number of factorisations in each of the quadratic programs.
     """
     M, count = normalized(gramian), jnp.maximum(jnp.sum(present), 1)
     n = jnp.sqrt(jnp.maximum(jnp.diagonal(M), 0))
@@ -63,37 +63,37 @@ def max_min_direction(
 
 
 class _Program(NamedTuple):
-    """The problem, its Gramian over the largest squared norm."""
+    """The problem, with its Gramian divided by the largest squared norm."""
 
     M: Float[Array, "K K"]
-    N: Float[Array, "K K"]  # M and the blur
+    N: Float[Array, "K K"]  # M plus the blur
     b: Float[Array, " K"]  # <g_i, g_0>
     n: Float[Array, " K"]  # ||g_i||
     C: Float[Array, ""]
     present: Bool[Array, " K"]
 
     def norm(self, t: Array) -> Array:
-        """Return ||G^T t||, or more than that by as much as rounding may hide."""
+        """Return ||G^T t|| including the blur, an upper bound."""
         return jnp.sqrt(jnp.maximum(t @ self.N @ t, 0))
 
     def value(self, t: Array, rounding: float = 0) -> Array:
-        """Return tau, the inner product of the worst-off task, at least; `rounding` is relative."""
+        """Return a lower bound on tau, the inner product of the worst-off task; `rounding` is relative."""
         products = self.b + self.M @ t - rounding * (jnp.abs(self.M) @ t)
         return jnp.min(jnp.where(self.present, products, jnp.inf))
 
     def inside(self, t: Array) -> Array:
-        """Return a multiple of t in the ball; half of the blur is left to rounding here."""
+        """Return a multiple of t in the ball; half of the blur is a margin for rounding here."""
         half = _BLUR / 2 * jnp.finfo(t.dtype).eps
         norm = jnp.sqrt(jnp.maximum(t @ self.N @ t - half * (self.n @ t) ** 2, 0))
         return t * jnp.where(norm > self.C, self.C / jnp.where(norm > 0, norm, 1), 1)
 
     def better(self, t: Array, other: Array, rounding: float = 0) -> Array:
-        """Return the point in the ball that serves the worst-off task better, the other one if that may be rounding."""
+        """Return the point in the ball that improves the worst-off task more, or `other` if that may be rounding."""
         t, other = self.inside(t), self.inside(other)
         return jnp.where(self.value(t, rounding) > self.value(other), t, other)
 
     def answer(self, t: Array, nearest: Array, steps: Int[Array, ""]) -> Solution:
-        """Return t, or where it serves the worst-off task no better the nearest point, with the duality gap."""
+        """Return t, or the nearest point if t does not improve the worst-off task more, with the duality gap."""
         eps = float(jnp.finfo(self.M.dtype).eps)
         best = self.better(t, nearest, 4 * eps)
         total = jnp.sum(t)
@@ -111,14 +111,14 @@ class _Search(NamedTuple):
     """State of the search for rho."""
 
     low: Array  # ||G^T t|| <= C here
-    high: Array  # and > C here
+    high: Array  # ||G^T t|| > C here
     ends: tuple[Array, Array]  # ||G^T t|| at low and high
     inner: Array  # t at low
-    rho: Array  # where to look next
-    t: Array  # of the last look
+    rho: Array  # next value to try
+    t: Array  # t at the last value tried
     ahead: Array  # t of length C, if it lies on the same piece
     steps: Array
-    pieces: Array  # looks taken
+    pieces: Array  # values tried
     done: Array
 
 
@@ -140,13 +140,13 @@ def _search(program: _Program, max_steps: int) -> Solution:
         return h, jnp.maximum(t + h * q, 0)
 
     def choose(s: _Search, newton: Array) -> Array:
-        """Return where to look next: Newton's point inside the bracket, else the secant's or the middle."""
+        """Return the next rho: Newton's point if inside the bracket, else the secant's or the middle."""
         bounded = jnp.isfinite(s.high)
         secant = s.low + (s.high - s.low) * (C - s.ends[0]) / jnp.where(bounded, s.ends[1] - s.ends[0], 1)
         middle = jnp.where(s.low > 0, jnp.sqrt(s.low) * jnp.sqrt(s.high), (s.low + s.high) / 2)
         other = jnp.where((s.pieces % 2 == 1) & (secant > s.low) & (secant < s.high), secant, middle)
         other = jnp.where(bounded, other, s.rho + _GROWTH * (s.rho - lowest))
-        # Short of C with no bound above, a step within rounding is no progress.
+        # Below C and without an upper bound, a step as small as rounding is no progress.
         inside = (newton > s.low + jnp.where(bounded, 0, 16 * eps * jnp.abs(s.low))) & (newton < s.high)
         return jnp.where(inside, jnp.where(bounded, newton, jnp.minimum(newton, other)), other)
 
@@ -200,19 +200,19 @@ def _search(program: _Program, max_steps: int) -> Solution:
 
 
 def _masked_solve(Q: Array, rows: Array, rhs: Array) -> Array:
-    """Solve Q x = rhs on some rows, shifted and scaled like the quadratic program's own systems."""
+    """Solve Q x = rhs on some rows, shifted and scaled like the systems of the quadratic program."""
     d = jnp.where(rows, inverse_sqrt(jnp.diagonal(Q)), 0)
     factor = jnp.linalg.cholesky(masked(Q, rows) * d[:, None] * d[None, :] + jnp.diag(jnp.where(rows, shift(Q), 1)))
     return d * jsl.cho_solve((factor, True), d * rhs)
 
 
 def _pair(program: _Program) -> Array:
-    """Two rows: d is a multiple of the perpendicular from 0 to their line, or g_0 moved along one of them."""
+    """Solve for two rows: d is a multiple of the perpendicular from 0 to their line, or g_0 moved along one of them."""
     (M, _, _, n, C, present), half = program, jnp.full(2, 0.5, program.M.dtype)
-    square = M[0, 0] + M[1, 1] - 2 * M[0, 1]  # of their distance
+    square = M[0, 0] + M[1, 1] - 2 * M[0, 1]  # squared distance of the rows
     across = jnp.stack([M[1, 1] - M[0, 1], M[0, 0] - M[0, 1]])
     foot = jnp.where(square > 0, across / jnp.where(square > 0, square, 1), half)
-    length, along = program.norm(foot), (foot[0] - foot[1]) ** 2 * square / 4  # g_0 lies on the line, too
+    length, along = program.norm(foot), (foot[0] - foot[1]) ** 2 * square / 4  # g_0 lies on the line too
     multiple = 1 + jnp.sqrt(jnp.maximum(C**2 - along, 0)) / jnp.where(length > 0, length, 1)
     both = jnp.maximum(multiple * foot - half, 0) * present
     alone = jnp.diag(C * inverse_sqrt(n**2) * present)
@@ -220,6 +220,6 @@ def _pair(program: _Program) -> Array:
 
 
 def _nearest_of_two(program: _Program) -> Array:
-    """Two rows: what makes up for the conflict of g_0 with one of them; with both it has none."""
+    """Solve for two rows: remove the conflict of g_0 with one of them; it cannot conflict with both."""
     inverse = inverse_sqrt(program.n**2)
     return jnp.maximum(-program.b, 0) * inverse * inverse

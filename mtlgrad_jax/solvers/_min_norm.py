@@ -1,7 +1,7 @@
 r"""The min-norm point of the convex hull of K gradients: min_w w^T M w over the simplex (MGDA).
 
-As a non-negative program: for any s > 0 the minimiser of x^T (M + s 11^T) x / 2 - s 1^T x over x >= 0 is a positive
-multiple of the simplex minimiser. With s the smallest squared row norm, which bounds the optimum from above, the
+Solved as a non-negative program: for any s > 0, the minimiser of x^T (M + s 11^T) x / 2 - s 1^T x over x >= 0 is a
+positive multiple of the simplex minimiser. With s the smallest squared row norm, an upper bound of the optimum, the
 multiple lies between 1/2 and 1.
 """
 
@@ -23,11 +23,11 @@ def min_norm(
 
     Args:
       gramian: inner products of the rows.
-      present: rows outside take no part.
-      max_steps: most factorisations.
+      present: rows that take part.
+      max_steps: maximum number of factorisations.
 
     Returns:
-      Weights on the simplex. Where the minimiser is not unique, any one of them.
+      Weights on the simplex. If the minimiser is not unique, any minimiser.
     """
     K = gramian.shape[0]
     present = jnp.ones((K,), bool) if present is None else present
@@ -40,14 +40,14 @@ def min_norm(
     solved, _ = nonnegative_qp(M + offset, jnp.full((K,), offset), present, max_steps)
     total = jnp.sum(solved.value)
     value = solved.value / jnp.where(total > 0, total, 1)
-    zero = present & (jnp.diagonal(M) <= 0)  # such a row is the point, and nothing may be added to it
+    zero = present & (jnp.diagonal(M) <= 0)  # such a row is itself the min-norm point
     return solved._replace(value=jnp.where(jnp.any(zero), jnp.arange(K) == jnp.argmax(zero), value))
 
 
 def _pair(M: Float[Array, "2 2"], present: Bool[Array, "2"]) -> Float[Array, "2"]:
-    """Two rows: the projection of zero on a segment."""
+    """Solve for two rows: the projection of zero onto a segment."""
     distance = M[0, 0] + M[1, 1] - 2 * M[0, 1]
-    shorter = jnp.heaviside(M[1, 1] - M[0, 0], 0.5)  # where rounding hides the distance
+    shorter = jnp.heaviside(M[1, 1] - M[0, 0], 0.5)  # used if rounding hides the distance
     first = jnp.where(distance > 0, (M[1, 1] - M[0, 1]) / jnp.where(distance > 0, distance, 1), shorter)
     first = jnp.where(present[0] & present[1], jnp.clip(first, 0, 1), present[0].astype(M.dtype))
     return jnp.stack([first, 1 - first]) * present

@@ -2,16 +2,16 @@ r"""Non-negative quadratic programs, the engine of the min-norm, dual-cone and m
 
     min_{x >= 0}  x^T Q x / 2 - q^T x          Q positive semidefinite, K×K
 
-The optimality conditions are a linear complementarity problem: x >= 0, Qx - q >= 0, x^T (Qx - q) = 0. Once it is known
-which variables are positive (the passive set), a linear system is left. Exchanging all variables that violate their
-sign at once (block principal pivoting, Portugal, Judice & Vicente 1994) finds the set in a handful of steps from a good
-guess. Where it goes round in circles, an interior-point method makes the guess, and circles from there are left by
-exchanging the last violated variable alone (Murty 1974), which cannot cycle. However large x is, the interior-point
-method need not go far: it is given Q + qq^T, whose solution is x/(1 + q^T x).
+The optimality conditions are a linear complementarity problem: x >= 0, Qx - q >= 0, x^T (Qx - q) = 0. Once the positive
+variables (the passive set) are known, only a linear system is left. From a good guess, exchanging all variables with
+the wrong sign at once (block principal pivoting, Portugal, Judice & Vicente 1994) finds the set in a few steps. If it
+cycles, an interior-point method provides the guess; if it cycles again, only the last violated variable is exchanged
+(Murty 1974), which cannot cycle. The interior-point method solves for Q + qq^T, whose solution x/(1 + q^T x) stays
+moderate even if x is large.
 
-Q is scaled to unit diagonal first: weights of tasks whose gradients differ by orders of magnitude come out equally
-well. Singular Q are handled by the proximal point method: the diagonal is shifted by (K + SHIFT) eps, and the solve on
-the passive set is repeated to take the shift's bias off.
+Q is first scaled to unit diagonal, so that weights are equally accurate for gradients that differ by orders of
+magnitude. Singular Q are handled by the proximal point method: the diagonal is shifted by (K + SHIFT) eps, and the
+solve on the passive set is repeated to remove the bias of the shift.
 """
 
 from typing import NamedTuple
@@ -24,18 +24,18 @@ from jaxtyping import Array, Bool, Float, Int
 from mtlgrad_jax.solvers._interior_point import interior_point
 from mtlgrad_jax.solvers._solution import SHIFT, Solution, inverse_sqrt, shift, solution
 
-MAX_STEPS = 100  # of which the tests' Gramians take less than two thirds, whatever K
-_PATIENCE = 4  # exchanges without fewer violations before they are taken for a circle
-_REPEATS = 2  # of the solve on the passive set
+MAX_STEPS = 100  # the Gramians in the tests take less than two thirds of this, whatever K
+_PATIENCE = 4  # exchanges without fewer violations before they count as a cycle
+_REPEATS = 2  # repetitions of the solve on the passive set
 
 
 class _Exchange(NamedTuple):
     """State of the exchanges."""
 
     passive: Bool[Array, " K"]
-    fewest: Int[Array, ""]  # violations
+    fewest: Int[Array, ""]  # fewest violations so far
     patience: Int[Array, ""]
-    y: Float[Array, " K"]  # of the least residual so far
+    y: Float[Array, " K"]  # point with the least residual so far
     residual: Float[Array, ""]
     steps: Int[Array, ""]
     done: Bool[Array, ""]
@@ -55,10 +55,10 @@ def nonnegative_qp(
     Args:
       Q: symmetric, positive semidefinite up to rounding.
       q: linear term.
-      allowed: variables outside are held at zero.
-      max_steps: most factorisations.
+      allowed: the other variables are held at zero.
+      max_steps: maximum number of factorisations.
       start: a point near the solution.
-      passive: a guess at the passive set, where there is no such point.
+      passive: a guess of the passive set, used without `start`.
 
     Returns:
       The solution and its passive set.
@@ -69,7 +69,7 @@ def nonnegative_qp(
     size = jnp.max(jnp.maximum(q, 0))
     size = jnp.where(size > 0, size, 1)
     q = q / size
-    accuracy = (SHIFT + len(q) ** 0.5) * float(jnp.finfo(Q.dtype).eps)  # of a product with Q
+    accuracy = (SHIFT + len(q) ** 0.5) * float(jnp.finfo(Q.dtype).eps)  # rounding error of a product with Q
 
     def residual_of(y: Array) -> Array:
         slack = C @ y - q
@@ -123,7 +123,7 @@ def nonnegative_qp(
     bounded = C + q[:, None] * q[None, :]
 
     def judge(x: Array) -> tuple[Array, Array]:
-        """Return how far from telling which of variable and slack is zero a point is."""
+        """Return how far a point is from separating zero variables from zero slacks."""
         residual = jnp.max(jnp.abs(jnp.minimum(x, bounded @ x - q)))
         return residual, good | (residual <= jnp.finfo(Q.dtype).eps)
 
@@ -136,11 +136,11 @@ def nonnegative_qp(
             y=jnp.where(better, second.y, first.y), residual=jnp.where(better, second.residual, first.residual)
         )
 
-    # Under vmap both are run: then `good` keeps the loops of the restart from going on for nothing.
+    # Under vmap both branches run; `good` then stops the loops of the restart at once.
     found = lax.cond(good, lambda: first, restart)
     return solution(d * found.y * size, found.residual, found.steps, found.residual > 4 * accuracy), found.y > 0
 
 
 def masked(matrix: Float[Array, "K K"], rows: Bool[Array, " K"]) -> Float[Array, "K K"]:
-    """Return a matrix whose other rows and columns are zero."""
+    """Return the matrix with all other rows and columns set to zero."""
     return jnp.where(rows[:, None] & rows[None, :], matrix, 0)

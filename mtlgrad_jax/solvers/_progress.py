@@ -2,9 +2,9 @@ r"""The direction nearest to one gradient that makes some progress on the others
 
     min_d ||d - g_p||^2 / 2   subject to   <g_j, d> >= tau_j ||g_j||^2,  j != p
 
-d = g_p + sum_j y_j g_j with the multipliers y >= 0: the non-negative program Q = M, q_j = tau_j M_jj - M_jp over j !=
-p. It is unbounded where the constraints contradict each other; then, for every d, some task makes no progress at all,
-which tells the two apart: of the progress asked at least half is there, or it cannot be had.
+d = g_p + sum_j y_j g_j with multipliers y >= 0 gives the non-negative program Q = M, q_j = tau_j M_jj - M_jp over
+j != p. It is unbounded if the constraints contradict each other; then for every d some task makes no progress at all.
+So the constraints count as feasible if at least half of the required progress is reached.
 """
 
 from functools import partial
@@ -21,13 +21,13 @@ from mtlgrad_jax.solvers._solution import INFEASIBLE, Solution, inverse_sqrt, no
 def progress_direction(
     gramian: Float[Array, "K K"], primary: int, progress: Float[Array, " K"], *, max_steps: int = MAX_STEPS
 ) -> Solution:
-    """Return w such that G^T w is the direction, as long as g_p; g_p itself, and INFEASIBLE, where it cannot be had.
+    """Return w such that G^T w is the direction with the norm of g_p; g_p itself and INFEASIBLE if there is none.
 
     Args:
       gramian: inner products of the rows.
       primary: p.
-      progress: tau, in [0, 1]; that of p is not looked at.
-      max_steps: most factorisations.
+      progress: tau, in [0, 1]; the entry of p is ignored.
+      max_steps: maximum number of factorisations.
     """
     gramian = normalized(gramian)
     K, diagonal = len(gramian), jnp.diagonal(gramian)
@@ -42,7 +42,7 @@ def progress_direction(
     size = jnp.sqrt(jnp.maximum(square, 0))
     slightly = jnp.sqrt(jnp.finfo(gramian.dtype).eps) * size * jnp.sqrt(diagonal)
     some = square > 16 * rounding
-    # Nothing can always be had, if only by no direction at all.
+    # Progress of zero is always feasible, if only by the zero direction.
     possible = ~jnp.any(asked > 0) | (some & ~jnp.any(others & (products < asked / 2 - slightly)))
     scale = jnp.where(some, jnp.sqrt(diagonal[primary]) / jnp.where(some, size, 1), 0)
     value, residual = jnp.where(possible, w * scale, own), jnp.where(possible, solved.residual, 0)

@@ -1,14 +1,14 @@
-"""The Euclidean projection on the simplex."""
+"""The Euclidean projection onto the simplex."""
 
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 
 def project_simplex(point: Float[Array, " K"], among: Bool[Array, " K"]) -> Float[Array, " K"]:
-    """Return the nearest point with non-negative entries of sum 1, and zeros where not `among`."""
+    """Return the nearest point with non-negative entries that sum to 1, and zeros where not `among`."""
     point = point - jnp.max(
         jnp.where(among, point, -jnp.inf), initial=jnp.finfo(point.dtype).min
-    )  # or 1 is rounded off
+    )  # otherwise the 1 is lost to rounding
     sorted_down = jnp.sort(jnp.where(among, point, -jnp.inf), descending=True)
     excess = jnp.cumsum(jnp.where(jnp.isfinite(sorted_down), sorted_down, 0)) - 1
     count = jnp.arange(1, len(point) + 1)

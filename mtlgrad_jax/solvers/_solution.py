@@ -1,4 +1,4 @@
-"""What every solver returns, and the numbers they share."""
+"""The result type of all solvers, and helpers that they share."""
 
 from typing import NamedTuple
 
@@ -16,19 +16,19 @@ INFEASIBLE = 7
 
 RESULTS = {
     SOLVED: "Solved.",
-    MAX_STEPS: "The solver stopped at its maximum number of steps; `residual` says how close it came. Likely causes: "
+    MAX_STEPS: "The solver stopped at its maximum number of steps; `residual` tells how close it came. Likely causes: "
     "(a) gradients that are almost Pareto stationary, (b) row norms more than about 1e6 apart, (c) float32.",
     TOO_FEW_TASKS: "Fewer tasks were present than the method needs: the mean of those present was used.",
     NO_TASKS: "No task was present: the update is zero.",
-    NONFINITE: "A present task had a loss or gradient that is not finite, a gradient whose square overflows, or a loss "
-    "<= 0 where the method takes its logarithm or divides by it, or the update overflows: the update is zero and the "
-    "state unchanged. Wrap the method in `skip_nonfinite_tasks` to drop tasks that are not finite alone.",
-    FAILED: "The method's weights, their sum of the gradients or its next state would not be finite, or are not "
+    NONFINITE: "A present task had a loss or gradient with a NaN or inf, a gradient whose square overflows, or a loss "
+    "<= 0 although the method takes its logarithm or divides by it, or the update overflows: the update is zero and "
+    "the state unchanged. Wrap the method in `skip_nonfinite_tasks` to drop only the tasks that cause this.",
+    FAILED: "The method's weights, the weighted sum of the gradients or the next state would not be finite, or are not "
     "defined for these gradients: the mean of the tasks present is used and the state unchanged.",
-    BIASED: "No `cross_gramian` was given: the Gramian of one batch took its place, which biases the method.",
-    INFEASIBLE: "No direction does what the method asks of it: the gradient that its documentation names was used.",
+    BIASED: "No `cross_gramian` was given: the Gramian of one batch was used instead, which biases the method.",
+    INFEASIBLE: "No direction satisfies the method's constraints: the fallback gradient in its documentation was used.",
 }
-"""What the result codes in `Info.result` mean."""
+"""The meaning of the result codes in `Info.result`."""
 
 # A float32 Gramian is indefinite by up to about K eps of its diagonal. Every solver adds (K + SHIFT) eps to the
 # diagonal of the Gramian scaled to unit diagonal, which also keeps the Cholesky factors of singular Gramians finite.
@@ -36,7 +36,7 @@ SHIFT = 16
 
 
 class Solution(NamedTuple):
-    """A solver's answer and how good it is."""
+    """A solver's answer and its accuracy."""
 
     value: Float[Array, " K"]
     residual: Float[Array, ""]  # scale-free residual of the optimality conditions
@@ -45,14 +45,14 @@ class Solution(NamedTuple):
 
 
 def solution(value: Array, residual: Array, steps: Array | int, stopped_short: Array | bool) -> Solution:
-    """Return a Solution with the result code that `stopped_short`, or a residual that is no number, asks for."""
+    """Return a Solution with the result code for `stopped_short`, which a NaN residual also implies."""
     residual = jnp.asarray(residual)
     short = jnp.asarray(stopped_short) | ~jnp.isfinite(residual)
     return Solution(value, residual, jnp.asarray(steps), jnp.where(short, MAX_STEPS, SOLVED))
 
 
 def shift(matrix: Float[Array, "K K"]) -> float:
-    """Return what is added to a unit diagonal: (K + SHIFT) eps."""
+    """Return the shift of a unit diagonal: (K + SHIFT) eps."""
     return (matrix.shape[0] + SHIFT) * float(jnp.finfo(matrix.dtype).eps)
 
 
@@ -63,20 +63,20 @@ def inverse_sqrt(diagonal: Float[Array, " K"]) -> Float[Array, " K"]:
 
 
 def normalized(gramian: Float[Array, "K K"]) -> Float[Array, "K K"]:
-    """Return the Gramian over its largest diagonal entry; XLA may divide by it as 1/x, which could underflow."""
+    """Return the Gramian divided by its largest diagonal entry, avoiding XLA's 1/x, which can underflow."""
     inverse = inverse_sqrt(jnp.max(jnp.diagonal(gramian), keepdims=True))[0]
     return gramian * inverse * inverse
 
 
 def smallest_row(gramian: Float[Array, "K K"], among: Bool[Array, " K"]) -> Float[Array, ""]:
-    """Return the smallest non-zero diagonal entry among some tasks, 1 where there is none."""
+    """Return the smallest nonzero diagonal entry among some tasks, or 1 if there is none."""
     diagonal = jnp.diagonal(gramian)
     smallest = jnp.min(jnp.where(among & (diagonal > 0), diagonal, jnp.inf))
     return jnp.where(jnp.isfinite(smallest), smallest, 1)
 
 
 def centred(gramian: Float[Array, "K K"], among: Bool[Array, " K"]) -> Float[Array, "K K"]:
-    """Return the Gramian times a power of two: rows too far apart for `normalized` all stay."""
+    """Return the Gramian times a power of two that keeps rows too far apart in scale for `normalized`."""
     smallest, largest = smallest_row(gramian, among), jnp.max(jnp.diagonal(gramian))
     exponents = jnp.frexp(jnp.stack([smallest, jnp.where(largest > 0, largest, 1)]))[1]
     return gramian * jnp.ldexp(jnp.ones((), gramian.dtype), -jnp.sum(exponents) // 2)

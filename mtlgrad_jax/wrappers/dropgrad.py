@@ -1,7 +1,7 @@
 """DropGrad, gradient dropout (Tseng et al. 2020, arXiv 2004.05859); not GradDrop, which drops signs.
 
-Read against the official code (hytseng0509/DropGrad), where it acts on the inner steps of meta-learning. That code's
-linear schedule scales the standard deviation of the gaussian kind, a schedule of `rate` does not.
+Follows the official code (hytseng0509/DropGrad), which applies it to the inner steps of meta-learning. That code's
+linear schedule scales the standard deviation of the gaussian kind; a schedule of `rate` does not.
 """
 
 from typing import Any, Literal, NamedTuple
@@ -23,7 +23,7 @@ from mtlgrad_jax._core.trees import draw_like
 class DropGradState(NamedTuple):
     """State of dropgrad."""
 
-    key: Key  # next step's noise
+    key: Key  # for the next step's noise
 
 
 def dropgrad(
@@ -34,14 +34,14 @@ def dropgrad(
     .. math:: g'_{ij} = g_{ij} z_{ij}, \qquad z_{ij} \sim \mathcal N\big(1, \tfrac{p}{1 - p}\big) \quad \text{or} \quad
               z_{ij} \sim \tfrac{1}{1 - p} \operatorname{Bernoulli}(1 - p)
 
-    Both have variance p / (1 - p). The task axis stays; chain a method after it. The gradient of a task that is absent,
-    or whose gradient is not finite, passes as it is.
+    Both have variance p / (1 - p). The task axis stays; chain a method after it. The gradient of an absent task, or one
+    with a NaN or inf, is passed on unchanged.
 
     Args:
-      rate: :math:`p`, in [0, 1): 0.1 to 0.2 recommended by the authors; 0 changes nothing.
+      rate: :math:`p`, in [0, 1); the authors recommend 0.1 to 0.2; 0 changes nothing.
       kind: "gaussian" or "binary".
-      key: seed or key; the same on every process. Under vmap over runs make the method inside, `dropgrad(..., key=key)`
-        with a key for each run: `vmap(tx.init)` gives all the same.
+      key: seed or key; the same on every process. Under vmap over runs, make it inside, `dropgrad(..., key=key)`, with
+        a key for each run: `vmap(tx.init)` gives all runs the same key.
 
     Returns:
       A transformation from stacked gradients to stacked gradients.

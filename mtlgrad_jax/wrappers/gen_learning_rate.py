@@ -1,9 +1,9 @@
 """GeN, the generalized Newton's learning rate (Bu & Xu, ICLR 2025, OpenReview bI3fcTsKW4).
 
-Read against the official code (ShiyunXu/AutoGeN); the paper's text was not at hand. That code fits slope and
-curvature, the loss at zero held fixed, by least squares to the probes at minus and plus one step: two unknowns meet two
-points exactly, so its condition R^2 > 0.99 always holds and is left out. Departures: a probe that is not finite leaves
-the learning rate as it is (the code halves it), and the loss is that which it is given (the code takes the next batch).
+Follows the official code (ShiyunXu/AutoGeN). That code fits slope and curvature by least squares to probes at minus and
+plus one step, with the loss at zero held fixed. Two unknowns fit two points exactly, so its condition R^2 > 0.99 always
+holds and is omitted here. Departures: a probe with a NaN or inf leaves the learning rate unchanged (the code halves
+it), and the loss is the one passed to the update (the code uses the next batch).
 """
 
 from collections.abc import Callable
@@ -26,7 +26,7 @@ class GenLearningRateState(NamedTuple):
     learning_rate: Float[Array, ""]
     step: Int[Array, ""]
     accepted: Int[Array, ""]  # fits that changed the learning rate
-    rejected: Int[Array, ""]  # fits that did not: no minimum ahead, or a loss that was not finite
+    rejected: Int[Array, ""]  # fits that did not: no minimum ahead, or a loss was NaN or inf
 
 
 def gen_learning_rate(
@@ -38,17 +38,17 @@ def gen_learning_rate(
               \eta^* = \frac{\eta}{2} \frac{L_{-1} - L_1}{L_1 - 2 L_0 + L_{-1}}, \qquad
               \eta \leftarrow \gamma \eta + (1 - \gamma) \operatorname{clip}(\eta^*, \eta / 2, 2 \eta)
 
-    It takes the place of `optax.scale_by_learning_rate` at the end of a chain: d is what comes in, :math:`-\eta d` goes
-    out. Every so many steps the loss is evaluated at k = -1, 1, and at 0 unless `value` is given; the steps between
-    evaluate nothing, but under vmap every step pays. The new learning rate is that of the same step. It stays where the
-    parabola has no minimum ahead (slope and curvature must be positive) or a loss is not finite.
+    It replaces `optax.scale_by_learning_rate` at the end of a chain: it takes d and returns :math:`-\eta d`. Every few
+    steps it evaluates the loss at k = -1, 1, and at 0 unless `value` is given; the steps in between evaluate nothing,
+    except under vmap, where every step pays. The new learning rate applies to the same step. It stays unchanged if the
+    parabola has no minimum ahead (slope and curvature must be positive) or a loss is NaN or inf.
 
     `update` takes `value_fn`, a function from params to the scalar loss, which may close over the batch, and optionally
-    `value`, that function's value at params.
+    `value`, its value at params.
 
     Args:
-      learning_rate: the first :math:`\eta` > 0. It can at most grow by 2 - gamma, or shrink by (1 + gamma)/2, a fit.
-      every: steps from one fit to the next; 8 recommended by the authors, 10 in NGDiff.
+      learning_rate: initial :math:`\eta` > 0. Each fit multiplies it by at least (1 + gamma)/2 and at most 2 - gamma.
+      every: steps from one fit to the next; the authors recommend 8, NGDiff uses 10.
       smoothing: :math:`\gamma`, in [0, 1).
 
     Returns:
@@ -88,7 +88,7 @@ def gen_learning_rate(
         def loss_at(params: PyTree) -> Float[Array, ""]:
             return _scalar("value_fn", value_fn(params))
 
-        jax.eval_shape(loss_at, params)  # raises in the first step, not in the first that fits
+        jax.eval_shape(loss_at, params)  # raises errors in the first step, not at the first fit
         known = None if value is None else _scalar("value", value)
 
         def fitted() -> GenLearningRateState:
@@ -123,7 +123,7 @@ def _scaled(factor: Float[Array, ""], tree: PyTree) -> PyTree:
 
 ROW = Row(
     gen_learning_rate,
-    scale="minus the learning rate times what comes in",
+    scale="minus the learning rate times the input",
     state="a learning rate, three counts",
     paper="Bu & Xu, ICLR 2025, OpenReview bI3fcTsKW4 (formulas from the official code)",
     kwargs=lambda num_tasks: {"learning_rate": 0.1},

@@ -1,4 +1,4 @@
-"""Weights from some of the leaves, applied to all: the last shared layer, adapters, a few blocks."""
+"""Weights computed from some of the leaves, such as the last shared layer, adapters or a few blocks, applied to all."""
 
 from collections.abc import Callable
 from typing import Any
@@ -11,16 +11,16 @@ from mtlgrad_jax._core.trees import cut, flag_leaves
 
 
 def gram_over(method: Method, where: PyTree | Callable[[Any], bool]) -> Method:
-    """Let a method weigh the tasks by the Gramian of some leaves, and apply its weights to all of them.
+    """Compute a method's weights from the Gramian of some leaves, and apply them to all leaves.
 
-    The Gramian then costs as much as those leaves; GradNorm, SLW and AvgNorm are defined on the last shared layer. What
-    a method guarantees, it guarantees for those leaves alone. A step that is not finite in them, or in another leaf of
-    a task with weight, is skipped. A `cross_gramian` must be of the same leaves.
+    The cost of the Gramian is then that of these leaves. GradNorm, SLW and AvgNorm are defined on the last shared
+    layer. A method's guarantees hold only for these leaves. A step is skipped if these leaves, or any leaf of a task
+    with nonzero weight, hold a NaN or inf. A `cross_gramian` must be that of the same leaves.
 
     Args:
       method: one that combines the tasks by weights.
       where: a pytree of bool with the structure of params, or a function of a leaf's path (the tuple of keys that
-        `jax.tree_util.tree_leaves_with_path` gives); true for leaves to look at.
+        `jax.tree_util.tree_leaves_with_path` gives); True for the leaves to use.
 
     Returns:
       A transformation with the method's state.

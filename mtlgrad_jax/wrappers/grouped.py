@@ -1,4 +1,4 @@
-"""One solve for every group of leaves: per layer, per block, encoder and decoder."""
+"""One solve per group of leaves: per layer, per block, or encoder and decoder."""
 
 from collections.abc import Hashable, Mapping
 from typing import Any
@@ -17,29 +17,29 @@ from mtlgrad_jax._core.trees import Labels, cut, label_leaves, merge
 
 
 def grouped(method: Method, labels: Labels, uses: Mapping[Hashable, PyTree] | None = None) -> Method:
-    """Apply a method to each group of leaves on its own, all groups solved side by side.
+    """Apply a method to each group of leaves separately, solving all groups side by side.
 
-    Each group has weights, and where the method has one a state, of its own. What the method guarantees holds in every
-    group; that no task ascends then holds for the whole too, other guarantees need not. Solves run under one vmap:
-    `update_every` saves nothing in here. A step that one group skips is skipped by all.
+    Each group has its own weights and its own method state, if any. The method's guarantees hold in every group. If no
+    task ascends in any group, none ascends overall; other guarantees need not carry over. All solves run under one
+    vmap, so `update_every` saves nothing inside. If one group skips a step, all groups skip it.
 
-    A task that does not use a group is absent there, or its zero gradient would have a vote: MGDA's answer would be
-    zero. The weights of a mean are then multiplied by the share of the tasks present that use the group, so that
-    groups of the mean are the mean.
+    A task that does not use a group is absent there; otherwise its zero gradient would count, and MGDA's result would
+    be zero. Mean-like weights are then multiplied by the share of the present tasks that use the group, so that
+    grouping the mean gives the mean.
 
-    Of a TaskJacobian it forms blocks of rows: `rows` of `linearize` at a time, without it one, which takes K(K + 1)/2
-    backward passes for the Gramians and K for the sum, at the memory of two gradients.
+    With a TaskJacobian, it forms blocks of `rows` rows (see `linearize`), or single rows without `rows`. The latter
+    takes K(K + 1)/2 backward passes for the Gramians and K for the sum, with the memory of two gradients.
 
     Args:
       method: one that combines the tasks by weights.
-      labels: a pytree of labels with the structure of params, or a function of a leaf's path: of the tuple of keys that
-        `jax.tree_util.tree_leaves_with_path` gives, so that `jax.tree_util.keystr` puts every leaf in its own group.
-      uses: for some labels, which tasks use the group: K flags, for named tasks under their names. What another task
-        has there is ignored. In other groups a task takes part where not all of its entries are zero.
+      labels: a pytree of labels with the structure of params, or a function of a leaf's path, the tuple of keys that
+        `jax.tree_util.tree_leaves_with_path` gives; `jax.tree_util.keystr` thus puts every leaf in its own group.
+      uses: for some labels, which tasks use the group: K flags, under the tasks' names if these are named. Gradients of
+        other tasks there are ignored. In groups not listed, a task takes part unless all of its entries are zero.
 
     Returns:
-      A transformation whose state is the method's with one more leading axis, over the groups in order of appearance;
-      so is a `cross_gramian`.
+      A transformation whose state is the method's with an additional leading axis over the groups, in order of
+      appearance. A `cross_gramian` must have this axis too.
 
     Example:
       >>> import jax.numpy as jnp, mtlgrad_jax as mtl

@@ -1,4 +1,4 @@
-"""Any method without conflict: its direction, projected on the dual cone (after Hu, Ho & Yu 2026, arXiv 2605.30452)."""
+"""Any method made non-conflicting by projecting its direction onto the dual cone (Hu, Ho & Yu 2026, 2605.30452)."""
 
 from typing import Any
 
@@ -14,18 +14,18 @@ from mtlgrad_jax.solvers import project_weights
 
 
 def non_conflicting(method: Method) -> Method:
-    r"""Replace a method's direction by the nearest one on which no task ascends.
+    r"""Replace a method's direction by the nearest one along which no task ascends.
 
     .. math:: d = \arg\min_{G d \ge 0} \Big\| d - \sum_i w_i g_i \Big\|
 
-    A direction without conflict stays as it is. At Pareto-stationary points the only such direction may be zero. Of
-    `mean` this makes `dualproj`.
+    A direction without conflict stays unchanged. At Pareto-stationary points the only such direction may be zero.
+    Around `mean`, this is `dualproj`.
 
     Args:
       method: one that combines the tasks by weights.
 
     Returns:
-      The same with the method's own state, whose `info` counts the projection in.
+      A method with the wrapped method's state, whose `info` includes the projection.
 
     Example:
       >>> import jax.numpy as jnp, mtlgrad_jax as mtl

@@ -1,4 +1,4 @@
-"""A method for every group of leaves."""
+"""A separate method for every group of leaves."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -14,18 +14,18 @@ from mtlgrad_jax._core.trees import Labels, cut, label_leaves, merge
 def partition(transforms: Mapping[Any, optax.GradientTransformation], labels: Labels) -> Method:
     """Apply one transformation to each group of leaves; the counterpart of `optax.partition` for stacked gradients.
 
-    A step that one of them skips is skipped by all.
+    If one of them skips a step, all of them skip it.
 
     Args:
-      transforms: by label. Each sees its own leaves under their paths and must take their task axis away, as the
-        methods here and chains that begin with one do.
+      transforms: a dict by label. Each transformation sees a dict of its own leaves by path and must remove their task
+        axis, as methods of this library and chains that begin with one do.
       labels: a pytree of labels with the structure of params, or a function of a leaf's path.
 
     Returns:
       A transformation; its state is a dict by label.
 
     Raises:
-      ValueError: a leaf has a label without transformation, or comes out with its task axis.
+      ValueError: a leaf has a label without a transformation, or comes out with its task axis.
 
     Example:
       >>> import jax.numpy as jnp, mtlgrad_jax as mtl

@@ -24,16 +24,16 @@ class PerTaskState(NamedTuple):
 def per_task(transform: optax.GradientTransformation, num_tasks: int) -> optax.GradientTransformationExtraArgs:
     """Apply a transformation to each task's gradient on its own, before a method combines them.
 
-    Clipping, momentum, Adam per task: without this, `optax.clip_by_global_norm` clips the norm of the whole stack. The
-    task axis stays; chain a method after it. A task that is absent, or whose gradient is not finite, keeps its state,
-    and its gradient passes as it is.
+    For clipping, momentum or Adam per task: on its own, `optax.clip_by_global_norm` clips the norm of the whole stack.
+    The task axis stays; chain a method after it. A task that is absent, or has a NaN or inf in its gradient, keeps its
+    state, and its gradient is passed on unchanged.
 
     Args:
       transform: any optax transformation.
       num_tasks: K.
 
     Returns:
-      A transformation from stacked gradients to stacked gradients; its state holds K of the transformation's.
+      A transformation from stacked gradients to stacked gradients; its state holds K states of `transform`.
 
     Example:
       >>> import jax.numpy as jnp, optax, mtlgrad_jax as mtl

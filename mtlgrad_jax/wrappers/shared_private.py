@@ -1,4 +1,4 @@
-"""Shared parameters by a method, task-specific ones by their own task."""
+"""Shared parameters updated by a method, task-specific ones by their own task."""
 
 from typing import Any, Literal
 
@@ -25,21 +25,21 @@ def shared_private(
     is_shared: Labels,
     private: Literal["own", "weighted"] = "own",
 ) -> Method:
-    """Let a method see the shared parameters only; heads get the gradient of the tasks that use them.
+    """Apply a method to the shared parameters only; heads get the gradient of the tasks that use them.
 
-    The gradient of a head is zero for all tasks but its own, so summing over the tasks gives each head its own. A step
-    that the method skips, or that is not finite in a head, leaves shared parameters and heads as they are. Put
-    `skip_nonfinite_tasks` around this, not inside, so that a task is dropped with its head. Of a TaskJacobian it takes
-    the Gramian over the shared leaves and two backward passes, at the memory of one; what is not finite in an absent
-    task then reaches all.
+    The gradient of a head is zero for all tasks except its own, so the sum over the tasks is the gradient of its own
+    task. If the method skips a step, or a head's gradient has a NaN or inf, neither shared parameters nor heads change.
+    Put `skip_nonfinite_tasks` around this, not inside, so that a task is dropped together with its head. With a
+    TaskJacobian, it uses the Gramian over the shared leaves and two backward passes, with the memory of one; a NaN or
+    inf in an absent task then reaches everything.
 
     Args:
       method: any transformation of this library, or a chain that begins with one.
       is_shared: a pytree of bool with the structure of params, or a function of a leaf's path (the tuple of keys
         that `jax.tree_util.tree_leaves_with_path` gives).
-      private: heads get their task's gradient as it is ("own": LibMTL, the official code of CAGrad and FairGrad) or
-        times the task's weight ("weighted": the official code of Nash-MTL and of all loss weightings), which needs a
-        method that combines the tasks by weights.
+      private: whether heads get their task's gradient unchanged ("own": LibMTL, the official code of CAGrad and
+        FairGrad) or multiplied by the task's weight ("weighted": the official code of Nash-MTL and of all loss
+        weightings), which needs a method that combines the tasks by weights.
 
     Example:
       >>> import jax.numpy as jnp, mtlgrad_jax as mtl
@@ -59,7 +59,7 @@ def shared_private(
 
 
 def own_heads(method: optax.GradientTransformation, is_shared: Labels, also: tuple[str, ...] = ()) -> Method:
-    """Let a method see the shared part only, of the stacks in the arguments `also` too; heads get their own rows."""
+    """Apply a method to the shared part only, also of the stacks in the arguments `also`; heads get their own rows."""
 
     def split(tree: PyTree) -> tuple[Any, Any]:
         labels = flag_leaves(is_shared, tree, "is_shared")

@@ -1,4 +1,4 @@
-"""Dropping, for one step, the tasks that broke in it."""
+"""Drop tasks with a NaN or inf for one step."""
 
 from typing import Any, NamedTuple
 
@@ -15,22 +15,22 @@ from mtlgrad_jax._core.tasks import Jacobian, present_tasks, task_vector, unstac
 class SkipNonfiniteTasksState(NamedTuple):
     """State of skip_nonfinite_tasks."""
 
-    dropped: Int[Array, ""]  # tasks dropped so far, counted once a step
+    dropped: Int[Array, ""]  # tasks dropped so far, summed over the steps
     inner: PyTree
 
 
 def skip_nonfinite_tasks(method: optax.GradientTransformation) -> Method:
-    """Treat a task whose loss or gradient is not finite as absent in this step, and count it.
+    """Treat a task whose loss or gradient is NaN or inf as absent in this step, and count it.
 
-    So is one whose loss lies outside the method's domain: a loss <= 0 where the method takes its logarithm or divides
-    by it, as of a task that is finished.
+    The same goes for a loss outside the method's domain: a loss <= 0 if the method takes its logarithm or divides by
+    it, as for a task that has converged to zero loss.
 
-    The other tasks train on as if it had not been there; its own state stays as it was. This helps where a NaN stays
-    in its task: `task_value_and_grad` on named losses with `strategy="unrolled"`, or a vmap over tasks. Otherwise one
-    NaN label spoils every row, all tasks are dropped and the update is zero.
+    The other tasks train as if the task were absent; its own state does not change. This helps if a NaN stays within
+    its task: with `task_value_and_grad` on named losses and `strategy="unrolled"`, or with a vmap over tasks. Otherwise
+    one NaN label makes every row NaN, all tasks are dropped and the update is zero.
 
-    Of a TaskJacobian it forms blocks of rows: `rows` of `linearize` at a time, without it one, which takes K backward
-    passes to look at them, K for the sum, and K(K + 1)/2 for a Gramian.
+    With a TaskJacobian, it forms blocks of `rows` rows (see `linearize`), or single rows without `rows`. The latter
+    takes K backward passes for the check, K for the sum, and K(K + 1)/2 for a Gramian.
 
     Args:
       method: any transformation of this library, or a chain that begins with one.

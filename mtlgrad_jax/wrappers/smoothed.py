@@ -1,6 +1,6 @@
 """CR-MOGM: exponentially averaged weights (Zhou et al., NeurIPS 2022).
 
-The paper's own schedule of the decay was not accessible; constant decay and start at the first weights follow TorchJD.
+Constant decay and the start at the first weights follow TorchJD, not the paper's schedule.
 """
 
 from typing import Any, NamedTuple
@@ -19,18 +19,18 @@ class SmoothedState(NamedTuple):
     """State of smoothed."""
 
     weights: Float[Array, " K"]
-    seen: Bool[Array, " K"]  # whether the task has been present
+    seen: Bool[Array, " K"]  # whether the task has been present before
     inner: PyTree
 
 
 def smoothed(method: Method, num_tasks: int, decay: Number = 0.9) -> Method:
-    r"""Average the weights of a method over time, so that they stop following the noise of single batches.
+    r"""Average the weights of a method over time, so that they do not follow the noise of single batches.
 
     .. math:: \bar w \leftarrow \lambda \bar w + (1 - \lambda) w
 
-    An average starts at the first weights. Averages of a method that looks at the gradients start anew where the sum of
-    these, so weighted, could overflow. Absent tasks keep theirs, and so do all in a step that the method skips; the
-    averages of the tasks present are not rescaled.
+    Each average starts at the task's first weight. If the method looks at the gradients and their sum with the averaged
+    weights could overflow, the averages restart. Absent tasks keep their averages, as do all tasks in a step that the
+    method skips; the averages of the tasks present are not rescaled.
 
     Args:
       method: one that combines the tasks by weights.

@@ -1,6 +1,6 @@
-"""Weights solved for every k steps only (Navon et al. 2022; PSMGD, Xu et al. 2024, arXiv 2412.10961).
+"""Weights solved for only every k steps (Navon et al. 2022; PSMGD, Xu et al. 2024, arXiv 2412.10961).
 
-Both as in their official code; what momentum PSMGD's paper puts on the weights could not be verified, and is left out.
+As in the official code of both; PSMGD's momentum on the weights is left out.
 """
 
 from typing import Any, NamedTuple
@@ -30,8 +30,8 @@ def update_every(method: Method, num_tasks: int, k: int) -> Method:
     """Solve for the weights in every k-th step and reuse them in between.
 
     Between solves neither the Gramian nor the solver runs: with `linearize` or `balanced_value_and_grad` such a step
-    costs one plain backward pass. (Under vmap both branches run and nothing is saved.) Other tasks present than in the
-    last solve, and a solve that was skipped, bring the next one forward.
+    costs one plain backward pass. (Under vmap both branches run and nothing is saved.) The next solve comes early if
+    the tasks present differ from those in the last solve, or if the last solve was skipped.
 
     Args:
       method: one that combines the tasks by weights.

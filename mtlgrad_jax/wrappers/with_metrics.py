@@ -1,4 +1,4 @@
-"""What the tasks' gradients did in a step, kept in the optimizer state for logging."""
+"""Metrics of the tasks' gradients in a step, kept in the optimizer state for logging."""
 
 from typing import Any, NamedTuple
 
@@ -17,7 +17,7 @@ from mtlgrad_jax._core.tasks import accumulator_dtype, check_num_tasks, present_
 class Metrics(NamedTuple):
     """Metrics of one step; entries of absent tasks are zero."""
 
-    weights: Float[Array, " K"] | None  # None where the method has none
+    weights: Float[Array, " K"] | None  # None if the method has none
     norms: Float[Array, " K"]
     cosines: Float[Array, "K K"]
     conflict_fraction: Float[Array, ""]  # share of the task pairs whose gradients have a negative inner product
@@ -35,10 +35,10 @@ class MetricsState(NamedTuple):
 def with_metrics(method: Method, num_tasks: int) -> Method:
     """Keep a step's weights, norms, cosines and conflicts in the state, where `metrics(opt_state)` finds them.
 
-    The Gramian is formed in every step, also for methods that do without it. A step that is skipped as not finite
-    leaves the metrics as they were. A method that does not combine the tasks by weights gets none, and its predicted
-    changes from the update itself: inside `shared_private` or `skip_nonfinite_tasks`, `with_metrics` sees the weights,
-    around them not.
+    The Gramian is computed in every step, even for methods that do not use it. A step skipped because of a NaN or inf
+    leaves the metrics unchanged. For a method that does not combine the tasks by weights, there are no weights, and the
+    predicted changes come from the update itself. `with_metrics` sees the weights inside `shared_private` or
+    `skip_nonfinite_tasks`, but not around them.
 
     Args:
       method: any of this library.

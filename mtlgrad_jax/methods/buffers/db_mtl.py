@@ -1,6 +1,6 @@
 """DB-MTL, dual-balancing multi-task learning (Lin et al. 2023, arXiv 2308.12029, Algorithm 1).
 
-The paper's epsilons of 1e-8 are left out: a task of zero momentum contributes nothing, losses must be positive.
+Omits the paper's epsilons of 1e-8: a task with zero momentum contributes nothing, and losses must be positive.
 """
 
 from typing import NamedTuple
@@ -31,9 +31,9 @@ def db_mtl(num_tasks: int, beta: Number = 0.9, sigma: Number = 0.0) -> Method:
     .. math:: q_i \leftarrow \beta_k q_i + (1 - \beta_k) \, g_i / l_i, \qquad
               d = \max_j \|q_j\| \sum_i q_i / \|q_i\|, \qquad \beta_k = \beta / k^\sigma
 
-    :math:`g_i / l_i` is the gradient of :math:`\log l_i`, so losses must be positive; a step with one that is not is
-    skipped and counted. There is no bias correction: the first step is 1 - beta as long. Task-specific parameters
-    should get the gradient of the log loss too.
+    :math:`g_i / l_i` is the gradient of :math:`\log l_i`, so losses must be positive; a step with a loss <= 0 is
+    skipped and counted. Without bias correction the first step is shorter by a factor of 1 - beta. Task-specific
+    parameters should get the gradient of the log loss too.
 
     Args:
       num_tasks: K.
@@ -69,7 +69,7 @@ def db_mtl(num_tasks: int, beta: Number = 0.9, sigma: Number = 0.0) -> Method:
 
 ROW = Row(
     db_mtl,
-    scale="sum of K gradients of the largest norm",
+    scale="sum of K gradients, each scaled to the largest norm",
     state="K gradients",
     paper="Lin et al., Neural Networks (accepted 2025), arXiv 2308.12029",
     promises=frozenset({HOMOGENEOUS, PERMUTATION}),

@@ -1,8 +1,8 @@
 """SAM-GS, similarity-aware momentum gradient surgery (Borsani et al., ECML-PKDD 2025, arXiv 2506.06130).
 
-Not sharpness-aware. Defaults are those of the official code (github ThomBors/samgs, read); where the paper's Algorithm
-1 differs, it is an option. Its printed update multiplies the equalised gradients by the gradients once more, which the
-code does not do.
+Not sharpness-aware. The defaults follow the official code (github ThomBors/samgs). Where the paper's Algorithm 1
+differs, its version is an option, except that its printed update multiplies the equalised gradients by the gradients
+once more.
 """
 
 from typing import Literal, NamedTuple
@@ -52,25 +52,25 @@ def sam_gs(
 
     with :math:`n_i` the norms, :math:`\bar n` their mean, :math:`\Psi` the mean of :math:`\psi`, hats for bias
     correction, and :math:`\epsilon` = 1e-8. The second form is quadratic in the gradients and up to a thousand times
-    longer where lengths are equal: it wants clipping and Adam after it, as the paper has,
+    longer if the lengths are equal. As in the paper, follow it with clipping and Adam:
 
         optax.chain(mtl.sam_gs(K), optax.scale(K), optax.clip_by_global_norm(1.0), optax.adam(1e-3))
 
-    the scaling by K being the official code's. It neither looks at angles nor removes conflicts. A zero gradient is as
-    dissimilar as can be to one that is not, and equal to another zero one.
+    where the official code scales by K. The method neither uses angles nor removes conflicts. A zero gradient has
+    similarity 0 to a nonzero gradient and 1 to another zero gradient.
 
     Args:
       num_tasks: K.
-      gamma: similarity :math:`\gamma` >= 0 below which gradients are equalised: 0 never, above 1 always. Official
-        code 0.7, 0.1 on its toy problems; the paper's best 0.9.
+      gamma: similarity :math:`\gamma` >= 0 below which gradients are equalised: 0 for never, above 1 for always. The
+        official code has 0.7, and 0.1 on its toy problems; the paper's best value is 0.9.
       b1: decay :math:`\beta_1` of the momentum, in [0, 1).
       b2: decay :math:`\beta_2` of the dissimilarity, in [0, 1).
-      similarity: :math:`\Psi` is the mean over pairs (code), or over all entries with the diagonal of ones
-        ("paper_mean"), 1/K + (1 - 1/K) times the other: the same gamma then equalises less often.
-      reduction: what is compared with gamma: the mean, or the least of the pairs ("min", reinforcement learning).
+      similarity: :math:`\Psi` is the mean over pairs ("pairs", code), or over all entries including the diagonal of
+        ones ("paper_mean"), which is 1/K + (1 - 1/K) times the former: the same gamma then equalises less often.
+      reduction: compare gamma with the mean, or with the smallest over the pairs ("min", reinforcement learning).
       epsilon: added to h ("code"), or also to its root ("paper").
-      aligned: gradients of similar length go by momentum, or, where their pairwise products are positive on average,
-        are summed ("sum": PAMGS, a follow-up; its order of tests was read in notes, not in its code).
+      aligned: what to do with gradients of similar length: scale them by momentum, or sum them if their pairwise
+        products are positive on average ("sum": PAMGS, a follow-up; the order of its tests is a reconstruction).
 
     Example:
       >>> import jax.numpy as jnp, mtlgrad_jax as mtl
@@ -132,7 +132,7 @@ def _similarity(norms: Float[Array, " K"]) -> Float[Array, "K K"]:
 
 @jax.jit
 def _combine(branch: Array, task_grads: PyTree, momentum: PyTree, equal: Array, scaled: Array, ones: Array) -> PyTree:
-    """Return the rows of equal length, those times their momentum, or the rows as they are, weighted and summed."""
+    """Return the weighted sum of the rows at equal length, of the rows times their momentum, or of the rows as is."""
 
     def by_momentum() -> PyTree:
         rows = jax.tree.map(lambda g, m: (g * jnp.abs(m)).astype(g.dtype), task_grads, momentum)
@@ -144,7 +144,7 @@ def _combine(branch: Array, task_grads: PyTree, momentum: PyTree, equal: Array, 
 
 ROW = Row(
     sam_gs,
-    scale="the paper's, without the official code's factor K; quadratic in the gradients in its momentum branch",
+    scale="the paper's, without the official code's factor K; quadratic in the gradients in the momentum branch",
     state="K gradients, a running dissimilarity",
     paper="Borsani et al., ECML-PKDD 2025, arXiv 2506.06130",
     promises=frozenset({PERMUTATION}),

@@ -1,6 +1,6 @@
 """Coordinate-wise trimmed mean (Yin et al. 2018, arXiv 1803.01498).
 
-The definition follows TorchJD, which trims a number of rows; the paper, whose text was not at hand, a fraction.
+The definition follows TorchJD, which trims a number of rows; the paper trims a fraction.
 """
 
 from collections.abc import Callable
@@ -17,15 +17,15 @@ from mtlgrad_jax._core.weights import Present
 
 
 def trimmed_mean(trim: int = 1) -> Method:
-    r"""Average every coordinate over the tasks without its smallest and largest values.
+    r"""Average every coordinate over the tasks, leaving out its smallest and largest values.
 
     .. math:: d_j = \frac{1}{K - 2b} \sum_{i = b + 1}^{K - b} g_{(i) j}
 
-    with :math:`g_{(i) j}` the i-th smallest of the j-th coordinates. A gradient with infinite or NaN coordinates
-    is not trimmed away, it skips the step: wrap the method in `skip_nonfinite_tasks` to drop such a task.
+    with :math:`g_{(i) j}` the i-th smallest of the j-th coordinates. NaN or infinite coordinates are not trimmed; they
+    cause the step to be skipped. Wrap the method in `skip_nonfinite_tasks` to drop such a task instead.
 
     Args:
-      trim: :math:`b` >= 0, how many values are dropped at either end. Needs 2b + 1 tasks.
+      trim: :math:`b` >= 0, the number of values dropped at either end. Needs 2b + 1 tasks.
 
     Example:
       >>> import jax.numpy as jnp, mtlgrad_jax as mtl

@@ -1,7 +1,7 @@
 """Aligned-MTL, independent component alignment (Senushkin et al. 2023, arXiv 2305.19000).
 
-Sum-like, as the official code and LibMTL; TorchJD weights tasks by 1/K. Cut-offs use the eps of the Gramian's dtype,
-the official code that of torch's default dtype.
+Sum-like, as in the official code and LibMTL; TorchJD weights tasks by 1/K. Cut-offs use the eps of the Gramian's dtype,
+those of the official code that of torch's default dtype.
 """
 
 from typing import Literal
@@ -21,12 +21,12 @@ def aligned_mtl(scale: Literal["min", "median", "rmse"] = "min", weights: PyTree
 
     .. math:: w = \sqrt{\lambda_s} \, M^{-1/2} p, \qquad \lambda_s = \min_k \lambda_k
 
-    with the inverse root taken over the eigenvalues of :math:`M` above rounding: :math:`(K + 16) \epsilon` of the
+    with the inverse root taken over the eigenvalues of :math:`M` above rounding: :math:`(K + 16) \epsilon` times the
     largest, :math:`K \epsilon` in the official code. Some tasks may ascend.
 
     Args:
-      scale: :math:`\lambda_s`: the smallest eigenvalue kept ("min", paper), their lower median ("median") or their mean
-        ("rmse").
+      scale: :math:`\lambda_s`: the smallest ("min", paper), lower median ("median") or mean ("rmse") of the eigenvalues
+        kept.
       weights: :math:`p`, not all 0, (K,) or a pytree under the tasks' names; ones for None.
 
     Example:

@@ -1,6 +1,6 @@
 """AvgNorm (Guo et al. 2025, arXiv 2509.23915, "Revisit the Imbalance Optimization in Multi-task Learning").
 
-Read through detailed notes, not in the original. The paper takes the norms of the last shared layer: `gram_over` does.
+Formula from a summary of the paper. The paper takes the norms of the last shared layer; `gram_over` does the same.
 """
 
 from typing import Literal
@@ -19,11 +19,11 @@ def avgnorm(scale: Literal["sum_norm", "mean_norm", "one"] = "sum_norm") -> Meth
 
     .. math:: d = S \sum_i \frac{g_i}{\|g_i\|}, \qquad S = \Big\| \sum_j g_j \Big\|
 
-    Tasks of zero gradient take no part.
+    Tasks with zero gradient take no part.
 
     Args:
-      scale: :math:`S`: the norm of the sum ("sum_norm", paper), which vanishes where gradients cancel, the mean norm
-        ("mean_norm") or 1 ("one").
+      scale: :math:`S`: the norm of the sum ("sum_norm", paper), which vanishes if the gradients cancel, the mean norm
+        ("mean_norm"), or 1 ("one").
 
     Example:
       >>> import jax.numpy as jnp, mtlgrad_jax as mtl
@@ -49,7 +49,7 @@ def avgnorm(scale: Literal["sum_norm", "mean_norm", "one"] = "sum_norm") -> Meth
 
 ROW = Row(
     avgnorm,
-    scale="sum of K gradients of the sum's norm",
-    paper="Guo et al., 2025, arXiv 2509.23915 (read through notes)",
+    scale="sum of K gradients, each scaled to the norm of their sum",
+    paper="Guo et al., 2025, arXiv 2509.23915 (formula from a summary)",
     promises=frozenset({HOMOGENEOUS, PERMUTATION}),
 )

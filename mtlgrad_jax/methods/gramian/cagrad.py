@@ -1,7 +1,7 @@
 """CAGrad, conflict-averse gradient descent (Liu et al. 2021, arXiv 2110.14048, Algorithm 1).
 
 Solved exactly, in the primal; the official code and LibMTL run SLSQP on the dual. They divide by 1 + c^2 (the toy
-example by 1 + c), the paper does not.
+example by 1 + c); the paper does not.
 """
 
 from typing import Literal
@@ -20,13 +20,13 @@ def cagrad(c: Number = 0.4, rescale: Literal["none", "1+c^2", "1+c"] = "none") -
 
     .. math:: d = \arg\max_d \min_i \langle g_i, d \rangle \quad \text{s.t.} \quad \|d - g_0\| \le c \|g_0\|
 
-    with :math:`g_0` the mean gradient. Where the gradients are Pareto stationary and several d are best, it is the one
-    nearest :math:`g_0`. d never leaves the ball: lengths that rounding of the Gramian hides count in full. `info` has
-    the duality gap as its residual, an upper bound on how much better the worst-off task could fare.
+    with :math:`g_0` the mean gradient. If the gradients are Pareto stationary and several d are optimal, the one
+    nearest :math:`g_0` is used. d never leaves the ball: its length includes what rounding of the Gramian may hide. The
+    residual in `info` is the duality gap, an upper bound on the possible further improvement of the worst-off task.
 
     Args:
-      c: radius over the norm of the mean gradient, >= 0. At 0 it is the mean; below 1 it converges to a stationary
-        point of the mean loss; towards infinity it has MGDA's direction.
+      c: radius divided by the norm of the mean gradient, >= 0. 0 gives the mean; values below 1 converge to a
+        stationary point of the mean loss; for c towards infinity the direction becomes MGDA's.
       rescale: "none" (paper), or divide by "1+c^2" (official NYUv2 code, LibMTL) or "1+c" (official toy example).
 
     Example:

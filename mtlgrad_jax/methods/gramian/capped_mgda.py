@@ -1,6 +1,6 @@
 """Capped MGDA (Hu, Ho & Yu 2026, arXiv 2605.30452).
 
-The paper's own parametrisation of the cap could not be read (abstract only): here it bounds each weight.
+A reconstruction from the abstract: here the cap bounds each weight.
 """
 
 import jax.numpy as jnp
@@ -13,13 +13,13 @@ from mtlgrad_jax.solvers import capped_min_norm
 
 
 def capped_mgda(cap: Number) -> Method:
-    r"""Follow the min-norm point of the gradients' convex hull that gives no task more than a share.
+    r"""Follow the min-norm point of the gradients' convex hull in which no weight exceeds a cap.
 
     .. math:: w = \arg\min_w \Big\| \sum_i w_i g_i \Big\|^2 \quad \text{s.t.} \quad
               0 \le w_i \le c, \quad \sum_i w_i = 1
 
     Args:
-      cap: largest weight :math:`c` in (0, 1]. At 1 it is MGDA; at 1/K, and below, the mean.
+      cap: largest weight :math:`c` in (0, 1]. 1 gives MGDA; 1/K and below give the mean.
 
     Example:
       >>> import jax.numpy as jnp, mtlgrad_jax as mtl

@@ -1,6 +1,6 @@
 """ConFIG, conflict-free inverse gradients (Liu, Chu & Thuerey 2025, arXiv 2408.11104).
 
-The paper and its code work on the stacked gradients; their pseudo-inverse of the unit gradients needs only the cosines.
+The paper and its code use the stacked gradients; here the pseudo-inverse of the unit gradients comes from the cosines.
 """
 
 from typing import Literal
@@ -22,13 +22,13 @@ def conflict_free(length: Length = "projection", weights: PyTree = None) -> Meth
 
     .. math:: u = \frac{U^+ p}{\|U^+ p\|}, \qquad d = \Big( \sum_i \langle g_i, u \rangle \Big) u
 
-    with the unit gradients as rows of :math:`U`. Where :math:`U^\top p` is zero to rounding (for two tasks in float32:
-    within 2e-3 of opposite), so is d. If the gradients are linearly independent, all tasks descend alike. Tasks of zero
-    gradient take no part.
+    with the unit gradients as rows of :math:`U`. If :math:`U^\top p` is zero up to rounding (for two tasks in float32:
+    within 2e-3 of opposite), d is zero. If the gradients are linearly independent, all tasks descend at the same rate.
+    Tasks with zero gradient take no part.
 
     Args:
-      length: of d: the sum of the projections ("projection", official default), or the sum of the cosines times the
-        smallest, largest, or harmonic, arithmetic or geometric mean norm.
+      length: length of d: the sum of the projections ("projection", official default), or the sum of the cosines times
+        the smallest, largest, or harmonic, arithmetic or geometric mean norm.
       weights: :math:`p`, the ratios of the cosines, not all 0, (K,) or a pytree under the tasks' names; ones for None.
 
     Example:

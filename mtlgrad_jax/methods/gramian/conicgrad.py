@@ -1,7 +1,7 @@
 """ConicGrad (Hassanpour et al. 2025, arXiv 2502.00217).
 
-Only the abstract could be read. The program below follows from what it states and from the norm bound that it implies;
-it is solved exactly. The closed form printed in the paper is unverified and not used.
+Reconstructed from the abstract: the program below follows from its statements and the norm bound that they imply. It is
+solved exactly; the paper's closed form is unverified and not used.
 """
 
 import jax.numpy as jnp
@@ -14,17 +14,17 @@ from mtlgrad_jax.solvers import conic_direction
 
 
 def conicgrad(c: Number = 0.5) -> Method:
-    r"""Serve the worst-off task best among all directions within an angle of the mean gradient.
+    r"""Follow the direction that improves the worst-off task most, within an angle of the mean gradient.
 
     .. math:: d = \|g_0\| \arg\max_{\|u\| \le 1} \min_i \langle g_i, u \rangle \quad \text{s.t.} \quad
               \langle g_0, u \rangle \ge c \|g_0\| \|u\|
 
-    with :math:`g_0` the mean gradient. Where no direction in the cone descends every task, d is :math:`g_0`, which
-    is counted.
+    with :math:`g_0` the mean gradient. If no direction in the cone descends every task, d is :math:`g_0`, and this is
+    counted.
 
     Args:
-      c: cosine of the cone's half-angle, in [0, 1): 0 allows a half-space, towards 1 it is the mean. The paper's values
-        are not known; MGDA's direction is found by any c that its angle to the mean allows.
+      c: cosine of the cone's half-angle, in [0, 1): 0 allows a half-space; towards 1 the result becomes the mean. The
+        paper's values are unknown. If MGDA's direction lies in the cone, it is the result.
 
     Example:
       >>> import jax.numpy as jnp, mtlgrad_jax as mtl

@@ -1,6 +1,6 @@
 """DiBS-MTL, direction-based bargaining (2025; formulas from the official code, suryakmurthy/dibs-mtl).
 
-The official code takes one step by default, which makes it the sum of the unit gradients.
+The official code takes one step by default, which gives a multiple of the sum of the unit gradients.
 """
 
 from functools import partial
@@ -22,13 +22,13 @@ def dibs(num_steps: int = 1, radius: Number = 1.0, learning_rate: Number = 0.01)
 
     .. math:: \delta \leftarrow \delta - \eta \sum_i \|\delta - t_i\| \, u_i, \qquad t_i = -r u_i, \qquad d = -\delta
 
-    with unit gradients :math:`u_i`, from zero, for as many steps as asked or until :math:`\|\delta\| > r`. Blind to the
-    scale of each loss. Tasks of zero gradient take no part.
+    with unit gradients :math:`u_i`, starting at zero, for `num_steps` steps or until :math:`\|\delta\| > r`. Invariant
+    to the scale of each loss. Tasks with zero gradient take no part.
 
     Args:
-      num_steps: steps; after one :math:`w_i = \eta r / \|g_i\|`.
-      radius: :math:`r` > 0. The official code takes the optimizer's learning rate.
-      learning_rate: :math:`\eta` > 0 of the steps.
+      num_steps: number of steps; after one, :math:`w_i = \eta r / \|g_i\|`.
+      radius: :math:`r` > 0. The official code uses the optimizer's learning rate.
+      learning_rate: step size :math:`\eta` > 0.
 
     Example:
       >>> import jax.numpy as jnp, mtlgrad_jax as mtl
@@ -52,7 +52,7 @@ def dibs(num_steps: int = 1, radius: Number = 1.0, learning_rate: Number = 0.01)
 
 @partial(jax.jit, static_argnames="num_steps")
 def _bargain(C: Gramian, rows: Present, radius: Array, rate: Array, num_steps: int) -> Array:
-    """Return the coefficients of -delta in the unit gradients."""
+    """Return the coefficients of -delta in terms of the unit gradients."""
 
     def step(_: Array | int, coefficients: Array) -> Array:
         products = C @ coefficients

@@ -1,4 +1,4 @@
-"""DualProj, the dual-cone projection of the mean gradient (as GEM's of the newest, Lopez-Paz & Ranzato 2017).
+"""DualProj, the dual-cone projection of the mean gradient (GEM projects the newest one, Lopez-Paz & Ranzato 2017).
 
 TorchJD's regularisation, 1e-4 of the Gramian's trace, is an option here; its absolute threshold on the trace is not.
 """
@@ -14,15 +14,15 @@ from mtlgrad_jax.solvers import project_weights
 
 
 def dualproj(preference: PyTree = None, regularization: Number = 0.0) -> Method:
-    r"""Project the preferred mean on the directions that conflict with no task.
+    r"""Project the preferred mean onto the cone of directions that conflict with no task.
 
     .. math:: d = \arg\min_{G d \ge 0} \Big\| d - \sum_i p_i g_i \Big\|
 
-    No task ascends, up to rounding of the summands of d.
+    No task ascends, up to rounding of the terms that sum to d.
 
     Args:
       preference: :math:`p` >= 0, not all 0, (K,) or a pytree under the tasks' names; 1/K over those present for None.
-      regularization: this much of the Gramian's trace is added to its diagonal; the guarantee then holds to that much.
+      regularization: fraction of the Gramian's trace added to its diagonal; the guarantee then holds up to this much.
 
     Example:
       >>> import jax.numpy as jnp, mtlgrad_jax as mtl

@@ -1,6 +1,6 @@
 """FairGrad, alpha-fair multi-task learning (Ban & Ji 2024, arXiv 2402.15638).
 
-The official code solves the same equation with scipy and multiplies the result by K; neither happens here.
+The official code solves the same equation with scipy and multiplies the result by K; this does neither.
 """
 
 from mtlgrad_jax._core.checks import Number, check_number
@@ -14,12 +14,12 @@ def fairgrad(alpha: Number = 2.0) -> Method:
 
     .. math:: d = \sum_i w_i g_i, \qquad \langle g_i, d \rangle = w_i^{-1/\alpha}, \quad w_i > 0
 
-    Every task descends. A task of zero gradient takes no part. At Pareto-stationary points the equation has no
-    solution; weights stay finite and d small, see `mtlgrad_jax.solvers`.
+    Every task descends. Tasks with zero gradient take no part. At Pareto-stationary points the equation has no
+    solution; the weights stay finite and d small, see `mtlgrad_jax.solvers`.
 
     Args:
-      alpha: fairness :math:`\alpha` > 0: towards 0 the sum, 1 Nash-MTL, 2 minimum potential delay (the official
-        scripts), towards infinity max-min.
+      alpha: fairness :math:`\alpha` > 0: the sum towards 0, Nash-MTL at 1, minimum potential delay at 2 (official
+        scripts), max-min fairness towards infinity.
 
     Example:
       >>> import jax.numpy as jnp, mtlgrad_jax as mtl

@@ -1,6 +1,6 @@
 """The geometric median of the gradients (robust aggregation, Pillutla, Kakade & Harchaoui 2022, arXiv 1912.13445).
 
-Converged; the paper stops Weiszfeld's iteration after a few steps and smooths it by an absolute constant.
+Solved to convergence; the paper stops Weiszfeld's iteration after a few steps and smooths it by an absolute constant.
 """
 
 from mtlgrad_jax._core.method import Gramian, Method, Weights, from_kernel
@@ -10,7 +10,7 @@ from mtlgrad_jax.solvers import geometric_median as solve
 
 
 def geometric_median() -> Method:
-    r"""Follow the vector with the least sum of distances to the gradients; less than half of them cannot carry it off.
+    r"""Follow the vector with the least sum of distances to the gradients, robust to outliers if fewer than half.
 
     .. math:: d = \arg\min_x \sum_i \|g_i - x\|
 

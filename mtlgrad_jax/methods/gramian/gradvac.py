@@ -1,8 +1,8 @@
 """GradVac, gradient vaccine (Wang et al. 2021, arXiv 2010.05874).
 
-Projections act on coefficients, so only the Gramian is needed. The paper's moving average is slow, 0.01; TorchJD,
-LibMTL and Samsung's code take 0.5. Samsung's also moves it after corrections only, so that targets never rise above
-zero. The paper sets targets for groups of parameters: `grouped` does that.
+The corrections act on coefficients, so only the Gramian is needed. The paper's moving average has the rate 0.01;
+TorchJD, LibMTL and Samsung's code take 0.5. Samsung's code also updates it only after corrections, so that targets
+never rise above zero. The paper sets targets per group of parameters; `grouped` does that.
 """
 
 from functools import partial
@@ -23,8 +23,8 @@ from mtlgrad_jax._core.weights import Present
 class GradVacState(NamedTuple):
     """State of gradvac."""
 
-    target: Float[Array, "K K"]  # cosine that row i, corrected, is to have with j
-    key: Key  # next step's orders
+    target: Float[Array, "K K"]  # target cosine of the corrected row i with row j
+    key: Key  # for the next step's orders
 
 
 def gradvac(
@@ -35,23 +35,24 @@ def gradvac(
     order: Literal["random", "fixed"] = "random",
     key: Seed = 0,
 ) -> Method:
-    r"""Turn every gradient towards those it is less similar to than usual, one after the other.
+    r"""Turn every gradient, one after the other, towards those to which it is less similar than on average.
 
     .. math:: \hat g_i \leftarrow \hat g_i + \frac{\|\hat g_i\| \big(\hat\phi_{ij} \sqrt{1 - \phi^2} - \phi
               \sqrt{1 - \hat\phi_{ij}^2}\big)}{\|g_j\| \sqrt{1 - \hat\phi_{ij}^2}} \, g_j
               \quad \text{where} \quad \phi = \cos(\hat g_i, g_j) < \hat\phi_{ij}, \qquad d = \sum_i \hat g_i
 
-    followed by :math:`\hat\phi_{ij} \leftarrow (1 - \beta) \hat\phi_{ij} + \beta \phi`. Targets begin at 0, at which
-    this is PCGrad.
+    followed by :math:`\hat\phi_{ij} \leftarrow (1 - \beta) \hat\phi_{ij} + \beta \phi`. Targets begin at 0, where this
+    is PCGrad.
 
     Args:
       num_tasks: K.
       beta: rate :math:`\beta` in [0, 1] at which the targets follow the cosines.
-      target: a fixed :math:`\hat\phi` in (-1, 1) for all pairs, in place of the averages.
-      update: after every look at a pair (TorchJD, LibMTL) or only after a correction (Samsung's code).
-      order: in which the other tasks are visited: drawn for every task and step, or "fixed", 0 to K-1.
-      key: seed or key; the same on every process. Under vmap over runs make the method inside, `gradvac(..., key=key)`
-        with a key for each run: `vmap(tx.init)` gives all the same.
+      target: a fixed :math:`\hat\phi` in (-1, 1) for all pairs, instead of the averages.
+      update: when to update the targets: after every visit of a pair (TorchJD, LibMTL) or only after a correction
+        (Samsung's code).
+      order: order in which the other tasks are visited: random for every task and step, or "fixed", 0 to K-1.
+      key: seed or key; the same on every process. Under vmap over runs, make the method inside, `gradvac(..., key=key)`
+        with a key for each run: `vmap(tx.init)` gives all runs the same key.
 
     Example:
       >>> import jax.numpy as jnp, mtlgrad_jax as mtl
@@ -91,7 +92,7 @@ def gradvac(
 def _vaccinate(
     gramian: Gramian, i: Array, order: Array, target: Float[Array, " K"]
 ) -> tuple[Float[Array, " K"], Float[Array, " K"], Bool[Array, " K"]]:
-    """Return the coefficients of the corrected row i, its cosines on the way (NaN if undefined), what was corrected."""
+    """Return the coefficients of the corrected row i, its cosines on the way (NaN if undefined), which changed it."""
     K, eps = len(order), jnp.finfo(gramian.dtype).eps
 
     def visit(step: Array | int, carry: tuple) -> tuple:

@@ -1,7 +1,7 @@
 """IMTL-G, impartial gradients (Liu et al. 2021, ICLR, "Towards Impartial Multi-task Learning").
 
-The paper's closed form inverts a matrix of differences; here the same conditions are solved on the cosines, of any
-rank.
+The paper's closed form inverts a matrix of differences; here the same conditions are solved on the cosines, which may
+have any rank.
 """
 
 from typing import Literal
@@ -15,15 +15,15 @@ from mtlgrad_jax.solvers import cosines, direction_of_products
 
 
 def imtl_g(sign: Literal["paper", "descent"] = "paper") -> Method:
-    r"""Find the combination on which all unit gradients project alike.
+    r"""Find the combination onto which all unit gradients have the same projection.
 
     .. math:: \langle d, g_i / \|g_i\| \rangle = \langle d, g_j / \|g_j\| \rangle, \qquad d = \sum_i w_i g_i, \qquad
               \sum_i w_i = 1
 
     With :math:`C` the cosines, :math:`z = C^+ 1` and :math:`v_i = z_i / \|g_i\|` this is :math:`w = v / \sum_j v_j`.
-    The common projection is positive for v, but the sum of v can be negative, and then d **ascends on every task**;
-    weights grow without bound as it nears zero, where the mean is used instead, and counted. Where unit gradients
-    cancel, w is proportional to their inverse norms and d is zero. Tasks of zero gradient take no part.
+    The common projection is positive for v, but the sum of v can be negative, and then d **ascends on every task**. As
+    the sum approaches zero, the weights grow without bound; at zero the mean is used instead and counted. If the unit
+    gradients cancel, w is proportional to their inverse norms and d is zero. Tasks with zero gradient take no part.
 
     Args:
       sign: "paper", or "descent" to divide by the absolute value of the sum, so that no task ascends.
@@ -40,7 +40,7 @@ def imtl_g(sign: Literal["paper", "descent"] = "paper") -> Method:
 
     def kernel(*, gramian: Gramian) -> Weights:
         C, inverse_norms = cosines(gramian)
-        # In units of the smallest row, so that neither v nor its sum overflows.
+        # In units of the smallest row norm, so that neither v nor its sum overflows.
         unit = inverse_norms / jnp.maximum(jnp.max(inverse_norms), jnp.finfo(C.dtype).tiny)
         ones = (unit > 0).astype(C.dtype)
         z = direction_of_products(C, ones)[0]

@@ -1,6 +1,6 @@
 """Krum and Multi-Krum (Blanchard et al. 2017, NeurIPS, "Machine Learning with Adversaries").
 
-The paper adds up squared distances; TorchJD plain ones, which selects another gradient now and then.
+The paper sums squared distances; TorchJD sums plain distances, which sometimes selects another gradient.
 """
 
 import jax.numpy as jnp
@@ -14,17 +14,17 @@ from mtlgrad_jax.solvers import inverse_sqrt
 
 
 def krum(num_byzantine: int, num_selected: int = 1, squared: bool = True) -> Method:
-    r"""Average the gradients that are nearest to their neighbours; outliers are left out.
+    r"""Average the gradients that are nearest to their neighbours, leaving out outliers.
 
     .. math:: s_i = \sum_{j \in N_i} \|g_i - g_j\|^2, \qquad d = \operatorname{mean} \{ g_i : s_i \text{ among the
               lowest} \}
 
-    with :math:`N_i` the K - f - 2 nearest others. Of equal scores the lower index wins; with one neighbour, K = f + 3,
-    the nearest pair always has equal scores.
+    with :math:`N_i` the K - f - 2 nearest other gradients. On equal scores, the lower index wins; with one neighbour,
+    K = f + 3, the nearest pair always has equal scores.
 
     Args:
-      num_byzantine: f, how many gradients may be arbitrary; at least f + 3 tasks must be present.
-      num_selected: gradients that are averaged.
+      num_byzantine: f, the number of gradients that may be arbitrary; at least f + 3 tasks must be present.
+      num_selected: number of gradients to average.
       squared: whether distances are squared (paper) or not (TorchJD).
 
     Example:
@@ -40,7 +40,7 @@ def krum(num_byzantine: int, num_selected: int = 1, squared: bool = True) -> Met
     check_flag("squared", squared)
 
     def kernel(*, gramian: Gramian, present: Present) -> Weights:
-        # In units of a typical row: neither tiny distances nor an outlier's may leave the range of the dtype.
+        # In units of a typical row, so that neither tiny distances nor an outlier's leave the range of the dtype.
         typical = jnp.sort(jnp.where(present, jnp.diagonal(gramian), jnp.inf))[
             jnp.maximum(jnp.sum(present) - 1, 0) // 2
         ]
@@ -50,7 +50,7 @@ def krum(num_byzantine: int, num_selected: int = 1, squared: bool = True) -> Met
         distances = jnp.maximum(diagonal[:, None] + diagonal[None, :] - 2 * gramian, 0)
         distances = distances if squared else jnp.sqrt(distances)
         others = present[:, None] & present[None, :] & ~jnp.eye(len(gramian), dtype=bool)
-        # All but the f + 1 furthest others are neighbours; a sum less theirs would lose what an outlier swallows.
+        # All but the f + 1 furthest are neighbours. Subtracting these from the total would cancel if one is an outlier.
         furthest = lax.top_k(jnp.where(others, distances, -1), min(num_byzantine + 1, len(gramian)))[1]
         near = jnp.put_along_axis(others, furthest, False, axis=1, inplace=False)
         scores = jnp.where(present, jnp.sum(jnp.where(near, distances, 0), axis=1), jnp.inf)

@@ -1,7 +1,7 @@
 """MGDA, the multiple-gradient descent algorithm (Desideri 2012; Sener & Koltun 2018, arXiv 1810.04650).
 
-The min-norm point is exact here; the official code and TorchJD stop early. The normalisations are the official code's,
-not the paper's.
+The min-norm point is exact; the official code and TorchJD stop early. The normalisations are those of the official
+code, not of the paper.
 """
 
 from typing import Literal
@@ -19,16 +19,16 @@ from mtlgrad_jax.solvers import cosines, min_norm
 def mgda(
     normalization: Literal["none", "l2", "loss", "loss+"] = "none", apply_to: Literal["raw", "normalized"] = "raw"
 ) -> Method:
-    r"""Follow the min-norm point of the gradients' convex hull, which descends every task or is zero.
+    r"""Follow the min-norm point of the gradients' convex hull, along which every task descends unless it is zero.
 
     .. math:: w = \arg\min_{w \ge 0, \, 1^T w = 1} \Big\| \sum_i w_i g_i / s_i \Big\|^2
 
-    With a normalisation the guarantee is that of the normalised combination; raw, a task may ascend.
+    With a normalisation, the guarantee holds for the normalised combination; with "raw", a task may ascend.
 
     Args:
       normalization: the scale :math:`s_i`: 1 ("none"), :math:`\|g_i\|` ("l2"), the loss :math:`l_i` ("loss") or
-        :math:`l_i \|g_i\|` ("loss+"). The last two skip a step with losses that are not positive. With any but "none",
-        tasks of zero scale count as zero rows, at which the min-norm point is zero.
+        :math:`l_i \|g_i\|` ("loss+"). The last two skip a step with a loss <= 0. With any but "none", tasks of zero
+        scale count as zero rows, for which the min-norm point is zero.
       apply_to: whether the weights multiply the gradients themselves ("raw", official code) or the normalised ones
         ("normalized", LibMTL).
 

@@ -1,8 +1,8 @@
 """Nash-MTL, multi-task learning as a bargaining game (Navon et al. 2022, arXiv 2202.01017).
 
-Solved exactly in every call and without state; the official code takes up to 20 convex-concave steps from the last
-weights and clips the shared gradient to norm 1. `update_every` gives its stale weights, `optax.clip_by_global_norm`
-its clipping.
+Solved exactly in every call, without state. The official code takes up to 20 convex-concave steps from the last
+weights, reuses weights over several steps (`update_every` does this) and clips the shared gradient to norm 1
+(`optax.clip_by_global_norm`).
 """
 
 from mtlgrad_jax._core.method import Gramian, Method, Weights, from_kernel
@@ -11,12 +11,12 @@ from mtlgrad_jax.solvers import alpha_fair
 
 
 def nash_mtl() -> Method:
-    r"""Follow the Nash bargaining solution: proportional fairness, blind to the scale of each loss.
+    r"""Follow the Nash bargaining solution: proportionally fair and invariant to the scale of each loss.
 
     .. math:: d = \sum_i w_i g_i, \qquad \langle g_i, d \rangle = 1 / w_i, \quad w_i > 0
 
-    Every task descends, and :math:`\|d\|^2 = K`. A task of zero gradient takes no part. At Pareto-stationary points
-    the equation has no solution; weights stay finite and d small, see `mtlgrad_jax.solvers`.
+    Every task descends, and :math:`\|d\|^2 = K`. Tasks with zero gradient take no part. At Pareto-stationary points
+    the equation has no solution; the weights stay finite and d small, see `mtlgrad_jax.solvers`.
 
     Example:
       >>> import jax.numpy as jnp, mtlgrad_jax as mtl

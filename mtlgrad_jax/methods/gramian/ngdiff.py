@@ -1,6 +1,6 @@
 """NGDiff, normalised gradient difference (Jin, Bu et al. 2025, arXiv 2410.22086), for any number of tasks.
 
-The paper could not be read in full; the formula is that of its abstract and of independent implementations.
+The formula follows the paper's abstract and independent implementations.
 """
 
 import jax
@@ -16,11 +16,11 @@ from mtlgrad_jax.solvers import inverse_sqrt
 
 
 def ngdiff(signs: PyTree) -> Method:
-    r"""Descend the tasks to retain and ascend those to forget, all at unit length.
+    r"""Descend on the tasks to retain and ascend on those to forget, all gradients at unit length.
 
     .. math:: d = \sum_i s_i \frac{g_i}{\|g_i\|}
 
-    With one task of each kind both change as wanted to first order. Tasks of zero gradient take no part.
+    With one task of each kind, both change as intended to first order. Tasks with zero gradient take no part.
 
     Args:
       signs: :math:`s`, +1 to retain and -1 to forget, (K,) or a pytree under the tasks' names.
@@ -47,7 +47,7 @@ def ngdiff(signs: PyTree) -> Method:
 ROW = Row(
     ngdiff,
     scale="unit (sum of unit gradients)",
-    paper="Jin, Bu et al., NAACL 2025, arXiv 2410.22086 (formula second hand)",
+    paper="Jin, Bu et al., NAACL 2025, arXiv 2410.22086 (formula from secondary sources)",
     promises=frozenset({SCALE_FREE}),
     kwargs=lambda num_tasks: {"signs": [1.0] + [-1.0] * (num_tasks - 1)},
 )

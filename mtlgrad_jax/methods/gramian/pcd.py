@@ -1,6 +1,7 @@
 """PCD, priority-constrained descent (TMLR 2026, arXiv 2606.29521; formulas from TorchJD 0.18).
 
-TorchJD adds 1e-8 to the moving averages; nothing is added here, and a gradient that has always been zero asks nothing.
+TorchJD adds 1e-8 to the moving averages; here nothing is added, and a gradient that has always been zero gives no
+constraint.
 """
 
 from typing import NamedTuple
@@ -23,7 +24,7 @@ class PCDState(NamedTuple):
     """State of pcd."""
 
     norm: Float[Array, " K"]  # root of the moving average of the squared norms, bias corrected
-    step: Int[Array, " K"]  # steps in which each task was present, and the primary task too
+    step: Int[Array, " K"]  # steps in which both the task and the primary task were present
 
 
 def pcd(num_tasks: int, primary: int | PyTree = 0, progress: PyTree = 0.02, decay: Number = 0.999) -> Method:
@@ -33,16 +34,16 @@ def pcd(num_tasks: int, primary: int | PyTree = 0, progress: PyTree = 0.02, deca
               \langle \tilde g_j, d \rangle \ge \tau \|\tilde g_j\|^2, \; j \ne p, \qquad
               \tilde g_i = g_i / \sqrt{\hat v_i}
 
-    with :math:`\hat v_i` a bias-corrected moving average of :math:`\|g_i\|^2`. d is as long as :math:`g_p`. Where the
-    progress cannot be had for all, d is :math:`g_p`, which is counted. Without the primary task it is the mean of those
-    present.
+    with :math:`\hat v_i` a bias-corrected moving average of :math:`\|g_i\|^2`. d has the norm of :math:`g_p`. If the
+    constraints are infeasible, d is :math:`g_p`, and this is counted. If the primary task is absent, d is the mean of
+    the tasks present.
 
     Args:
       num_tasks: K.
-      primary: index of the primary task, named tasks being counted in sorted order, or a pytree of bool under their
-        names, true for it alone.
-      progress: :math:`\tau` in [0, 1], one for all or one per task, the primary task's of no effect.
-      decay: of the moving average, in [0, 1).
+      primary: index of the primary task (in sorted order for named tasks), or a pytree of bool under the tasks' names
+        that is True only for the primary task.
+      progress: :math:`\tau` in [0, 1], one for all or one per task; the primary task's value has no effect.
+      decay: decay of the moving average, in [0, 1).
 
     Example:
       >>> import jax.numpy as jnp, mtlgrad_jax as mtl

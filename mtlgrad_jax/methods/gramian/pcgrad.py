@@ -1,7 +1,7 @@
 """PCGrad, projecting conflicting gradients (Yu et al. 2020, arXiv 2001.06782).
 
-Projections act on coefficients, so only the Gramian is needed. Unlike LibMTL's, a task is never projected on itself;
-unlike the official code, whose shuffle has no effect, every task draws its own order.
+Projections act on coefficients, so only the Gramian is needed. Unlike in LibMTL, no gradient is projected on itself.
+Unlike in the official code, where the shuffle has no effect, every task draws its own order.
 """
 
 from typing import Literal, NamedTuple
@@ -20,22 +20,22 @@ from mtlgrad_jax._core.weights import Present
 class PCGradState(NamedTuple):
     """State of pcgrad."""
 
-    key: Key  # next step's orders
+    key: Key  # for the next step's orders
 
 
 def pcgrad(
     reduction: Literal["sum", "mean"] = "sum", order: Literal["random", "fixed"] = "random", key: Seed = 0
 ) -> Method:
-    r"""Project every gradient on the normal planes of those it conflicts with, one after the other.
+    r"""Project every gradient, one after the other, onto the normal planes of those it conflicts with.
 
     .. math:: \hat g_i \leftarrow \hat g_i - \frac{\min(\langle \hat g_i, g_j \rangle, 0)}{\|g_j\|^2} g_j
               \quad (j \ne i), \qquad d = \sum_i \hat g_i
 
     Args:
       reduction: "sum" (official code, LibMTL, TorchJD) or "mean" (how other papers describe it).
-      order: in which the other tasks are visited: drawn for every task and step (paper) or "fixed", 0 to K-1.
-      key: seed or key; the same on every process. Under vmap over runs make the method inside, `pcgrad(..., key=key)`
-        with a key for each run: `vmap(tx.init)` gives all the same.
+      order: order in which the other tasks are visited: random for every task and step (paper) or "fixed", 0 to K-1.
+      key: seed or key; the same on every process. Under vmap over runs, make the method inside, `pcgrad(..., key=key)`,
+        with a key for each run: `vmap(tx.init)` gives all runs the same key.
 
     Example:
       >>> import jax.numpy as jnp, mtlgrad_jax as mtl
@@ -60,7 +60,7 @@ def pcgrad(
 
 @jax.jit
 def _projections(gramian: Gramian, orders: Int[Array, "K K"]) -> Float[Array, "K K"]:
-    """Return the coefficients of every projected gradient, row i having visited the tasks in the order of row i."""
+    """Return the coefficients of every projected gradient; gradient i visits the tasks in the order of row i."""
 
     def project(i: Array, order: Array) -> Array:
         def visit(step: Array | int, coefficients: Array) -> Array:
@@ -76,7 +76,7 @@ def _projections(gramian: Gramian, orders: Int[Array, "K K"]) -> Float[Array, "K
 
 ROW = Row(
     pcgrad,
-    scale="sum (K times the mean where nothing conflicts)",
+    scale="sum (K times the mean if nothing conflicts)",
     state="a random key",
     paper="Yu et al., NeurIPS 2020, arXiv 2001.06782",
     promises=frozenset({HOMOGENEOUS, PERMUTATION, LINEAR}),

@@ -1,6 +1,6 @@
 """The scaling half of RotoGrad (Javaloy & Valera 2022, arXiv 2103.02631).
 
-The rotation half changes the model; it is no gradient transformation.
+The rotation half changes the model and is not a gradient transformation.
 """
 
 from typing import NamedTuple
@@ -25,16 +25,16 @@ class RotogradScaleState(NamedTuple):
 
 
 def rotograd_scale(num_tasks: int, burn_in: int = 20) -> Method:
-    r"""Give all gradients one length, near that of the tasks whose gradients have shrunk least.
+    r"""Give all gradients the same length, close to that of the gradients that have shrunk least.
 
     .. math:: w_k = \frac{S}{\|g_k\|}, \qquad S = \sum_k a_k \|g_k\|, \qquad
               a_k = \frac{\|g_k\| / \|g_k^{(0)}\|}{\sum_j \|g_j\| / \|g_j^{(0)}\|}
 
-    Tasks of zero gradient take no part.
+    Tasks with zero gradient take no part.
 
     Args:
       num_tasks: K.
-      burn_in: step, counted from 0, at which the first norms are taken once more.
+      burn_in: step, counted from 0, at which the initial norms are measured again.
 
     Example:
       >>> import jax.numpy as jnp, mtlgrad_jax as mtl
@@ -64,7 +64,7 @@ def rotograd_scale(num_tasks: int, burn_in: int = 20) -> Method:
 
 ROW = Row(
     rotograd_scale,
-    scale="sum of K gradients of one length",
+    scale="sum of K gradients of equal length",
     state="K first norms, K counts",
     paper="Javaloy & Valera, ICLR 2022, arXiv 2103.02631",
     promises=frozenset({HOMOGENEOUS, PERMUTATION, LINEAR}),

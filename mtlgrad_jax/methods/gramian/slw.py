@@ -1,6 +1,6 @@
 """Weights by inverse gradient norm, the exact version of SLAW (Crawshaw & Kosecka 2021, arXiv 2109.08218).
 
-The official code takes the norms of the last shared layer (`gram_over` does) and floors them at 1e-5.
+The official code takes the norms of the last shared layer (as `gram_over` does) and floors them at 1e-5.
 """
 
 import jax.numpy as jnp
@@ -16,7 +16,7 @@ def slw() -> Method:
 
     .. math:: w_i = K \frac{1 / \|g_i\|}{\sum_j 1 / \|g_j\|}
 
-    The sum is over the tasks whose gradient is not zero; the others get no weight, and count in K.
+    The sum is over the tasks with nonzero gradient; the others get zero weight but count in K.
 
     Example:
       >>> import jax.numpy as jnp, mtlgrad_jax as mtl

@@ -1,7 +1,7 @@
 """UPGrad, Jacobian descent without conflict (Quinton & Rey 2024, arXiv 2406.16232).
 
-The projections are exact. TorchJD adds 1e-4 of the Gramian's trace to its diagonal and, where the trace is below 1e-4,
-returns the plain mean; `regularization=1e-4` reproduces the first, nothing reproduces the second.
+The projections are exact. TorchJD adds 1e-4 of the Gramian's trace to its diagonal, as `regularization=1e-4` does. It
+also returns the plain mean if the trace is below 1e-4; there is no such threshold here.
 """
 
 import jax.numpy as jnp
@@ -15,15 +15,15 @@ from mtlgrad_jax.solvers import project_rows
 
 
 def upgrad(preference: PyTree = None, regularization: Number = 0.0) -> Method:
-    r"""Project every gradient on the dual cone of all, where nothing conflicts, and combine the projections.
+    r"""Project every gradient onto the dual cone of all, in which nothing conflicts, and combine the projections.
 
     .. math:: d = \sum_i p_i \, \pi(g_i), \qquad \pi(g) = \arg\min_{G d \ge 0} \|d - g\|
 
-    No task ascends, up to rounding of the summands of d, and where no two gradients conflict d is the preferred mean.
+    No task ascends, up to rounding of the terms that sum to d. If no two gradients conflict, d is the preferred mean.
 
     Args:
       preference: :math:`p` >= 0, not all 0, (K,) or a pytree under the tasks' names; 1/K over those present for None.
-      regularization: this much of the Gramian's trace is added to its diagonal; the guarantee then holds to that much.
+      regularization: fraction of the Gramian's trace added to its diagonal; the guarantee then holds up to this much.
 
     Example:
       >>> import jax.numpy as jnp, mtlgrad_jax as mtl

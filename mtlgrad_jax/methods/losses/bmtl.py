@@ -1,7 +1,7 @@
 """BMTL, balanced multi-task learning (Liang & Zhang 2020, arXiv 2002.04792).
 
-Of the paper only the abstract was read; the exponential is that of an independent implementation (ponderbb/
-multitask-mayhem), which adds up exp(l/T). That overflows: by default the same direction is taken at the sum's scale.
+The exponential follows an independent implementation (ponderbb/multitask-mayhem), which sums exp(l/T); of the paper,
+only the abstract was used. As exp(l/T) can overflow, the default is the same direction at the scale of the sum.
 """
 
 import jax.numpy as jnp
@@ -13,17 +13,17 @@ from mtlgrad_jax._core.weights import Present, over_mean
 
 
 def bmtl(temperature: Number = 1.0, normalize: bool = True) -> Method:
-    r"""Descend the sum of the losses' exponentials, which attends to the largest loss.
+    r"""Descend on the sum of the losses' exponentials, which emphasizes the largest loss.
 
     .. math:: \min_\theta \sum_i e^{l_i / T}, \qquad w_i = K \frac{e^{l_i / T}}{\sum_j e^{l_j / T}}
               \quad \text{or} \quad \frac{e^{l_i / T}}{T}
 
-    Equal weights for a high temperature, the largest loss alone for a low one.
+    A high temperature gives equal weights; a low one gives all weight to the largest loss.
 
     Args:
       temperature: :math:`T` > 0, in units of the losses; 0.2 and 0.4 in the configurations of that implementation.
-      normalize: whether weights sum to K, for any losses; or are the objective's derivatives (False), which grow with
-        the losses: where they overflow the mean gradient is used and counted.
+      normalize: whether the weights sum to K. If False, they are the objective's derivatives, which grow with the
+        losses; if these overflow, the mean gradient is used and counted.
 
     Example:
       >>> import jax.numpy as jnp, mtlgrad_jax as mtl

@@ -9,7 +9,7 @@ from mtlgrad_jax._core.tasks import accumulator_dtype, task_vector
 
 
 def constant(weights: PyTree) -> Method:
-    r"""Weight the tasks' gradients by fixed numbers.
+    r"""Multiply the tasks' gradients by fixed weights.
 
     .. math:: w_i = c_i
 

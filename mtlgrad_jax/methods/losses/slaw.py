@@ -1,8 +1,8 @@
 """SLAW, scaled loss approximate weighting (Crawshaw & Kosecka 2021, arXiv 2109.08218).
 
-Read against the official code (mtcrawshaw/meta, tag SLAW); the paper's text was not at hand. Departures: the deviation
-is updated as such, not as a difference of squares, which rounding makes negative and the code then skips; its floor of
-1e-5 is relative here; counts are per task, so that a task's own first step has weight one.
+Follows the official code (mtcrawshaw/meta, tag SLAW). Departures: the deviation is updated directly, not as a
+difference of squares, which rounding can make negative; its floor of 1e-5 is relative here; and counts are per task, so
+that a task has weight one in its own first step.
 """
 
 from typing import NamedTuple
@@ -27,23 +27,23 @@ class SLAWState(NamedTuple):
 
 
 def slaw(num_tasks: int, beta: Number = 0.99) -> Method:
-    r"""Weight every loss by its inverse standard deviation over the steps, which stands for its gradient's norm.
+    r"""Weight every loss by its inverse standard deviation over the steps, an estimate of its inverse gradient norm.
 
     .. math:: m_i \leftarrow m_i + a_k (l_i - m_i), \qquad
               s_i^2 \leftarrow (1 - a_k) \big( s_i^2 + a_k (l_i - m_i)^2 \big), \qquad
               w_i = K \frac{1 / s_i}{\sum_j 1 / s_j}
 
-    with the old mean in the second and :math:`a_k = \max(1/k, 1 - \beta)` in a task's k-th step: mean and deviation of
-    all losses so far, and after 1/(1 - beta) steps exponential averages (the official code rounds that number). Weights
-    know the loss of the same step. A task in its first step has weight 1; the others share the rest. A deviation counts
-    as no less than the dtype's eps times the loss's root mean square: a loss that never changes takes almost all weight
-    from those that do, as in the official code, and among such losses weights go as 1/|l|. A loss that has always
-    been zero has weight 0.
+    with the old mean in the second formula and :math:`a_k = \max(1/k, 1 - \beta)` in a task's k-th step: averages over
+    all losses so far, then, after 1/(1 - beta) steps, exponential averages (the official code rounds that number). The
+    weights include the loss of the same step. A task in its first step has weight 1; the others share the rest. A
+    deviation is floored at the dtype's eps times the loss's root mean square: a loss that never changes takes almost
+    all the weight, as in the official code, and several such losses have weights proportional to 1/|l|. A loss that has
+    always been zero has weight 0.
 
     Args:
       num_tasks: K.
-      beta: decay :math:`\beta` of the averages, in [0, 1]; 1 averages over all steps. 0 knows no deviation and leaves
-        weights as 1/|l|.
+      beta: decay :math:`\beta` of the averages, in [0, 1]; 1 averages over all steps. With 0 all deviations are zero,
+        so weights are proportional to 1/|l|.
 
     Example:
       >>> import jax.numpy as jnp, mtlgrad_jax as mtl

@@ -1,6 +1,6 @@
 """UW, uncertainty weighting (Kendall, Gal & Cipolla 2018, arXiv 1705.07115).
 
-All losses are weighted as regressions, as every peer does; the paper drops the factor 1/2 for classification.
+All losses are weighted as regression losses, as in other libraries; the paper omits the factor 1/2 for classification.
 """
 
 from typing import NamedTuple
@@ -15,14 +15,14 @@ from mtlgrad_jax._core.method import Losses, Method, Weights, from_kernel
 from mtlgrad_jax._core.row import CONTINUOUS, HOMOGENEOUS, LINEAR, PERMUTATION, Row, num_tasks_only
 from mtlgrad_jax._core.tasks import accumulator_dtype
 
-_MOST = 1e4  # times its optimum that a weighted loss counts
+_MOST = 1e4  # cap of a weighted loss, in multiples of its optimum
 
 
 class UWState(NamedTuple):
     """State of uw."""
 
     log_variance: Float[Array, " K"]
-    optimizer: PyTree  # the inner optimizer's state, one for every task
+    optimizer: PyTree  # the inner optimizer's states, one per task
 
 
 def uw(num_tasks: int, optimizer: optax.GradientTransformation | None = None, init: Number = 0.0) -> Method:
@@ -30,14 +30,14 @@ def uw(num_tasks: int, optimizer: optax.GradientTransformation | None = None, in
 
     .. math:: \min_{\theta, s} \sum_i \tfrac12 e^{-s_i} l_i + \tfrac12 s_i, \qquad w_i = \tfrac12 e^{-s_i}
 
-    The step uses the weights from before its own update of s. In that update :math:`e^{-s_i} l_i`, 1 at the optimum,
-    counts as at most 1e4, so that no optimizer remembers it for ever, and :math:`e^{-s_i}` never exceeds the root of
-    the dtype's largest number.
+    A step uses the weights from before its own update of s. In this update :math:`e^{-s_i} l_i`, which is 1 at the
+    optimum, is capped at 1e4, so that an outlier does not stay in the optimizer's averages for long; and
+    :math:`e^{-s_i}` never exceeds the square root of the dtype's largest number.
 
     Args:
       num_tasks: K.
-      optimizer: of s, one copy for every task; `optax.adam(0.025)` for None, as in the Nash-MTL code.
-      init: first :math:`s_i`; LibMTL starts at -0.5.
+      optimizer: optimizer of s, one copy per task; `optax.adam(0.025)` for None, as in the Nash-MTL code.
+      init: initial :math:`s_i`; LibMTL starts at -0.5.
 
     Example:
       >>> import jax.numpy as jnp, mtlgrad_jax as mtl

@@ -1,7 +1,7 @@
 """EMTL, equitable multi-task learning (Yuan & Zhang 2023, arXiv 2306.09373): a RECONSTRUCTION from its abstract.
 
-The abstract says what is made equal, a task's loss over its raw gradient norm, and that a variance regulariser does it.
-The update rule was not at hand and no code is published: here it is the gradient of that objective, norms constant.
+According to the abstract, a variance regulariser equalises each task's loss divided by its raw gradient norm. No code
+is published; the update here is the gradient of that objective with norms held constant.
 """
 
 import jax.numpy as jnp
@@ -15,17 +15,17 @@ from mtlgrad_jax.solvers import inverse_sqrt
 
 
 def emtl(strength: Number) -> Method:
-    r"""Bring the tasks' relative contributions, loss over gradient norm, together. A reconstruction, not the authors'.
+    r"""Equalise the tasks' relative contributions, loss over gradient norm. A reconstruction, not the authors' method.
 
     .. math:: \min_\theta \sum_i l_i + \lambda \operatorname{Var}_i(r_i), \quad r_i = \frac{l_i}{\|g_i\|}, \qquad
               w_i = \max\!\Big(1 + \frac{2 \lambda}{K} \frac{r_i - \bar r}{\|g_i\|}, \, 0\Big)
 
-    with the norms held constant. Losses must be positive; a step with one that is not is skipped and counted. Tasks of
-    zero gradient take no part: they have weight 1 and are not among the K. Not all weights can be zero: that of the
+    with the norms held constant. Losses must be positive; a step with a loss <= 0 is skipped and counted. Tasks with
+    zero gradient take no part: they have weight 1 and do not count in K. The weights cannot all be zero: that of the
     largest :math:`r_i` is at least 1.
 
     Args:
-      strength: :math:`\lambda` >= 0, in units of squared gradient norm over loss; 0 is the sum.
+      strength: :math:`\lambda` >= 0, in units of squared gradient norm over loss; 0 gives the sum.
 
     Example:
       >>> import jax.numpy as jnp, mtlgrad_jax as mtl
@@ -49,7 +49,7 @@ def emtl(strength: Number) -> Method:
 
 ROW = Row(
     emtl,
-    scale="sum where all r are equal",
+    scale="sum if all r are equal",
     paper="Yuan & Zhang, 2023, arXiv 2306.09373 (a reconstruction from the abstract)",
     promises=frozenset({PERMUTATION}),
     kwargs=lambda num_tasks: {"strength": 1.0},

@@ -1,7 +1,7 @@
 """GradNorm (Chen et al. 2018, arXiv 1711.02257, Algorithm 1).
 
-Norms are those of the gradients given, usually of all shared parameters; the paper takes its last shared layer.
-No remedy for weights that reach zero was found in the paper: here they are clipped at zero.
+Norms are those of the gradients given, usually of all shared parameters; the paper uses the last shared layer. Weights
+are clipped at zero; the paper does not say how to handle negative ones.
 """
 
 from typing import NamedTuple
@@ -24,22 +24,22 @@ class GradNormState(NamedTuple):
     weights: Float[Array, " K"]
     first_loss: Float[Array, " K"]
     seen: Bool[Array, " K"]  # whether first_loss is set
-    optimizer: PyTree  # the inner optimizer's state, one for every task
+    optimizer: PyTree  # the inner optimizer's states, one per task
 
 
 def gradnorm(num_tasks: int, alpha: Number = 1.5, learning_rate: Number = 0.025) -> Method:
-    r"""Learn weights that let all tasks train at similar rates.
+    r"""Learn weights with which all tasks train at similar rates.
 
     .. math:: \min_w \sum_i \Big| w_i \|g_i\| - \bar G \, r_i^\alpha \Big|, \qquad
               r_i = \frac{l_i / l_i^{(0)}}{\operatorname{mean}_j l_j / l_j^{(0)}}
 
-    with :math:`\bar G` the mean of :math:`w_i \|g_i\|`, held constant. Weights take one Adam step (as in the paper) and
-    are renormalised to their sum, K. The step uses the weights from before.
+    with :math:`\bar G` the mean of :math:`w_i \|g_i\|`, held constant. The weights take one Adam step (as in the paper)
+    and are renormalised to sum to K. A step uses the weights from before their update.
 
     Args:
       num_tasks: K.
-      alpha: strength :math:`\alpha` >= 0 of the pull to equal rates: 1.5 for NYUv2, 0.12 for tasks much alike.
-      learning_rate: of the weights' Adam.
+      alpha: strength :math:`\alpha` >= 0 of the pull towards equal rates: 1.5 for NYUv2, 0.12 for very similar tasks.
+      learning_rate: learning rate of Adam for the weights.
 
     Example:
       >>> import jax.numpy as jnp, mtlgrad_jax as mtl
@@ -78,7 +78,7 @@ def gradnorm(num_tasks: int, alpha: Number = 1.5, learning_rate: Number = 0.025)
 ROW = Row(
     gradnorm,
     scale="sum (weights sum to K)",
-    state="K weights, their Adam, K first losses",
+    state="K weights, their Adam state, K first losses",
     paper="Chen et al., ICML 2018, arXiv 1711.02257",
     promises=frozenset({PERMUTATION}),
     kwargs=num_tasks_only,

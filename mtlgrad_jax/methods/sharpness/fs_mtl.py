@@ -1,8 +1,8 @@
 """FS-MTL, sharpness-aware multi-task learning (Phan et al., ICCV 2025, arXiv 2211.13723, v5).
 
-Beside the official code (github VietHoang1512/FS-MTL, read): it knows the modes "individual" and "direct" alone, takes
-adaptive perturbations by default in three of its four experiments, and normalises F-MGDA's rows in two of them:
-`mtlgrad_jax.mgda(normalization="l2", apply_to="normalized")`. The radii of the paper's appendix were not at hand.
+The official code (github VietHoang1512/FS-MTL) has only the modes "individual" and "direct", uses adaptive
+perturbations by default in three of its four experiments, and normalises F-MGDA's rows in two of them, as
+`mtlgrad_jax.mgda(normalization="l2", apply_to="normalized")` does.
 """
 
 import functools
@@ -30,7 +30,7 @@ from mtlgrad_jax._core.trees import Labels
 from mtlgrad_jax.oracles.perturbed import check_radii, sam_perturbation
 from mtlgrad_jax.wrappers.shared_private import own_heads
 
-_ROUNDING = 8  # eps of the gradient's length, below which a flat part is the difference of rounding errors
+_ROUNDING = 8  # in eps of the gradient's norm: a flat part no longer than this is rounding error
 _ROUNDING_OF_HALVES = 2  # the same for 16 bits, where 8 eps would be 6 percent
 
 Mode = Literal["individual", "direct", "second", "each"]
@@ -40,7 +40,7 @@ COPIES = {
     "second": ("loss", "flat", "both"),
     "each": ("each", "all"),
 }
-"""The copies of the method that a mode keeps, each with a state of its own."""
+"""The copies of the method that each mode keeps, each with its own state."""
 
 
 class FSMTLState(NamedTuple):
@@ -60,40 +60,40 @@ def fs_mtl(
     mode: Mode = "individual",
     num_tasks: int | None = None,
 ) -> Method:
-    r"""Make any method sharpness-aware: aggregate what lowers the losses and what flattens them apart, then add.
+    r"""Make any method sharpness-aware: aggregate loss and flatness gradients separately, then add the results.
 
     .. math:: g_i^{flat} = \nabla l_i(\theta + e_i) - g_i, \qquad
               d = \operatorname{Agg}(g_1, \dots, g_K) + \operatorname{Agg}(g_1^{flat}, \dots, g_K^{flat})
 
-    with :math:`e_i` of `sam_perturbation`. The two aggregations are two copies of the method, with states of their own.
-    Heads (where `is_shared` is false) get their own task's :math:`\nabla l_i(\theta + e_i)`. A task whose flat part is
-    no longer than rounding, 8 eps of its gradient (2 in 16 bits), has none: with rho = 0 this is the method itself.
-    Averaging methods give plain SAM.
+    with :math:`e_i` from `sam_perturbation`. The two aggregations use two copies of the method, each with its own
+    state. Heads (where `is_shared` is False) get their own task's :math:`\nabla l_i(\theta + e_i)`. A flat part no
+    longer than rounding, 8 eps of the task's gradient (2 in 16 bits), counts as zero: with rho = 0 this is the method
+    itself. Averaging methods give plain SAM.
 
-    It is called in one of two ways. With the gradients at the perturbed points, which `sam_value_and_grad` gives beside
-    the clean ones, `update(perturbed_grads, state, params, clean_grads=grads)`; radii then play no role here. Or with
-    an oracle, as `optax.contrib.sam` in its opaque mode: `update(grads, state, params, grad_fn=f)`, where
-    `f(params, perturbations)` is `perturbed_task_grad` on the batch at hand. `skip_nonfinite_tasks` sees what is given
-    to update: in the first form it drops a task that breaks at its perturbed point, in the second such a step is
-    skipped.
+    There are two forms of update. The first takes the gradients at the perturbed points, which `sam_value_and_grad`
+    returns with the clean ones: `update(perturbed_grads, state, params, clean_grads=grads)`; the radii given here are
+    then unused. The second takes an oracle, like the opaque mode of `optax.contrib.sam`:
+    `update(grads, state, params, grad_fn=f)`, where `f(params, perturbations)` is `perturbed_task_grad` on the current
+    batch. If a task's gradient is NaN or inf at its perturbed point, `skip_nonfinite_tasks` drops the task in the first
+    form; in the second, the step is skipped.
 
     Args:
       method: any transformation of this library, or a chain that begins with one.
       rho_shared: radius >= 0 of the perturbation of shared parameters. Official code: 2 with adaptive perturbations,
         0.05 without (MultiMNIST).
-      rho_private: of the perturbation of a head, as `rho_shared` where it is None.
+      rho_private: radius of the perturbation of a head; None for the value of `rho_shared`.
       is_shared: a pytree of bool with the structure of params, or a function of a leaf's path; None: all are shared.
       adaptive: whether radii are measured in units of the parameters (ASAM).
-      joint: one norm and one radius over shared parameters and head together (official code for MultiMNIST), instead
-        of one for either (paper, and the rest of the official code).
+      joint: whether to use one norm and one radius over shared parameters and head together (official code for
+        MultiMNIST), instead of separate ones (paper, and the rest of the official code).
       mode: "individual" as above. The paper's ablations: "direct" aggregates the perturbed gradients; "second"
         aggregates the two aggregates again instead of adding them; "each" aggregates :math:`g_i` and
-        :math:`g_i^{flat}` of each task, then the tasks. In these two the method has to take two gradients without
-        losses, and a flat part of zero is a gradient of zero to it, at which MGDA stands still.
+        :math:`g_i^{flat}` of each task, then the tasks. For the last two, the method must accept two gradients without
+        losses, and sees a flat part of zero as a zero gradient, for which MGDA returns zero.
       num_tasks: K, for mode "each", which keeps a state of the method for every task.
 
     Returns:
-      A transformation with the two forms of update above, beside `losses` and `task_mask`.
+      A transformation with the two forms of update above, which also take `losses` and `task_mask`.
 
     Example:
       >>> import jax.numpy as jnp, optax, mtlgrad_jax as mtl
@@ -152,7 +152,7 @@ def fs_mtl(
 
 
 def _aggregation(method: optax.GradientTransformation, mode: Mode, num_tasks: int | None) -> Method:
-    """Return what `mode` makes of the perturbed gradients and of `clean_grads`."""
+    """Return a method that aggregates the perturbed gradients and `clean_grads` according to `mode`."""
 
     def aggregate(task_grads: PyTree, state: PyTree, params: PyTree, **extra: Any) -> tuple[PyTree, PyTree]:
         return update_without_task_axis("method", method, task_grads, state, params, **extra)
@@ -203,17 +203,17 @@ def _pair(axis: int) -> Callable[[Array, Array], Array]:
 
 
 def _flat_part(perturbed_grads: PyTree, clean_grads: PyTree) -> PyTree:
-    """Return the differences of two stacks, a row of zeros where it is rounding."""
+    """Return the difference of two stacks, with zeros for rows that are rounding error."""
 
     def difference(perturbed: Array, clean: Array) -> Array:
         return perturbed - clean if jnp.issubdtype(clean.dtype, jnp.floating) else clean
 
     flat = jax.tree.map(difference, perturbed_grads, clean_grads)
-    return stacks.select(~(stacks.task_norms(flat) <= _rounding(clean_grads)), flat)  # NaN is no rounding
+    return stacks.select(~(stacks.task_norms(flat) <= _rounding(clean_grads)), flat)  # keeps NaN
 
 
 def _rounding(task_grads: PyTree) -> Array:
-    """Return how long differences of rounding errors are, in each dtype some eps of the gradients' lengths."""
+    """Return the norm of differences of rounding errors: a few eps, by dtype, of the gradients' norms."""
     leaves = [leaf for leaf in jax.tree.leaves(task_grads) if jnp.issubdtype(leaf.dtype, jnp.floating)]
     lengths = [jnp.zeros((stacks.num_tasks(task_grads),))]
     for dtype in dict.fromkeys(leaf.dtype for leaf in leaves):
@@ -224,8 +224,8 @@ def _rounding(task_grads: PyTree) -> Array:
 
 ROW = Row(
     fs_mtl,
-    scale="the method's, of losses and flat parts together",
-    state="two of the method's",
+    scale="the method's, for losses plus flat parts",
+    state="two copies of the method's",
     paper="Phan et al., ICCV 2025, arXiv 2211.13723",
     wraps="mgda",
     functions=("clean_grads` or `grad_fn",),

@@ -1,8 +1,8 @@
 """SAMO, a lightweight sharpness-aware approach (Ban, Subramani & Ji, ICCV 2025, arXiv 2507.07883).
 
-Formulas from the official code (github OptMN-Lab/SAMO, read); the paper was not at hand. Unlike the code, which
-divides 0 by 0 there, a task whose two losses are equal has no local part, and the estimate runs the network as the
-caller's `losses_fn` does, not in evaluation mode.
+Formulas from the official code (github OptMN-Lab/SAMO). Departures: a task whose two losses are equal has no local
+part, where the code divides 0 by 0; and the estimate runs the network in the mode of the caller's `losses_fn`, not in
+evaluation mode.
 """
 
 from collections.abc import Callable
@@ -30,7 +30,7 @@ from mtlgrad_jax.wrappers.shared_private import own_heads
 class SAMOState(NamedTuple):
     """State of samo."""
 
-    key: Key  # next step's probes
+    key: Key  # for the next step's probes
     inner: PyTree  # the method's state
 
 
@@ -49,25 +49,25 @@ def samo(
     .. math:: s_i = \operatorname{sign}(l_i(\theta + \delta z_i) - l_i(\theta - \delta z_i)), \qquad
               e_i \propto (1 - \beta) \, g_0 + \beta \, \|g_0\| \, s_i \, z_i / \|z_i\|, \qquad \|e_i\| = \rho
 
-    with :math:`g_0` the gradient of the mean loss, :math:`z_i` normal, and the norms beside :math:`\beta` of each leaf
-    (the code's "layer"). The method then combines the gradients at :math:`\theta + e_i`. A zeroth-order estimate of the
-    gradient is a multiple of :math:`z_i`, so normalised it is only that sign. Heads are perturbed along their own
-    gradient, to radius rho, and get the gradient of their task at the perturbed point.
+    with :math:`g_0` the gradient of the mean loss, :math:`z_i` normal, and the norms in the :math:`\beta` term taken
+    per leaf (the code's "layer"). The method then combines the gradients at :math:`\theta + e_i`. A zeroth-order
+    estimate of the gradient is a multiple of :math:`z_i`; after normalisation only its sign matters. Heads are
+    perturbed along their own gradient, with radius rho, and get the gradient of their task at the perturbed point.
 
         update(mean_grad, state, params, losses_fn=losses_of, grad_fn=f)
 
-    where `mean_grad` is an ordinary gradient, `losses_of(params)` gives the losses of the batch at hand, and
+    where `mean_grad` is an ordinary gradient, `losses_of(params)` gives the losses on the current batch, and
     `f(params, perturbations)` is `perturbed_task_grad` on it.
 
     Args:
       method: any transformation of this library, or a chain that begins with one.
-      rho: radius >= 0 of the perturbations. Official code: 0.003, runs with 0.001.
-      beta: share :math:`\beta` of the local part, in [0, 1]. Official code: 0.1, runs with 0.5.
+      rho: radius >= 0 of the perturbations. Official code: 0.003 by default, 0.001 in its runs.
+      beta: share :math:`\beta` of the local part, in [0, 1]. Official code: 0.1 by default, 0.5 in its runs.
       probe: step :math:`\delta` > 0 of the difference, in units of the parameters.
-      heads: a function of a leaf's path that names the head it belongs to, and says None for shared leaves.
+      heads: a function of a leaf's path that returns the name of its head, or None for shared leaves.
       adaptive: whether rho is measured in units of the parameters, as in `sam_perturbation`.
-      key: seed or key; the same on every process. Under vmap over runs make the method inside, `samo(..., key=key)`
-        with a key for each run: `vmap(tx.init)` gives all the same.
+      key: seed or key; the same on every process. Under vmap over runs, make the method inside, `samo(..., key=key)`,
+        with a key for each run: `vmap(tx.init)` gives all runs the same key.
 
     Returns:
       An optax transformation from ordinary gradients to ordinary gradients.
@@ -166,7 +166,7 @@ def _pick(tree: PyTree, flags: list[bool]) -> list[Array]:
 
 
 def _put(tree: PyTree, flags: list[bool], values: list[Array]) -> PyTree:
-    """Return a tree with other values in the leaves that are flagged."""
+    """Return a tree with new values in the flagged leaves."""
     treedef: Any
     leaves, treedef = jax.tree.flatten(tree)
     others = iter(values)
@@ -174,12 +174,12 @@ def _put(tree: PyTree, flags: list[bool], values: list[Array]) -> PyTree:
 
 
 def _repeat(leaf: Array, K: int) -> Array:
-    """Return K rows of a floating leaf, zeros for another."""
+    """Return a floating leaf repeated K times, or zeros for another leaf."""
     return jnp.broadcast_to(leaf if jnp.issubdtype(leaf.dtype, jnp.floating) else 0, (K, *leaf.shape))
 
 
 def _rows(mean_grad: list[Array], probes: list[Array], signs: Float[Array, " K"], beta: Number) -> list[Array]:
-    """Return, for each leaf and task, (1 - beta) g + beta |g| s z / |z|; g where there is no probe."""
+    """Return (1 - beta) g + beta |g| s z / |z| for each leaf and task, or g where there is no probe."""
     length, lengths = stacks.leaf_norms([g[None] for g in mean_grad]), stacks.leaf_norms(probes)
     probed = lengths > 0
     local = jnp.where(probed, beta * length * signs[None] / jnp.where(probed, lengths, 1), 0)

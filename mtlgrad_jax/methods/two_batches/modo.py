@@ -1,7 +1,7 @@
 """MoDo, multi-objective descent with double sampling (Chen et al. 2023, arXiv 2305.20057).
 
-The official code steps along the sum of both batches' gradients, the paper and this along their mean: average the stack
-given to the update. Given one batch alone, this is projected gradient descent on MGDA's weights, and biased.
+The official code steps along the sum of both batches' gradients, the paper along their mean: pass the averaged stack to
+the update. With a single batch, this is projected gradient descent on MGDA's weights, and is biased.
 """
 
 from typing import NamedTuple
@@ -24,18 +24,18 @@ class MoDoState(NamedTuple):
 
 
 def modo(num_tasks: int, learning_rate: Number = 0.1, regularization: Number = 0.1) -> Method:
-    r"""Learn the weights of the min-norm point from two independent batches a step, so that noise does not bias them.
+    r"""Learn the weights of the min-norm point from two independent batches per step, so that noise does not bias them.
 
     .. math:: w \leftarrow \Pi_\Delta \big( w - \gamma (A w + \rho w) \big), \qquad A_{ij} = \langle g_i^{(1)},
               g_j^{(2)} \rangle
 
-    A is the update's argument `cross_gramian`; without it the Gramian takes its place, biased. The step uses the new
-    weights. Weights of absent tasks rest; those present share what is left of their sum, one, and go on learning where
-    that is nothing.
+    A is the update's argument `cross_gramian`; without it the Gramian is used, which is biased. A step uses the new
+    weights. Weights of absent tasks do not change; those present share the rest of the total of 1, and keep learning
+    even if nothing is left.
 
     Args:
       num_tasks: K.
-      learning_rate: :math:`\gamma` > 0 of the weights; not scale-free, 0.1 in the official code, 1e-3 in LibMTL.
+      learning_rate: :math:`\gamma` > 0 for the weights; not scale-free; 0.1 in the official code, 1e-3 in LibMTL.
       regularization: :math:`\rho` >= 0.
 
     Example:

@@ -1,7 +1,7 @@
 """SDMGrad, stochastic direction-oriented multi-objective descent (Xiao, Ban & Ji 2023, arXiv 2305.18409).
 
-The official code's "independent" batches alias one buffer, so that it runs on an ordinary Gramian, and multiplies the
-result by K. Its learning rate is 10, LibMTL's 5; its lambda 0.6 by default and 0.3 in all of its runs.
+The official code's "independent" batches alias one buffer, so it uses an ordinary Gramian. It multiplies the result by
+K. Its learning rate is 10, LibMTL's 5; its lambda is 0.6 by default and 0.3 in all of its runs.
 """
 
 from functools import partial
@@ -39,17 +39,17 @@ def sdmgrad(
     .. math:: w \approx \arg\min_{w \in \Delta} \Big\| \sum_i (w_i + \lambda p_i) g_i \Big\|^2, \qquad
               d = \frac{1}{1 + \lambda} \sum_i (w_i + \lambda p_i) g_i
 
-    by a few steps of projected gradient descent with momentum on :math:`A_{ij} = \langle g_i^{(1)}, g_j^{(2)} \rangle`,
-    scaled to a mean norm of 1, from the last weights. A is the update's argument `cross_gramian`; without it the
-    Gramian takes its place, biased. Weights of absent tasks rest; those present share what is left of their sum, one,
-    and go on learning where that is nothing.
+    by a few steps of projected gradient descent with momentum, from the last weights, on
+    :math:`A_{ij} = \langle g_i^{(1)}, g_j^{(2)} \rangle`, scaled to a mean norm of 1. A is the update's argument
+    `cross_gramian`; without it the Gramian is used, which is biased. Weights of absent tasks do not change; those
+    present share the rest of the total of 1, and keep learning even if nothing is left.
 
     Args:
       num_tasks: K.
-      lam: pull :math:`\lambda` >= 0.
-      learning_rate: of the weights, > 0; steps of 10 jump between corners of the simplex where A has entries near 1.
-      momentum: of the steps, in [0, 1); begins anew in every update.
-      num_steps: of the weights in every update.
+      lam: pull :math:`\lambda` >= 0 towards the preferred mean.
+      learning_rate: > 0, for the weights; with 10, they jump between corners of the simplex if A has entries near 1.
+      momentum: momentum of the steps, in [0, 1); reset in every update.
+      num_steps: steps of the weights per update.
       preference: :math:`p` >= 0, not all 0, (K,) or a pytree under the tasks' names; 1/K over those present for None.
 
     Example:
