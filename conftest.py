@@ -15,8 +15,8 @@ if jax.config.jax_compilation_cache_dir is None:
 
 pytest_collect_file = Sybil(parsers=[PythonCodeBlockParser()], patterns=["*.md"]).pytest()
 
-# One method of each kind: without and with the Gramian, with per-task state, with a key, with an optional argument, on the
-# stack itself, with buffers, on perturbed gradients.
+# One method of each kind: without and with the Gramian, with per-task state, with a key, with an optional argument, on
+# the stack itself, with buffers, on perturbed gradients.
 REPRESENTATIVES = {"mean", "nash_mtl", "gradnorm", "pcgrad", "modo", "trimmed_mean", "db_mtl", "fs_mtl"}
 OTHERS = {row.name for row in METHODS} - REPRESENTATIVES
 LARGE = 5  # tasks
