@@ -118,8 +118,8 @@ def verdict(rows: list[dict[str, Any]], sizes: list[int]) -> str:
     times = sorted(row["adam_seconds"] for row in last)
     worst = max(last, key=lambda row: row["over_adam"])
     return (
-        f"Seconds. `adam` took {times[0]:.1f} to {times[-1]:.1f} for {sizes[-1]} leaves while this ran; the slowest "
-        f"beside it is `{worst['method']}`, {worst['over_adam']:.1f} times its time."
+        f"Seconds. `adam` took {times[0]:.1f} to {times[-1]:.1f} for {sizes[-1]} leaves during this run; the "
+        f"slowest row is `{worst['method']}`, {worst['over_adam']:.1f} times the time of `adam`."
     )
 
 

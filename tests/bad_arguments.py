@@ -1,4 +1,4 @@
-"""For every factory, arguments that must raise an error that names the first of them."""
+"""Arguments for every factory that must raise an error naming the first of them."""
 
 BAD = {
     "constant": ({"weights": None}, {"weights": "equal"}),

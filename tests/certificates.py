@@ -1,9 +1,9 @@
-"""Is this an optimum? Answered from the Gramian M and the weights w alone, in float64, by duality.
+"""Optimality certificates: check in float64, by duality, whether weights w are optimal for a Gramian M.
 
 Each certificate returns a scale-free residual, 0 for an exact solution; a gap is never less than the true error.
-n_i = sqrt(M_ii) are the row norms. M is to be the Gramian in float64 whatever precision w was found in, without the
-rows and columns of absent tasks. Where a certificate takes a `rounding`, w need only be optimal for some M' whose
-entries are that far from M's, relative to n_i n_j: where gradients cancel, rounding M loses the optimum for M itself.
+n_i = sqrt(M_ii) are the row norms. M must be the Gramian in float64, whatever the precision of w, without the rows and
+columns of absent tasks. If a certificate takes a `rounding`, w need only be optimal for some M' whose entries differ
+from M's by that much, relative to n_i n_j: if gradients cancel, rounding M loses the optimum for M itself.
 """
 
 import numpy as np
@@ -24,14 +24,14 @@ def _ratio(a, b):
 
 
 def _quadratic(M, w):
-    """‖Gᵀw‖² = wᵀMw, kept from rounding below 0."""
+    """‖Gᵀw‖² = wᵀMw, clipped at 0."""
     return max(w @ M @ w, 0)
 
 
 def min_norm_gap(M, w, cap=1):
-    """Bound on (f(w) - min f)/(tr(M)/K), f(w) = wᵀMw on the simplex under the cap; at least w's violation of that.
+    """Bound on (f(w) - min f)/(tr(M)/K), f(w) = wᵀMw on the simplex under the cap; at least w's violation of these.
 
-    ‖d*‖ >= min_v <Gᵀv, d>/‖d‖ for every d, so min f >= max(0, min_v vᵀMw)²/f(w), and the best v takes caps in order.
+    ‖d*‖ >= min_v <Gᵀv, d>/‖d‖ for every d, so min f >= max(0, min_v vᵀMw)²/f(w); the best v assigns caps in order.
     """
     M, w, n = _cast(M, w)
     f, cap = _quadratic(M, w), max(cap, 1 / len(M))
@@ -43,7 +43,7 @@ def min_norm_gap(M, w, cap=1):
 def dual_cone_residual(M, u, v, rounding=0):
     """KKT of min vᵀMv over v >= u: v >= u, Mv >= 0, (v - u)ᵀMv = 0.
 
-    Relative to max|u|, to n_i s and to s², where s = max(n) Σ|u| bounds the length of what is projected.
+    Relative to max|u|, to n_i s and to s², where s = max(n) Σ|u| bounds the length of the projected vector.
     """
     M, u, v, n = _cast(M, u, v)
     s, size = n.max() * abs(u).sum(), n @ abs(v)
@@ -59,13 +59,13 @@ def cagrad_gap(M, c, weights, rounding=0, enough=0):
     """How far d = Gᵀweights is from the optimum of max_d min_i <g_i, d> over ‖d - g0‖ <= r = c‖g0‖, without rescaling.
 
     The larger of: the gap to the dual value F(w) = <g_w, g0> + r‖g_w‖, relative to tr(M)/K; the excess of ‖d - g0‖
-    over r, relative to sqrt(tr(M)/K). F(w) is an upper bound for every w on the simplex; the least of these is taken:
-    the w that d - g0 is a multiple of; the vertices, one of which is optimal for c = 0; the min-norm point, which is
-    optimal where the optimal g_w is 0, so that d does not tell w; and, unless the gap is down to `enough` by then, what
-    scipy makes of the best of them.
+    over r, relative to sqrt(tr(M)/K). F(w) is an upper bound for every w on the simplex. The least is taken over: the w
+    with d - g0 a multiple of g_w; the vertices, one of which is optimal for c = 0; the min-norm point, which is optimal
+    if the optimal g_w is 0, so that d does not determine w; and, if the gap is still above `enough`, scipy's
+    improvement of the best of these.
 
-    For the M' of `rounding`, ‖g_w‖² and ‖g0‖² are less than they seem by that much of (Σ n_i w_i)², and so is <g_i, d>
-    by that much of n_i Σ n_j t_j, t = r w/‖g_w‖.
+    For the M' of `rounding`, ‖g_w‖² and ‖g0‖² are smaller by `rounding` times (Σ n_i w_i)², and <g_i, d> by `rounding`
+    times n_i Σ n_j t_j, t = r w/‖g_w‖.
     """
     M, weights, n = _cast(M, weights)
     K, scale, F = len(M), np.trace(M) / len(M), _factor(M)
@@ -105,10 +105,10 @@ def cagrad_gap(M, c, weights, rounding=0, enough=0):
 def conic_gap(M, c, weights, rounding=0, enough=0):
     """How far d = Gᵀweights is from the optimum of max_u min_i <g_i, u> over ‖u‖ <= 1, <g0, u> >= c‖g0‖‖u‖, d ∝ u.
 
-    (H² - max(V, 0)²)/(tr(M)/K), V the value of d's direction and H an upper bound; at least by how much the cosine is
-    short of c. The support function h of the feasible set gives H = h(g_w) for any w on the simplex: those that d is
-    the direction of g_w + m g0 for, the vertices and the min-norm point; then, unless the gap is down to `enough`, the
-    min-norm points of g_i + m g0 for many m: from those that hardly move the smallest row, which may decide.
+    (H² - max(V, 0)²)/(tr(M)/K), V the value of d's direction and H an upper bound; at least the amount by which the
+    cosine falls short of c. The support function h of the feasible set gives H = h(g_w) for any w on the simplex: those
+    for which d is the direction of g_w + m g0, the vertices and the min-norm point; then, if the gap is still above
+    `enough`, the min-norm points of g_i + m g0 for many m, beginning with those that hardly move the smallest row.
     """
     M, weights, n = _cast(M, weights)
     K, scale, F = len(M), np.trace(M) / len(M), _factor(M)
@@ -142,9 +142,9 @@ def geometric_median_gap(M, w, rounding=0):
     """Bound on (f(x) - min f)/(K sqrt(tr(M)/K)), f(x) = Σ ‖g_i - x‖, x = Gᵀw; at least w's violation of the simplex.
 
     For any s_i with ‖s_i‖ <= 1: f(y) >= Σ <s_i, g_i - y>, and the best y is in the hull. s_i is the direction to g_i
-    from a point z; those of the rows at z may as well cancel the others, as far as their lengths allow. z is x, what
-    Newton's method makes of it, or a row. For the M' of `rounding`, squared distances are off by that much of squared
-    lengths.
+    from a point z; those of rows at z are chosen to cancel the others, as far as their lengths allow. z is x, its
+    improvement by Newton's method, or a row. For the M' of `rounding`, squared distances differ by `rounding` times
+    squared lengths.
     """
     M, w, n = _cast(M, w)
     G = _factor(M).T
@@ -193,7 +193,7 @@ def progress_residual(M, primary, progress, w):
 
 
 def progress_multipliers(M, primary):
-    """The weights of the projection of g_p on the dual cone of the others, from which g_p's is 1."""
+    """The weights of the projection of g_p onto the dual cone of the others, with that of g_p equal to 1."""
     M, _ = _cast(M)
     F = _factor(M)
     F[:, primary], own = 0, F[:, primary].copy()
@@ -201,9 +201,9 @@ def progress_multipliers(M, primary):
 
 
 def progress_distance(M, primary, progress):
-    """The largest length asked for over that of the shortest d with <g_j, d> >= progress_j ‖g_j‖², j != p.
+    """The largest required length divided by that of the shortest d with <g_j, d> >= progress_j ‖g_j‖², j != p.
 
-    0 where there is none, by Farkas' lemma: the distance of the hull of g_j/(progress_j ‖g_j‖²) from 0.
+    0 if there is no such d, by Farkas' lemma: the distance of the hull of g_j/(progress_j ‖g_j‖²) from 0.
     """
     M, n = _cast(M)
     rows = (np.arange(len(M)) != primary) & (n > 0) & (progress > 0)

@@ -8,7 +8,7 @@ import jax
 import jaxtyping
 import pytest
 
-# Anywhere else every run draws anew; what it finds is kept as an example in the test.
+# Elsewhere every run draws new samples; failures found are kept as examples in the test.
 hypothesis.settings.register_profile("ci", derandomize=True)
 if os.environ.get("CI"):
     hypothesis.settings.load_profile("ci")
@@ -19,9 +19,9 @@ MOST_REGIONS = 20_000
 
 @pytest.fixture(autouse=True)
 def forget_programs():
-    """Free the compiled programs in time: Linux maps 65530 regions a process, and XLA:CPU crashes without one.
+    """Free compiled programs in time: Linux allows 65530 mapped regions per process, and XLA:CPU crashes beyond that.
 
-    A solver's program takes some hundreds.
+    A solver's program takes several hundred.
     """
     yield
     maps = pathlib.Path("/proc/self/maps")
@@ -31,7 +31,7 @@ def forget_programs():
 
 @pytest.fixture
 def unchecked():
-    """Switch the type checks of the test run off, as they are for users, where an error of the library's is wanted."""
+    """Switch off the type checks of the test run, as for users, so that the library's own errors are raised."""
     jaxtyping.config.update("jaxtyping_disable", True)
     yield
     jaxtyping.config.update("jaxtyping_disable", False)

@@ -1,9 +1,10 @@
-"""Families of task gradients G (K, P) whose hard property holds by construction, proved in a line.
+"""Families of task gradients G (K, P) with a difficult property that holds by construction.
 
-G is stationary if vᵀG = 0 for some v >= 0, v != 0: no direction improves all tasks. It is strongly so if some v > 0
-does it, weakly if some v does but none > 0. ``FAMILIES[name](K, P, rng)`` samples a family; `stack` seeds by name and
-shape, so a new family changes no other one's matrices. Tall and wide stacks are a matter of shape: with K >> P nearly
-every family is stationary. Any K, P >= 1 is allowed; a shape that leaves no room for the property gives zero rows.
+G is stationary if vᵀG = 0 for some v >= 0, v != 0: no direction improves all tasks. It is strongly stationary if some
+v > 0 satisfies this, weakly if only v with zeros do. ``FAMILIES[name](K, P, rng)`` samples a family; `stack` seeds by
+name and shape, so a new family does not change the matrices of others. Tall and wide stacks differ only in shape: with
+K >> P nearly every family is stationary. Any K, P >= 1 is allowed; a shape that cannot have the property gives zero
+rows.
 """
 
 import zlib
@@ -117,7 +118,7 @@ def at_distance(distance):
 
 
 def proportional(K, P, rng):
-    """Positive multiples, up to 100 times as long, of half as many rows: what serves one serves its multiples."""
+    """Positive multiples, up to 100 times as long, of half as many rows: a row and its multiples agree on d."""
     half = (K + 1) // 2
     rows = rng.normal(size=(half, P))
     copies = rows[rng.integers(half, size=K - half)] * 10 ** rng.uniform(-2, 2, size=(K - half, 1))
@@ -133,7 +134,7 @@ def proportional_integers(K, P, rng):
 
 
 def louder(K, P, rng):
-    """Near stationarity, and one row 1e5 times louder than the others."""
+    """Near stationarity, with one row 1e5 times longer than the others."""
     return near_stationary(K, P, rng) * np.where(np.arange(K) == rng.integers(K), 1e5, 1)[:, None]
 
 
@@ -187,7 +188,7 @@ FAMILIES = {
     )
 }
 
-# For the solvers alone.
+# Only for the solvers.
 ILL_CONDITIONED = {
     **{f"condition_{c:.0e}": conditioned(c) for c in (1e4, 1e8, 1e12)},
     **{f"distance_{d:.0e}": at_distance(d) for d in (1e-1, 1e-2, 1e-4, 1e-6)},
@@ -208,7 +209,7 @@ def stack(name, K, P, draw=None):
 
 
 def gramian(G, dtype):
-    """The Gramian as a solver gets it: cast, and with subnormal numbers flushed to zero, as XLA does."""
+    """The Gramian as a solver gets it: cast, with subnormal numbers flushed to zero as in XLA."""
     with np.errstate(over="ignore"):
         M = (G @ G.T).astype(dtype)
     M = np.where(abs(M) < np.finfo(dtype).tiny, 0, M).astype(dtype)
@@ -219,7 +220,7 @@ def gramian(G, dtype):
 def within_contract(M):
     """Whether M is finite, unlike that of `huge` at many columns, and positive semidefinite up to rounding.
 
-    The flushed off-diagonals of `tiny` spoil the latter for K > P.
+    The flushed off-diagonals of `tiny` violate the latter for K > P.
     """
     if not np.isfinite(M).all():
         return False

@@ -1,4 +1,4 @@
-"""Running a method of the registry on stacks (T, K, P): T steps as one compiled scan over a tree of two leaves."""
+"""Run a method of the registry on stacks (T, K, P): T steps as one compiled scan over a tree of two leaves."""
 
 import functools
 import re
@@ -19,7 +19,7 @@ FIXED = {name: {"order": "fixed"} for name in ("pcgrad", "gradvac")}  # makes a 
 
 
 def tree(G):
-    """(..., P) as the tree of PARAMS."""
+    """(..., P) as a tree like PARAMS."""
     lead = G.shape[:-1]
     return {"b": G[..., :1], "w": G[..., 1:].reshape(*lead, 2, 3)}
 
@@ -38,7 +38,7 @@ def make(name, num_tasks, **kwargs):
 
 
 def hyper(name, num_tasks, **kwargs):
-    """The arguments of a method as its reference wants them."""
+    """The arguments of a method in the form that its reference takes."""
     own = {**ROWS[name].kwargs(num_tasks), **FIXED.get(name, {}), **kwargs}
     own.pop("num_tasks", None)
     return {key: np.asarray(value) if isinstance(value, list) else value for key, value in own.items()}
@@ -73,7 +73,7 @@ def run(name, grads, losses=None, present=None, dtype=np.float32, **kwargs):
 
 
 def raises_naming(argument):
-    """Match of an error in the one message shape: the argument, what was expected, what was got."""
+    """A pattern for errors in the common form: the argument, the requirement, and the value given."""
     return re.compile(rf"^`{argument}` must .*", re.DOTALL)
 
 
@@ -87,5 +87,5 @@ FUNCTIONS = {
     "fs_mtl": {"grad_fn": mtl.perturbed_task_grad(losses_of)},
     "samo": {"losses_fn": losses_of, "grad_fn": mtl.perturbed_task_grad(losses_of)},
 }
-"""What some updates need besides losses."""
-UNSTACKED = ("gen_learning_rate", "samo")  # are fed ordinary gradients
+"""Arguments that some updates need besides losses."""
+UNSTACKED = ("gen_learning_rate", "samo")  # these take ordinary gradients

@@ -1,8 +1,8 @@
-"""Each method again in float64 numpy, straight from its paper; nothing here knows the library.
+"""Each method in float64 numpy, written from its paper and independent of the library.
 
 Every entry of `REFERENCES` has the signature ``name(grads, losses, present, **hyper) -> updates`` with grads (T, K, P):
-T successive steps, losses (T, K), present (T, K) bool, updates (T, P). A step sees the rows of the present tasks only;
-a method with state keeps it per task, so absent tasks leave theirs untouched. No task present: a zero update.
+T successive steps, losses (T, K), present (T, K) bool, updates (T, P). A step sees only the rows of the present tasks;
+a method with state keeps it per task, so the state of absent tasks does not change. No task present: a zero update.
 
 G holds the task gradients as rows, L the losses, n the row norms, g0 the mean row, d the update, w the weights.
 """
@@ -17,7 +17,7 @@ import scipy.optimize
 
 
 def stateful(factory):
-    """Drive ``factory((K, P), **hyper) -> step(G, L, p)`` over T steps; p (K,) says whose rows G and L are."""
+    """Run ``factory((K, P), **hyper) -> step(G, L, p)`` over T steps; p (K,) tells which tasks G and L belong to."""
 
     @functools.wraps(factory)
     def run(grads, losses, present, **hyper):
@@ -29,7 +29,7 @@ def stateful(factory):
 
 
 def stateless(update):
-    """Drive ``update(G, L, **hyper) -> d``; of a hyper-parameter per task it gets the entries of the present ones."""
+    """Run ``update(G, L, **hyper) -> d``; per-task hyper-parameters are cut to the entries of the present tasks."""
 
     def factory(_, **hyper):
         return lambda G, L, p: update(G, L, **{k: np.asarray(h)[p] if np.ndim(h) else h for k, h in hyper.items()})
@@ -40,7 +40,7 @@ def stateless(update):
 
 
 def weighted(weights):
-    """Drive ``weights(G, L, **hyper) -> w`` with d = Gᵀw; the function itself stays reachable as ``.weights``."""
+    """Run ``weights(G, L, **hyper) -> w`` with d = Gᵀw; the function itself is available as ``.weights``."""
     run = stateless(functools.wraps(weights)(lambda G, L, **hyper: weights(G, L, **hyper) @ G))
     run.weights = weights
     return run
@@ -78,7 +78,7 @@ def simplex(v):
 
 
 def nnls(A, b):
-    """Argmin ‖Ax - b‖ over x >= 0: the best non-negative solution over all supports, from 7 unknowns on scipy's."""
+    """Argmin ‖Ax - b‖ over x >= 0: the best non-negative solution over all supports, or scipy's from 7 unknowns."""
     size = np.where(norms(A.T) == 0, 1, norms(A.T))
     R = np.linalg.qr(np.column_stack([A / size, b]), mode="r")
     A, b = R[:, :-1], R[:, -1]
@@ -98,7 +98,7 @@ def min_norm(G):
     """Argmin ‖Gᵀw‖ over the simplex.
 
     For any s > 0, v = argmin ‖Gᵀv‖² + s²(1ᵀv - 1)² over v >= 0 is a multiple of it: with v = tw, w in the simplex,
-    the objective is t²‖Gᵀw‖² + s²(t - 1)², which for every t is least at the w sought.
+    the objective is t²‖Gᵀw‖² + s²(t - 1)², which for every t is smallest at the required w.
     """
     s = norms(G).min()
     if s == 0:
@@ -173,7 +173,7 @@ def capped_mgda(G, L, cap):
 
 
 def project(G, i, order):
-    """Yu et al. 2020, Algorithm 1, lines 4-9: g_i freed of its conflict with each g_j of `order` in turn."""
+    """Yu et al. 2020, Algorithm 1, lines 4-9: remove from g_i its conflict with each g_j of `order` in turn."""
     d = G[i]
     for j in order:
         if d @ G[j] < 0:
@@ -223,10 +223,10 @@ def gradvac(shape, beta=0.01, target=None, update="always", order="fixed"):
 def cagrad(G, L, c=0.4, rescale="none"):
     """Liu et al. 2021: max_d min_i <g_i, d> subject to ‖d - g0‖ <= r = c‖g0‖, by its dual min_w <g_w, g0> + r‖g_w‖.
 
-    Where g_w != 0 the dual's optimality conditions are those of the min-norm point of the rows g_i + ηg0 with
-    η = ‖g_w‖/r, and ‖g_w(η)‖/η falls with η, so that η is a root; d = g0 + r g_w/‖g_w‖. As η -> 0, g0 + g_w(η)/η
-    tends, if 0 is a convex combination of the rows, to the point nearest g0 with no conflict. If that one is within r
-    of g0 it is optimal (value 0, as all points of the ball without conflict are), and there is no root.
+    If g_w != 0, the dual's optimality conditions are those of the min-norm point of the rows g_i + ηg0 with
+    η = ‖g_w‖/r, and ‖g_w(η)‖/η falls with η, so that η is a root; d = g0 + r g_w/‖g_w‖. If 0 is a convex combination of
+    the rows, g0 + g_w(η)/η tends to the point nearest g0 without conflict as η -> 0. If this point is within r of g0,
+    it is optimal (with value 0, like all points of the ball without conflict), and there is no root.
     """
     K, g0, size = len(G), G.mean(axis=0), norms(G).max()
     r = c * np.linalg.norm(g0)
@@ -258,9 +258,9 @@ def cagrad(G, L, c=0.4, rescale="none"):
 def conicgrad(G, L, c=0.5):
     """Hassanpour et al. 2025: ‖g0‖ argmax_d min_i <g_i, d> over ‖d‖ <= 1, <u, d> >= c‖d‖, u = g0/‖g0‖; g0 if d = 0.
 
-    If d != 0, then ‖d‖ = 1 and <u, d> >= c. With a multiplier μ of this, d(μ) = p/‖p‖ maximises min_i <g_i + μu, d>
-    over the ball, p being the min-norm point of the rows g_i + μu. <u, d(μ)> rises with μ: either d(0) is in the cone,
-    or μ is where <u, d> = c. By weak duality d = 0 wherever the value ‖p‖ - μc is not positive.
+    If d != 0, then ‖d‖ = 1 and <u, d> >= c. With a multiplier μ for this, d(μ) = p/‖p‖ maximises min_i <g_i + μu, d>
+    over the ball, where p is the min-norm point of the rows g_i + μu. <u, d(μ)> rises with μ: either d(0) is in the
+    cone, or μ is where <u, d> = c. By weak duality d = 0 if the value ‖p‖ - μc is not positive for some μ.
     """
     g0, size, s = G.mean(axis=0), norms(G).max(), np.sqrt(1 - c**2)
     if np.linalg.norm(g0) <= 1e-13 * size or np.linalg.norm(min_norm(G) @ G) <= 1e-13 * size:
@@ -289,11 +289,11 @@ def conicgrad(G, L, c=0.5):
 
 @weighted
 def fairgrad(G, L, alpha=2.0):
-    """Ban & Ji 2024: GGᵀw = w^(-1/α), w > 0; rows of zeros take no part. Raises where 0 is a convex combination.
+    """Ban & Ji 2024: GGᵀw = w^(-1/α), w > 0; zero rows take no part. Raises if 0 is a convex combination.
 
     Newton's method in log z, z_i = n_i w_i, on the cosines C: (Cz)_i = b_i z_i^(-1/α), b_i = n_i^(1/α - 1). Its step is
-    one of descent for the convex φ(z) = zᵀCz/2 - Σ b_i ψ(z_i), ψ' = z^(-1/α). No solution where vᵀG = 0 for a v >= 0,
-    v != 0: it would have <g_i, d> > 0 for all i, but Σ v_i <g_i, d> = 0.
+    a descent step for the convex φ(z) = zᵀCz/2 - Σ b_i ψ(z_i), ψ' = z^(-1/α). There is no solution if vᵀG = 0 for some
+    v >= 0, v != 0: it would have <g_i, d> > 0 for all i, but Σ v_i <g_i, d> = 0.
     """
     n = norms(G)
     if not n.all():
@@ -409,8 +409,8 @@ def krum(G, L, num_byzantine, num_selected=1, squared=True):
 def geometric_median(G, L):
     """Argmin_x Σ ‖g_i - x‖ (RFA, Pillutla et al. 2022). Raises for rows on a line with two different middle ones.
 
-    Row k is it if the unit vectors to it from the others add up to no more than its multiplicity. If none is, Newton's
-    method with exact line search, from below the best row: no iterate meets a row again.
+    Row k is the median if the sum of the unit vectors to it from the others is no longer than its multiplicity. If no
+    row is, Newton's method with exact line search starts below the best row, so that no iterate meets a row again.
     """
     center = G.mean(axis=0)
     size = norms(G - center).max()
@@ -660,9 +660,9 @@ def pcd(shape, primary=0, progress=0.02, decay=0.999):
 
 
 def rest(w, p):
-    """The weights of the present tasks on their simplex, in the ratios kept, and their sum; equal ones if that is 0.
+    """The weights of the present tasks on their simplex, with their ratios kept, and their sum; equal if that is 0.
 
-    In place of 0 the sum is a number that no other sum shows, so that ratios are kept.
+    A sum of 0 is replaced by a number too small to change any other sum, so that ratios are kept.
     """
     total = w[p].sum()
     return (w[p] / total, total) if total else (np.full(p.sum(), 1 / p.sum()), 1e-100)

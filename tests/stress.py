@@ -1,7 +1,7 @@
-"""Every solver on very many Gramians, judged as in `test_solvers`: `make stress ARGS="--draws 1000 --solvers max_min"`.
+"""Every solver on many Gramians, checked as in `test_solvers`: `make stress ARGS="--draws 1000 --solvers max_min"`.
 
-A draw is one stack of every family in `families`, at every shape and in both precisions. Prints what failed, with what
-makes it again, and how many Gramians of each solver were judged.
+A draw is one stack of every family in `families`, at every shape and in both precisions. Prints failures, with the
+arguments that reproduce them, and the number of Gramians checked for each solver.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""Every argument of every public function, by its annotation: what is wrong raises a ValueError that names it."""
+"""Wrong values for every argument of every public function, by annotation, raise a ValueError naming the argument."""
 
 import inspect
 import types
@@ -29,7 +29,7 @@ def stack_of(params):
 
 
 def parts(annotation):
-    """What an annotation is made of, without None: Callable of anything is Callable."""
+    """The parts of an annotation, without None; any Callable[...] counts as Callable."""
     union = typing.get_origin(annotation) in (typing.Union, types.UnionType)
     found = typing.get_args(annotation) if union else (annotation,)
     return frozenset(typing.get_origin(part) or part for part in found if part is not type(None))
@@ -59,7 +59,7 @@ WRONG = {
     optax.GradientTransformation: (3, "adam", mtl.mean),
 }
 WRONG = {parts(annotation): values for annotation, values in WRONG.items()}
-"""Wrong values by annotation; None is one more where it is not the default."""
+"""Wrong values by annotation; None is wrong too if it is not the default."""
 
 OTHERWISE = {
     ("unstack", "like"): (3.0, None, {}),
@@ -68,9 +68,9 @@ OTHERWISE = {
     ("scalars", "metrics"): (3, jnp.zeros(2), [0.0]),
     ("has_updated", "state"): (3, None, optax.EmptyState()),
     ("sam_perturbation", "task_grads"): (3, None, {}, zeros()),
-    ("sam_perturbation", "params"): (),  # of a stack and parameters that do not fit each other, the stack is named
+    ("sam_perturbation", "params"): (),  # if a stack and parameters do not match, the error names the stack
 }
-"""Trees of something else than one number for every task."""
+"""Trees that do not hold one number per task."""
 
 TOOLS = {
     mtl.task_value_and_grad: {"losses_fn": losses_of},
@@ -93,7 +93,7 @@ TOOLS = {
     mtl.metrics: {"opt_state": 0},
     mtl.scalars: {"metrics": {}, "like": jnp.zeros(2)},
 }
-"""Public functions beside the registry's, with their smallest arguments."""
+"""Public functions outside the registry, with their smallest arguments."""
 
 SMALLEST = {row.factory: smallest(row, K) for row in METHODS + WRAPPERS} | TOOLS
 ARGUMENTS = [
@@ -109,7 +109,7 @@ def named(value):
 
 
 def use(function, **kwargs):
-    """Call a function, and what it returns where only then there are parameters to compare with."""
+    """Call a function, and also its result if arguments can only be compared with parameters then."""
     given = {**SMALLEST[function], **kwargs}
     positional = (given.pop("losses_fn"), zeros()) if function is mtl.linearize else ()
     made = function(*positional, **given)
@@ -143,7 +143,7 @@ def test_wrong_arguments_are_named(function, parameter):
 )
 @pytest.mark.usefixtures("unchecked")
 def test_numbers_and_flags_in_any_form(function, parameter):
-    """Numbers and flags of numpy, arrays that are one number, and whatever is traced."""
+    """Numpy numbers and flags, arrays of one number, and traced values."""
     if isinstance(parameter.default, bool):
         return use(function, **{parameter.name: np.bool_(parameter.default)})
     for value in (0.5, np.float32(0.5), np.asarray(0.5), jnp.asarray(0.5), jnp.asarray(0.5, jnp.bfloat16)):
@@ -154,7 +154,7 @@ def test_numbers_and_flags_in_any_form(function, parameter):
 @pytest.mark.parametrize("zero", [[0.0] * K, np.zeros(K), dict.fromkeys("abc", 0)], ids=["list", "array", "named"])
 @pytest.mark.usefixtures("unchecked")
 def test_a_preference_for_nobody_is_refused(zero):
-    """But weights that are given as such may all be zero: that is what they say."""
+    """Weights of `constant`, by contrast, may all be zero."""
     preferring = [(f, p.name) for f, p in ARGUMENTS if p.name in ("preference", "weights") and f is not mtl.constant]
     assert len(preferring) == 5
     for function, argument in preferring:
@@ -217,7 +217,7 @@ MODES = {f"fs_mtl({mode})": {"mode": mode, "num_tasks": K} for mode in ("direct"
 
 @pytest.mark.parametrize("name", [*ROWS, *MODES])
 def test_leaves_that_are_not_floating_count_as_zero(name):
-    """Of bool too, as the oracles give them: their part of the update has their shape and dtype."""
+    """Also bool leaves, as the oracles return them: their part of the update has their shape and dtype."""
     row = ROWS[name.split("(")[0]]
     tx = make_row(row, K, **FIXED.get(name, {}), **MODES.get(name, {}))
     grads = MIXED if row.name in UNSTACKED else stack_of(MIXED)

@@ -65,7 +65,7 @@ def test_split_is_stratified_and_uses_every_index_once():
 
 
 def test_pairs_hold_what_their_labels_say_and_only_given_digits():
-    """Digits whose pixels are their own index: the sources of a pair can be read off its corners."""
+    """The pixels of each digit equal its index, so the sources of a pair can be read from its corners."""
     sources = np.arange(7, 40)
     tagged = data.Digits(np.broadcast_to(sources[:, None, None], (33, 28, 28)).astype(np.uint8), sources % 10)
     pairs = data.pair(tagged, np.random.default_rng(0))

@@ -1,4 +1,4 @@
-"""What compiles: programs are linear in the leaves of the tree, and the command leaves every row behind."""
+"""Compiled programs are linear in the number of leaves, and the command writes every row."""
 
 import csv
 
@@ -10,7 +10,7 @@ import mtlgrad_jax as mtl
 from benchmarks import compile as benchmark
 from benchmarks.compile import K, compiled, instructions, parameters, update
 
-WIDTH = 34  # of matrices that are looked at one by one on a CPU; vectors of that width are joined
+WIDTH = 34  # of matrices that are processed one by one on a CPU; vectors of this width are joined
 LEAVES = (8, 16, 32)
 
 
@@ -33,7 +33,7 @@ def test_wrappers_do_not_multiply_a_solver(make):
     assert wrapped < 1.5 * alone
 
 
-# One of every way in which a method meets its leaves: Gramian, losses, rule, buffers, and what wrappers add.
+# One method for each way to use the leaves: Gramian, losses, rule, buffers, and what wrappers add.
 @pytest.mark.nightly
 @pytest.mark.parametrize(
     ("row", "tx"),
@@ -49,14 +49,14 @@ def test_wrappers_do_not_multiply_a_solver(make):
     ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_programs_are_linear_in_the_leaves(row, tx):
-    """As many more instructions a leaf from 16 to 32 as from 8 to 16: no leaf's part holds a sum over all leaves."""
+    """As many new instructions per leaf from 16 to 32 as from 8 to 16: no leaf's part holds a sum over all leaves."""
     few, some, many = (instructions(compiled(update(row, parameters(n, WIDTH), tx))[1]) for n in LEAVES)
     assert (many - some) / 16 <= 1.08 * (some - few) / 8
 
 
 @pytest.mark.nightly
 def test_programs_of_several_updates_at_once_are_linear_too():
-    """Under vmap a condition chooses nothing: both sides are computed."""
+    """Under vmap, both branches of a condition are computed."""
     counts = []
     for n in LEAVES:
         step, args = update("imtl_g", parameters(n, WIDTH))

@@ -1,4 +1,4 @@
-"""What a step costs: the command leaves every row behind, and fs_mtl computes no more than it has to."""
+"""The cost of a step: the command writes every row, and fs_mtl computes no more than necessary."""
 
 import csv
 
@@ -32,7 +32,7 @@ def test_the_command_writes_every_row_and_the_page(tmp_path):
 @pytest.mark.nightly
 @pytest.mark.parametrize("num_tasks", [2, 8])
 def test_flops_of_fs_mtl_are_those_of_its_passes(num_tasks):
-    """One forward and K backward passes, then K of both, against one of both: no pass computes another task's."""
+    """1 forward and K backward passes, then K of both, relative to 1 of both: no pass computes another task's."""
     network = cost.mlp(num_tasks, batch=128, width=128, layers=3)
     listed = {(method, route): how for method, route, how in cost.routes(network, ["mgda"])}
     plain, sharp = (cost.compiled(network, listed[key])[0] for key in (("mean loss", "plain"), ("mgda", "fs_mtl")))

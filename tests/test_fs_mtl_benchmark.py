@@ -53,7 +53,7 @@ def test_a_killed_run_goes_on_and_reports(tmp_path, monkeypatch, capsys):
     assert len(after) == 8
     assert all(after[name] == before[name] for name in before)
     assert {row["seed"] for row in after.values()} == {0, 1}
-    for of_a_seed in seen.values():  # what the paired differences rest on
+    for of_a_seed in seen.values():  # required for paired differences
         assert len(of_a_seed) == 4
         assert all(one == of_a_seed[0] for one in of_a_seed)
     assert all(first != second for first, second in zip(seen[0][0], seen[1][0], strict=True))

@@ -1,4 +1,4 @@
-"""Every method of the registry: against its reference, and in the properties that all share or that it promises."""
+"""Every method of the registry, against its reference, and for the properties that all share or that it promises."""
 
 import certificates
 import jax
@@ -94,8 +94,8 @@ def steps_of(family, num_tasks, seed=0):
 ILL_POSED = {"rank_deficient", "rank_one", "duplicate", "opposite", "zero_row", "all_zero"}  # several optimal weights
 
 
-# What rounding decides: an eigenvalue 1e-12 of the largest, far below float32's cut-off; a saddle left in big steps;
-# gradients that cancel, times a thousand. And squares of gradients beyond float32.
+# Cases that depend on rounding: an eigenvalue 1e-12 of the largest, far below float32's cut-off; a saddle left in big
+# steps; gradients that cancel, times a thousand. And squares of gradients beyond float32.
 BLURRED = {("aligned_mtl", "scales", np.float32), ("sdmgrad", "opposite", np.float64)}
 BLURRED |= {("sam_gs", "opposite", np.float64), ("sam_gs", "huge", np.float32)}
 
@@ -114,7 +114,7 @@ def assert_reference(name, kwargs, family, num_tasks, dtype, tolerance):
     for part in slices:
         try:
             wanted = reference.REFERENCES[name](grads[part], losses[part], present[part], **arguments)
-        except ValueError:  # at Pareto-stationary points the equation has no solution, on a line the median several
+        except ValueError:  # no solution of the equation at Pareto-stationary points, or several medians on a line
             assert name in ("fairgrad", "nash_mtl", "geometric_median")
             continue
         promises = ROWS[name].promises
@@ -181,7 +181,7 @@ GOLDEN = [
 @pytest.mark.every_method
 @pytest.mark.parametrize(("name", "kwargs", "G", "wanted"), GOLDEN, ids=lambda part: str(part)[:30])
 def test_published_values(name, kwargs, G, wanted):
-    """Values of TorchJD's tests and of the official formulas, recomputed elsewhere, to the digits printed."""
+    """Values of TorchJD's tests and of the official formulas, recomputed independently, to the digits printed."""
     with jax.enable_x64(True):
         tx = ROWS[name].factory(**kwargs)
         update, _ = tx.update(jnp.asarray(G), tx.init(jnp.zeros(G.shape[1])))
@@ -189,7 +189,7 @@ def test_published_values(name, kwargs, G, wanted):
 
 
 def test_identities_of_the_papers():
-    """T1, T2 and T4 of the papers' algebra: the bisector for two tasks, |d|^2 = K, |d - g0| = c |g0|."""
+    """Identities from the papers: the bisector for two tasks, |d|^2 = K, |d - g0| = c |g0|."""
     G = stack("normal", 3, P)
     nash, _ = run("nash_mtl", G[None])
     assert np.linalg.norm(nash[0]) ** 2 == pytest.approx(3, rel=1e-5)
@@ -221,7 +221,7 @@ STAND_INS = [
 
 @pytest.mark.parametrize(("name", "G", "wanted"), STAND_INS)
 def test_what_stands_in_for_a_method_is_counted(name, G, wanted):
-    """No direction serves both of two opposite tasks, none has equal projections, none makes progress on both."""
+    """For two opposite tasks, no direction descends both, has equal projections, or makes progress on both."""
     tx = make_row(ROWS[name], len(G))
     update, state = tx.update(jnp.asarray(G), tx.init(jnp.zeros(2)))
     np.testing.assert_allclose(update, wanted, atol=1e-6)
@@ -244,7 +244,7 @@ def test_the_primary_task_has_a_name():
 
 @pytest.mark.parametrize("name", [name for name, row in ROWS.items() if NON_CONFLICTING in row.promises])
 def test_no_task_ascends_in_float32(name):
-    """As the README says it, on the gradients themselves."""
+    """As stated in the README, on the gradients themselves."""
     method, K = ROWS[name].factory(), 3
     weigh = jax.jit(lambda G: method.weigh(mtl.stacks.gramian(G), method.init(None)))
     stacks = [stack(family, K, 3, draw) for family in FAMILIES_AND_ILL_CONDITIONED for draw in range(5)]
@@ -285,7 +285,7 @@ def test_slaw_has_the_official_deviations(beta):
 
 @pytest.mark.parametrize("scale", [1e-30, 1.0, 1e30])
 def test_slaw_sees_small_deviations_of_any_loss_in_float32(scale):
-    """E[l^2] - E[l]^2 would have no correct digit here, nor any value at the scales whose squares overflow."""
+    """E[l^2] - E[l]^2 would have no correct digit here, and would overflow at large scales."""
     noise = np.random.default_rng(0).normal(size=(150, 3)) * [1.0, 2.0, 4.0]
     losses = (scale * (1e4 + noise)).astype(np.float32).astype(float)
     weights, _ = weights_over("slaw", losses, dtype=np.float32)
@@ -294,7 +294,7 @@ def test_slaw_sees_small_deviations_of_any_loss_in_float32(scale):
 
 
 def test_slaw_where_deviations_say_nothing():
-    """A first step weighs one, whenever it comes; a constant loss takes almost all, a zero nothing."""
+    """A task has weight one in its first step, a constant loss almost all the weight, a zero loss none."""
     losses = np.asarray([[1.0, 2.0, 5.0], [2.0, 4.0, 5.0], [2.0, 4.0, 5.0]])
     present = np.asarray([[1, 1, 0], [1, 1, 1], [1, 1, 1]], bool)
     weights, _ = weights_over("slaw", losses, present)
@@ -309,7 +309,7 @@ def test_slaw_where_deviations_say_nothing():
 
 
 def test_bmtl_at_any_loss():
-    """Normalised weights know no overflow; derivatives that overflow are a counted mean."""
+    """Normalised weights cannot overflow; if the derivatives overflow, the mean is used and counted."""
     losses = np.asarray([[1e4, 1e4 + 1, -1e4]])
     weights, _ = weights_over("bmtl", losses, dtype=np.float32)
     np.testing.assert_allclose(weights, [3 * np.asarray([1, np.e, 0]) / (1 + np.e)], rtol=1e-6)
@@ -334,7 +334,7 @@ def test_targets_with_absent_tasks_stay():
 
 
 def test_emtl_descends_the_objective_it_reconstructs():
-    """By automatic differentiation in the losses, norms held constant; the largest r has at least weight one."""
+    """By automatic differentiation in the losses with norms held constant; the largest r has weight at least one."""
     with jax.enable_x64(True):
         G, losses = stack("normal", 3, P), jnp.asarray([1.0, 1.3, 0.8])
         norms = np.linalg.norm(G, axis=1)
@@ -348,7 +348,7 @@ def test_emtl_descends_the_objective_it_reconstructs():
 @pytest.mark.parametrize("name", EVERY)
 @pytest.mark.parametrize("num_tasks", [1, 2])
 def test_reference_where_a_parameter_is_as_long_as_there_are_tasks(name, num_tasks):
-    """Two tasks and a parameter of leading size two: per-task state must not be taken for it, nor one task for K."""
+    """Two tasks and a parameter of leading size two: the task axis must not be confused with the parameter's axis."""
     for family in ("normal", "opposite"):
         if ROWS[name].fewest <= num_tasks:
             assert_reference(name, {}, family, num_tasks, np.float64, 2e-6)

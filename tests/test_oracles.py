@@ -1,4 +1,4 @@
-"""The oracles, judged from outside: jax.jacrev of a flattened function, finite differences, numpy in float64."""
+"""The oracles, checked against jax.jacrev of a flattened function, finite differences, and numpy in float64."""
 
 import re
 from typing import NamedTuple
@@ -121,7 +121,7 @@ def test_rows_are_finite_differences():
 
 
 def test_many_tasks_go_through_vmap_and_few_do_not():
-    """`auto` is observed by a function that cannot be vmapped."""
+    """The choice of `auto` is detected by a function that cannot be vmapped."""
     f = refuses_vmap()
     few, many = (lambda w, K=K: {f"{i:02d}": jnp.sum(f(w)) * i for i in range(K)} for K in (8, 9))
     _, grads = mtl.task_value_and_grad(few)(jnp.ones(2))
@@ -341,7 +341,7 @@ def remat():
 
 
 def straight_through():
-    """A custom_vjp whose gradient is not that of its function."""
+    """A custom_vjp with a gradient that is not that of its function."""
 
     @jax.custom_vjp
     def rounded(x):
@@ -488,7 +488,7 @@ def test_a_backward_pass_that_is_not_linear_has_a_gramian_by_rows():
 
 
 def test_a_jacobian_is_opaque():
-    """No stack of zero leaves that transformations before a method would silently do nothing to."""
+    """It is not a stack without leaves, which transformations before a method would silently ignore."""
     jacobian = mtl.linearize(lambda w: w**2, jnp.asarray([1.0, 2.0]))
     for use in (lambda: 2 * jacobian, lambda: jacobian**2, lambda: -jacobian, lambda: jnp.asarray(jacobian)):
         with pytest.raises(TypeError, match=r"rows\(\)"):
@@ -509,7 +509,7 @@ def test_a_jacobian_is_opaque():
 
 @pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16])
 def test_losses_of_16_bits(dtype):
-    """Their Gramian would overflow or round in their dtype: an error says so, and by rows it is exact."""
+    """Their Gramian would overflow or round in their dtype: this raises an error; by rows the Gramian is exact."""
 
     def losses_fn(w):
         return {"x": (300 * w[0]).astype(dtype), "y": (300 * w[1] - 299 * w[0]).astype(dtype)}
@@ -523,7 +523,7 @@ def test_losses_of_16_bits(dtype):
         np.testing.assert_allclose(
             found.pullback(jnp.asarray([1 / 3, 1 / 7])), np.asarray([1 / 3, 1 / 7]) @ J, rtol=1e-6
         )
-    for method in (mtl.mean(), mtl.constant({"x": 1.0, "y": 0.5})):  # which look at no Gramian
+    for method in (mtl.mean(), mtl.constant({"x": 1.0, "y": 0.5})):  # these do not use the Gramian
         step = mtl.balanced_value_and_grad(losses_fn, method)
         assert np.isfinite(step(jnp.ones(2), method.init(None))[1]).all()
 
@@ -607,7 +607,7 @@ def named(params, labels):
 
 
 def entry_by_entry(params, labels):
-    """Named losses that are not slices of one array: no cotangent of one passes through another."""
+    """Named losses that are not slices of one array: the cotangent of one does not pass through another."""
     out = outputs(params, X)
     return {name: jnp.mean((out[:, i] - labels[:, i]) ** 2) for i, name in enumerate("abc")}
 
@@ -626,7 +626,7 @@ def test_where_a_nan_label_goes(jit):
     # With a vector-valued losses_fn one NaN label makes every task's gradient NaN.
     for strategy in ("vmap", "unrolled"):
         assert clean_rows(grads_of(vector_valued, strategy)) == [False] * 3
-    # Named losses differentiated entry by entry keep it in its task; under other strategies it spoils all rows.
+    # Named losses differentiated entry by entry keep it in its task; under other strategies it affects all rows.
     expected = matrix(grads_of(entry_by_entry, "unrolled", LABELS))
     for strategy in ("unrolled", "auto"):
         grads = grads_of(entry_by_entry, strategy)
@@ -634,7 +634,7 @@ def test_where_a_nan_label_goes(jit):
         np.testing.assert_allclose(matrix(grads)[::2], expected[::2], rtol=1e-6)
     for strategy in ("vmap", 1)[: 1 + jit]:
         assert clean_rows(grads_of(entry_by_entry, strategy)) == [False] * 3
-    # So a step is skipped by zero weights, whose gradient is zero all the same.
+    # Zero weights then skip the step: their gradient is zero even so.
     if not jit:
         assert not ravel_pytree(mtl.linearize(vector_valued, MLP, BROKEN).pullback(jnp.zeros(3)))[0].any()
     # Names alone do not isolate: these losses are entries of one array.
@@ -812,7 +812,7 @@ def test_other_arguments_that_raise(unchecked):
 
 
 def test_models_that_are_no_trees_of_arrays(unchecked):
-    """They would train with statistics that never move, or fail inside JAX."""
+    """They would train with statistics that never change, or fail inside JAX."""
     nnx = pytest.importorskip("flax.nnx")
     model = nnx.BatchNorm(2, rngs=nnx.Rngs(0))
     for params in (model, {"norm": model}):
@@ -940,7 +940,7 @@ def products_of_a_step(method):
 
 
 def test_a_step_without_gramian_is_a_plain_step():
-    """Loss weightings always, update_every between refreshes: all else is in one branch of a cond."""
+    """Always for loss weightings, and between solves for update_every: the rest is in one branch of a cond."""
     plain, _ = count_products(jax.make_jaxpr(jax.value_and_grad(lambda p: flat(three(p, X)).sum()))(MLP).jaxpr)
     names = sorted(three(MLP, X))
     for row in [registry.ROWS[name] for name in WEIGHED]:

@@ -1,4 +1,4 @@
-"""What the registry promises of each method: on the pool of the table of properties, and on drawn input."""
+"""The registry's promises for each method, tested on the pool of the property table and on random input."""
 
 import functools
 
@@ -19,7 +19,7 @@ from mtlgrad_jax.registry import make as make_row
 K = 3
 FEW = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
-# Small integers keep float32 exact where the mathematics is; the second factor spreads the rows' scales.
+# Small integers make float32 exact; the second factor spreads the rows' scales.
 ROWS_OF_INTEGERS = st.tuples(
     arrays(np.float64, (K, P), elements=st.integers(-4, 4)), arrays(np.float64, (K,), elements=st.integers(-3, 3))
 ).map(lambda pair: pair[0] * 4.0 ** pair[1][:, None])
@@ -52,7 +52,7 @@ def weigher(name):
 
 
 def worst_change(name, G, vectors=lambda G: G):
-    """The most negative <v, d>, relative to the norm of v and to the length that d would have without cancelling."""
+    """The most negative <v, d>, relative to the norm of v and to the length of d without cancellation."""
     G = G.astype(np.float32).astype(float)
     norms, vectors = np.linalg.norm(G, axis=1), vectors(G)
     weights = np.asarray(weigher(name)((G @ G.T).astype(np.float32)), float)
@@ -64,7 +64,7 @@ def worst_change(name, G, vectors=lambda G: G):
 
 
 def mean_gradient(G):
-    # A mean below rounding of the rows has no direction.
+    # A mean smaller than the rows' rounding has no direction.
     mean = G.mean(axis=0, keepdims=True)
     return mean * (np.linalg.norm(mean) > 1e-3 * np.linalg.norm(G, axis=1).max())
 
@@ -95,7 +95,7 @@ def permuted(name, G, losses, order):
     return np.abs(straight - turned).max() / max(np.linalg.norm(straight), 1e-30)
 
 
-# In float32 the steps of a steep method make large what rounding leaves small: the pool judges it where it is calm.
+# In float32 a steep method amplifies rounding errors: the pool checks it where it does not.
 @pytest.mark.parametrize("name", [n for n in promising(PERMUTATION) if not (ROWS[n].randomized or n in STEEP)])
 @FEW
 @given(
@@ -109,7 +109,7 @@ def test_permutation(name, G, losses, order):
 @pytest.mark.parametrize("name", promising(HOMOGENEOUS))
 @pytest.mark.parametrize("family", ["normal", "correlated", "scales", "near_stationary"])
 def test_scale_equivariance(name, family):
-    """Powers of two change no digit, so the update must scale exactly, for row norms from 1e-18 to 1e18."""
+    """Powers of two do not change digits, so the update must scale exactly, for row norms from 1e-18 to 1e18."""
     G = stack(family, K, P).astype(np.float32).astype(float)
     G /= 2.0 ** np.ceil(np.log2(np.linalg.norm(G, axis=1).max()))
     plain, _ = run(name, np.stack([G, G]))
@@ -158,7 +158,7 @@ def test_linearity_under_scaling(name, G, pair):
     junk=st.sampled_from([np.nan, np.inf, -np.inf, 0.0, 1e30]),
 )
 def test_absent_tasks_may_hold_anything(name, G, losses, absent, junk):
-    """The update is that of the tasks present, whatever stands in the absent row and loss."""
+    """The update is that of the tasks present, whatever the absent row and loss hold."""
     present = np.ones((1, K), bool)
     present[0, absent] = False
     clean, _ = run(name, G[None], losses, present)

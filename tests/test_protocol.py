@@ -1,4 +1,4 @@
-"""The manners that all methods share: optax's contract, errors, masks, names, broken steps."""
+"""Behaviour that all methods share: optax's contract, errors, masks, names, steps with a NaN or inf."""
 
 import inspect
 import pathlib
@@ -74,7 +74,7 @@ def arguments(t=0, mask=None):
 
 @pytest.fixture(scope="module")
 def compiled():
-    """Transformation and compiled step of each method, made once."""
+    """The transformation and compiled step of each method, made once."""
     made = {}
 
     def get(name):
@@ -171,7 +171,7 @@ def test_bfloat16(name, compiled):
 
 @pytest.mark.parametrize("name", ALL)
 def test_in_a_chain_with_strangers(name):
-    """Chained with Adam, extra arguments that nobody needs pass by."""
+    """In a chain with Adam, extra arguments that no member uses are ignored."""
     tx = optax.chain(FACTORIES[name](), optax.adam(1e-2))
     grads, losses, _ = arguments()
     params = zeros()
@@ -182,7 +182,7 @@ def test_in_a_chain_with_strangers(name):
 @pytest.mark.parametrize("name", [*EVERY, *(row.name for row in WRAPPERS)])
 @pytest.mark.parametrize("num_tasks", [2, 3])
 def test_without_promotion_of_ranks(name, num_tasks):
-    """Where jax is told to refuse implicit broadcasting; traced only."""
+    """With implicit broadcasting disabled in JAX; traced only."""
     tx, own = make(name, num_tasks), FUNCTIONS.get(name, {})
     if name in FUNCTIONS:
         own = {key: partial(losses_of, num_tasks=num_tasks) if key == "losses_fn" else f for key, f in own.items()}
@@ -278,7 +278,7 @@ def test_a_broken_loss_is_a_counted_zero_update(name, compiled):
 
 @pytest.mark.parametrize("name", ALL)
 def test_named_tasks(name):
-    """Names are sorted; a mask must have them too."""
+    """Names are sorted; a mask must have the same names."""
     smallest = ROWS[name].kwargs(K) if name in EVERY else {}
     per_task = {key: values for key, values in smallest.items() if isinstance(values, list)}
     per_task = {key: dict(zip("abc", values, strict=True)) for key, values in per_task.items()}
@@ -355,7 +355,7 @@ EAGER |= {
     "gen_learning_rate(every=1)": lambda: mtl.gen_learning_rate(0.1, every=1),
     "grouped(update_every)": lambda: mtl.grouped(mtl.update_every(mtl.mgda(), K, 2), str),
 }
-NINE = partial(losses_of, num_tasks=9)  # more than are unrolled
+NINE = partial(losses_of, num_tasks=9)  # more tasks than are unrolled
 MGDA = mtl.mgda()
 ORACLES = {
     "named": mtl.task_value_and_grad(lambda params: dict(zip("abc", losses_of(params), strict=True))),
@@ -370,7 +370,7 @@ ORACLES = {
 
 @pytest.mark.parametrize("name", [*EAGER, *ORACLES])
 def test_eager_steps_compile_once(name):
-    """Outside jit too: loops and branches are compiled with the library, or run in Python, but not in every call."""
+    """Also outside jit: loops and branches are compiled once, or run in Python, but never recompiled in every call."""
     compiled = []
 
     def listen(event, duration, **_):
@@ -470,7 +470,7 @@ def test_every_public_factory_has_a_row():
 
 
 def test_no_array_is_made_before_init():
-    """Arrays of a factory would start the backend early, and die with the first donation."""
+    """Arrays made in a factory would start the backend early, and be deleted by the first donation."""
     program = """
 from mtlgrad_jax.registry import ROWS, make
 from jax._src import xla_bridge
@@ -522,7 +522,7 @@ POSITIVE = {
 @pytest.mark.parametrize("name", POSITIVE)
 @pytest.mark.parametrize("bad", [0.0, -1.0])
 def test_losses_that_must_be_positive(name, bad):
-    """Where a loss is divided by, a step with one that is not positive is skipped and leaves no trace."""
+    """If losses are divisors, a step with a loss <= 0 is skipped and leaves no trace."""
     tx = POSITIVE[name]()
     step = step_of(tx)
     grads, losses, _ = arguments()
@@ -592,7 +592,7 @@ def test_authors_of_methods_get_clear_errors():
 
 @pytest.mark.parametrize("name", EVERY)
 def test_as_an_aggregator_of_optax(name):
-    """Between a preprocessor and an optimizer, as optax.experimental.aggregating puts its own."""
+    """Between a preprocessor and an optimizer, like the aggregators of optax.experimental.aggregating."""
     aggregating = pytest.importorskip("optax.experimental").aggregating
     pre, post = map(optax.with_extra_args_support, (optax.identity(), optax.sgd(1.0)))
     tx = aggregating.process(pre, FACTORIES[name](), post)

@@ -1,4 +1,4 @@
-"""The sharpness-aware methods and their oracles, against what the papers' algorithms give on losses known by hand."""
+"""The sharpness-aware methods and their oracles, against the papers' algorithms on losses with known gradients."""
 
 import inspect
 
@@ -56,7 +56,7 @@ def aggregate(name, G):
 
 
 def by_the_paper(name, mode):
-    """FS-MTL's four ways to combine, Agg being the reference of a method."""
+    """FS-MTL's four modes, where Agg is the reference of a method."""
     if mode == "direct":
         return aggregate(name, PERTURBED)
     if mode == "each":
@@ -116,7 +116,7 @@ def test_norms_are_joint_or_of_each_block(kwargs, trunk, head):
 @pytest.mark.parametrize("private", [None, 0.1])
 @pytest.mark.usefixtures("x64")
 def test_radii_blocks_and_adaptive_reach_the_gradients(private):
-    """The helper, and fs_mtl with an oracle, perturb block by block in units of the parameters."""
+    """The helper, and fs_mtl with an oracle, perturb each block in units of the parameters."""
     flags = {"trunk": True, "head": False}
     radius = np.where(np.arange(P) < 2, RHO, RHO if private is None else private)
     scaled = abs(POINT) * CLEAN
@@ -136,7 +136,7 @@ def test_radii_blocks_and_adaptive_reach_the_gradients(private):
 
 @pytest.mark.parametrize("exponent", [-100, -60, 60, 100])
 def test_perturbations_do_not_depend_on_the_gradients_length(exponent):
-    """Norms whose squares underflow or overflow; multiplying by powers of two is exact."""
+    """Norms with squares that underflow or overflow; multiplying by powers of two is exact."""
     grads, params = jnp.asarray(CLEAN, jnp.float32), jnp.asarray(POINT, jnp.float32)
     for adaptive in (False, True):
         e, scaled = (mtl.sam_perturbation(g, params, RHO, adaptive=adaptive) for g in (grads, grads * 2.0**exponent))
@@ -144,7 +144,7 @@ def test_perturbations_do_not_depend_on_the_gradients_length(exponent):
 
 
 def test_batch_statistics_are_those_of_the_clean_pass():
-    """And one dropout key serves both passes: with another, the perturbed gradients would not be at one point."""
+    """Both passes use one dropout key: with different keys, their gradients would belong to different losses."""
 
     def with_statistics(params, x, key):
         kept = jax.random.bernoulli(key, 0.5, x.shape)
@@ -162,7 +162,7 @@ def test_batch_statistics_are_those_of_the_clean_pass():
 
 
 def test_a_broken_task_stays_alone():
-    """Each perturbed pass is of one task: a NaN in another's loss stays there."""
+    """Each perturbed pass computes one task: a NaN in another task's loss stays there."""
 
     def broken(params):
         return {"a": jnp.sum(params**2), "b": jnp.sum(params * jnp.log(-jnp.abs(params)))}
@@ -191,7 +191,7 @@ def test_fs_mtl_is_the_papers_algorithm(name, mode):
 @pytest.mark.parametrize("name", ["mean", "sum"])
 @pytest.mark.usefixtures("x64")
 def test_an_average_is_plain_sam(name):
-    """T6: the loss part and the flat part of a linear method add up to its SAM gradient."""
+    """The loss part and the flat part of a linear method add up to its SAM gradient."""
     update = update_of(mtl.fs_mtl(make_row(ROWS[name], K), RHO), grad_fn=mtl.perturbed_task_grad(losses_fn))
     np.testing.assert_allclose(update, getattr(np, name)(PERTURBED, axis=0), rtol=1e-12)
 
@@ -217,7 +217,7 @@ LOSSES = jnp.asarray(RNG.uniform(0.5, 2.0, size=(3, K)), jnp.float32)
 @pytest.mark.nightly
 @pytest.mark.parametrize("name", EVERY)
 def test_without_a_radius_every_method_is_itself(name):
-    """Its flat parts are zero, whose aggregate is zero and never NaN, for every method there is."""
+    """For every method, the flat parts are zero, and their aggregate is zero and not NaN."""
     make = lambda: make_row(ROWS[name], K, **FIXED.get(name, {}))  # noqa: E731
     plain = steps_of(make(), STACKS, LOSSES)
     sharp = steps_of(mtl.fs_mtl(make(), rho_shared=0.0), STACKS, LOSSES, grad_fn=mtl.perturbed_task_grad(losses_fn))
@@ -226,7 +226,7 @@ def test_without_a_radius_every_method_is_itself(name):
 
 @pytest.mark.parametrize("ratio", [1.05, 1.1])
 def test_narrow_dtypes_keep_their_flat_parts(ratio):
-    """A bfloat16 leaf does not widen what counts as rounding in a float32 one, and in itself 2 eps do."""
+    """A bfloat16 leaf does not raise the rounding threshold of a float32 leaf; its own threshold is 2 eps."""
     trees = {"w": jnp.ones((2, 64)), "b": jnp.zeros((2, 1), jnp.bfloat16)}, {"w": jnp.ones((2, 64), jnp.bfloat16)}
     for clean in trees:
         params = jax.tree.map(lambda leaf: leaf[0], clean)
@@ -252,7 +252,7 @@ def test_parameters_that_are_not_floating_are_left_alone():
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("name", ["nash_mtl", "imtl_g", "avgnorm"])
 def test_rounding_is_no_flat_part(name, dtype):
-    """These methods would blow a difference of rounding errors up to the length of a gradient."""
+    """These methods would scale a difference of rounding errors up to the length of a gradient."""
     params, grads = jnp.asarray(POINT, dtype), STACKS[0].astype(dtype)
     tx = mtl.fs_mtl(make_row(ROWS[name], K))
     noisy = (grads.astype("float32") * (1 + float(jnp.finfo(dtype).eps))).astype(dtype)
@@ -303,7 +303,7 @@ def test_heads_take_their_own_sam_gradient(joint):
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.usefixtures("x64")
 def test_absent_tasks_may_hold_anything(mode):
-    """As if the task were not there: with the last task absent, that of the first two alone."""
+    """With the last task absent, the update is that of the first two tasks alone."""
     mask = jnp.asarray([True, True, False])
     junk = [jnp.asarray(np.where(np.arange(K)[:, None] == 2, np.nan, stack)) for stack in (PERTURBED, CLEAN)]
     params = jnp.asarray(POINT)
@@ -337,7 +337,7 @@ def test_a_broken_gradient_is_a_counted_zero_update(mode, which):
     tx = mtl.fs_mtl(mtl.mgda(), mode=mode, num_tasks=K)
     params, stacks = jnp.asarray(POINT, jnp.float32), [STACKS[0], STACKS[1]]
     if mode == "direct" and which == 1:
-        stacks[0] = stacks[0].at[1].set(jnp.nan)  # a clean gradient that is NaN gives such a perturbed one
+        stacks[0] = stacks[0].at[1].set(jnp.nan)  # a NaN in the clean gradient gives one in the perturbed gradient
     stacks[which] = stacks[which].at[1, 2].set(jnp.nan)
     update, state = tx.update(stacks[0], tx.init(params), params, clean_grads=stacks[1])
     assert not update.any()
@@ -346,7 +346,7 @@ def test_a_broken_gradient_is_a_counted_zero_update(mode, which):
 
 
 def test_a_task_that_breaks_at_its_perturbed_point():
-    """It is dropped where that point's gradients are given; behind an oracle the step is skipped and counted."""
+    """It is dropped if its perturbed gradient is passed in; with an oracle, the step is skipped and counted."""
     tx = mtl.skip_nonfinite_tasks(mtl.fs_mtl(mtl.mean(), rho_shared=0.5))
     broken = lambda p: {"a": jnp.sum((p - 2) ** 2), "b": -jnp.sum(jnp.sqrt(1.05 - p))}  # noqa: E731
     params = jnp.ones(3)
@@ -371,7 +371,7 @@ def test_a_broken_task_can_be_dropped():
 
 @pytest.mark.parametrize("name", ["fs_mtl", "samo"])
 def test_one_compiled_step_trains(name):
-    """Jitted end to end with donation, and scanned over steps; the mean loss falls."""
+    """Jitted end to end with donation, and scanned over steps; the mean loss decreases."""
     params = jnp.asarray(POINT, jnp.float32)
     tx = optax.chain(ROWS[name].factory(mtl.upgrad()), optax.clip_by_global_norm(1.0), optax.sgd(0.05))
     grad_fn = mtl.perturbed_task_grad(losses_fn)
@@ -469,7 +469,7 @@ def test_what_does_not_fit_is_refused():
 
 
 def perturbations_of(tx, losses_fn, mean_grad, params, state=None, **extra):
-    """The perturbations that samo asks for, and its update."""
+    """The perturbations that samo requests, and its update."""
     asked = []
 
     def grad_fn(params, e):
@@ -495,7 +495,7 @@ def leaves_of(rows):
 def by_the_official_code(beta, rho, adaptive, probe=0.01):
     """SAMO with head "v": e = rho p^2 g/||p| g| with g = (1 - beta) g0 + beta |g0| z/|z|, z the zeroth-order estimate.
 
-    The draws are those of the library: the key's second half, split over tasks and leaves.
+    The draws match the library's: the key's second half, split over tasks and leaves.
     """
     mean, weight = leaves_of(CLEAN.mean(axis=0)), (lambda p: abs(p)) if adaptive else np.ones_like
     rows = {leaf: [] for leaf in TREE}
@@ -570,7 +570,7 @@ def test_samo_draws_anew_and_skips_what_is_broken():
 
 @pytest.mark.usefixtures("x64")
 def test_samo_leaves_absent_tasks_out():
-    """Without a probe, beta = 0, it is MGDA of those present at the moved point."""
+    """Without a probe (beta = 0), it is MGDA of the tasks present at the perturbed point."""
     params, mean = jnp.asarray(POINT), CLEAN[:2].mean(axis=0)
     mask = {"a": jnp.asarray(True), "b": jnp.asarray(True), "c": jnp.asarray(False)}
     tx = mtl.samo(mtl.mgda(), rho=0.1, beta=0.0)

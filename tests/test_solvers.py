@@ -1,7 +1,7 @@
-"""Every solver judged from outside, by `certificates` in float64 on the Gramian as the solver got it.
+"""Every solver, checked independently by `certificates` in float64 on the Gramian that the solver got.
 
-The standard (design.md §3): 1e-5 in float32, 1e-12 in float64, relative to tr(M)/K, plus the floor that weights of that
-dtype imply: moving each w_i by a few eps moves M w by a few eps |M| |w|. Anything looser is named where it is used.
+The standard: 1e-5 in float32, 1e-12 in float64, relative to tr(M)/K, plus the floor implied by weights of that dtype:
+changing each w_i by a few eps changes M w by a few eps |M| |w|. Looser tolerances are explained where they are used.
 """
 
 import certificates
@@ -22,12 +22,12 @@ from mtlgrad_jax.solvers._solution import INFEASIBLE, MAX_STEPS, SOLVED, shift
 
 SHAPES = [(1, 3), (2, 5), (3, 3), (5, 3), (5, 50), (8, 6), (16, 8), (16, 40), (64, 10), (64, 64), (64, 200)]
 SHAPES += [(128, 64), (128, 512)]
-# The families of the larger shapes.
+# The families for the larger shapes.
 HARDEST = ["normal", "scales", "duplicate", "weakly_stationary", "condition_1e+08", "distance_1e-02"]
 DTYPES = ["float32", "float64"]
 TOLERANCE = {"float32": 1e-5, "float64": 1e-12}
 FLOOR = 4  # eps
-EITHER = (SOLVED, INFEASIBLE)  # of which the certificates tell whether it is true
+EITHER = (SOLVED, INFEASIBLE)  # the certificates tell which is correct
 RADII = [0.1, 0.4, 0.9]
 ALPHAS = [0.1, 0.5, 1, 2, 10]
 CAPS = [0.15, 0.3, 0.5, 1]
@@ -45,7 +45,7 @@ def dtype(request):
 
 
 def cases(K, P, dtype):
-    """(family, Gramian) of one shape. Where a Gramian breaks the contract, so does the stack module not let it."""
+    """(family, Gramian) of one shape, without Gramians that violate the contract, which `stacks` does not produce."""
     names = families.EVERY if K < 64 else HARDEST
     every = [(name, families.gramian(families.stack(name, K, P), dtype)) for name in names]
     return [(name, M) for name, M in every if families.within_contract(M)]
@@ -56,7 +56,7 @@ def floor(M, w, scale):
 
 
 def shifted(M):
-    """What the solvers add to a unit diagonal: an entry may be that far off, relative to n_i n_j."""
+    """The solvers' shift of a unit diagonal: an entry may differ by that much, relative to n_i n_j."""
     return shift(jnp.asarray(M))
 
 
@@ -65,7 +65,7 @@ def ones(K, dtype):
 
 
 def checked(solution, tolerance, results=(SOLVED,)):
-    """The value in float64; the solution says it is solved and its own residual agrees."""
+    """The value in float64, after checking that the solution reports success and a small residual."""
     assert np.isfinite(solution.value).all()
     assert solution.result in results
     assert solution.residual <= tolerance
@@ -110,12 +110,12 @@ def judge_conic(M, c, w):
 
 
 def judge_median(M, w):
-    rounding = 2 * FLOOR * np.finfo(M.dtype).eps  # of a distance, in which that of two rows adds up
+    rounding = 2 * FLOOR * np.finfo(M.dtype).eps  # of a distance: rounding of two rows adds up
     assert certificates.geometric_median_gap(M.astype(float), w, rounding) <= TOLERANCE[str(M.dtype)]
 
 
 def judge_progress(M, primary, share, w, distance=None):
-    """`distance` is that of the others' hull, which does not depend on the share: 0 where no progress can be had."""
+    """`distance` is that of the others' hull, which does not depend on the share: 0 if no progress is possible."""
     M64, dtype, share = M.astype(float), str(M.dtype), np.full(len(M), float(share))
     eps, own, n = np.finfo(dtype).eps, np.eye(len(M))[primary], np.sqrt(np.diag(M64))
     if n[primary] == 0:
@@ -124,7 +124,7 @@ def judge_progress(M, primary, share, w, distance=None):
     if share.any() and distance is None:
         distance = certificates.progress_distance(M64, primary, share)
     y = certificates.progress_multipliers(M64, primary)
-    hidden = y @ M64 @ y <= 100 * eps * (n @ y) ** 2  # the direction without conflict
+    hidden = y @ M64 @ y <= 100 * eps * (n @ y) ** 2  # the direction without conflict is rounding
     if not w.any():  # the only one, or rounding hides another
         assert not share.any()
         assert hidden
@@ -143,11 +143,11 @@ def judge_alpha_fair(M, alpha, w, tolerance):
     M64, tiny = M.astype(float), np.finfo(M.dtype).tiny
     n = np.sqrt(np.diag(M64))
     assert (w[n == 0] == 0).all()
-    # A weight below the smallest normal number comes out as zero: put back what it would be.
+    # A weight below the smallest normal number comes out as zero: restore its value.
     lost = (n > 0) & (w == 0)
     filled = w.copy()
-    # Rounding the other weights moves M w by some eps |M| w, which may hide all of it.
-    for _ in range(3):  # it has a small part in M w itself
+    # Rounding the other weights changes M w by a few eps |M| w, which may hide it completely.
+    for _ in range(3):  # it contributes a little to M w itself
         filled[lost] = (M64 @ filled + FLOOR * np.finfo(M.dtype).eps * abs(M64) @ w)[lost] ** -float(alpha)
     assert (filled[lost] < tiny).all()
     assert certificates.alpha_fair_residual(M64, filled, alpha) <= tolerance
@@ -163,8 +163,8 @@ def check_project_rows(M):
     uniform = checked(solvers.project_rows(M, ones(K, M.dtype)), 100 * tolerance)
     n = np.sqrt(np.diag(M.astype(float)))
     assert (uniform >= ones(K, M.dtype)).all()
-    # The projections add up, and so do their residuals: each is at most its tolerance times 1/K n_max, and what the
-    # shift may hide in it.
+    # The residuals of the projections are summed: each is at most its tolerance times n_max / K, plus what the shift
+    # may hide.
     size = n.max() + (floor(M, uniform, n.max()) + shifted(M) * (n @ uniform)) / tolerance
     assert certificates.conflict(M.astype(float), uniform, size) <= tolerance
     for u in np.eye(K, dtype=M.dtype)[:2]:
@@ -191,7 +191,7 @@ def check_conic(M):
 
 
 def check_geometric_median(M):
-    # Its own residual is the force on it, in which rounding is not small next to a row.
+    # The solution's own residual is the force at the median, in which rounding is not small near a row.
     judge_median(M, checked(solvers.geometric_median(M, np.ones(len(M), bool)), 0.1))
 
 
@@ -212,12 +212,12 @@ def check_max_min(M):
 def check_alpha_fair(M):
     for alpha in ALPHAS:
         judged, solved = M, solvers.alpha_fair(M, jnp.asarray(alpha, M.dtype))
-        if np.isinf(solved.value).any():  # beyond the largest number: judged where they are not
+        if np.isinf(solved.value).any():  # beyond the largest number: checked where it is finite
             judged, scale = M * np.ldexp(M.dtype.type(1), 60), 2.0 ** (60 * alpha / (1 + alpha))
             solved = solvers.alpha_fair(judged, jnp.asarray(alpha, M.dtype))
             assert np.max(solved.value) > np.finfo(M.dtype).max / scale
         w = checked(solved, 100 * TOLERANCE[M.dtype.name])
-        # A power of a number is exact to eps times its logarithm.
+        # The error of a power is eps times the logarithm.
         powers = np.finfo(M.dtype).eps * abs(np.log(np.diag(M), where=np.diag(M) > 0, out=np.zeros(len(M)))).max()
         judge_alpha_fair(judged, alpha, w, TOLERANCE[M.dtype.name] + powers)
 
@@ -236,7 +236,7 @@ def test_solver(solver, K, P, dtype):
 @pytest.mark.parametrize("P", [2, 5, 40])
 @pytest.mark.parametrize("solver", CHECKS)
 def test_many_draws(solver, P, dtype):
-    """A sample of what `make stress` runs at length."""
+    """A sample of `make stress`."""
     for name in families.EVERY:
         for draw in range(10):
             M = families.gramian(families.stack(name, 3, P, draw), dtype)
@@ -246,7 +246,7 @@ def test_many_draws(solver, P, dtype):
 
 @pytest.mark.parametrize("outlier", [1e3, 1e6, 1e10, 1e17])
 def test_an_outlier_costs_the_median_no_digits(outlier, dtype):
-    """It pulls with its unit vector, wherever it is: the median of the others is tilted by one more linear term."""
+    """Wherever it is, it pulls with its unit vector, which adds a linear term to the objective of the others."""
     rows = np.array([[1, 0], [0, 1], [1, 1], [0.5, 0.7]])
 
     def tilted(x):
@@ -323,7 +323,7 @@ def test_absent_tasks_do_not_move_the_cut_off(dtype):
 
 @pytest.mark.parametrize(("K", "P"), SHAPES)
 def test_direction_of_products(K, P, dtype):
-    """Backward error relative to ‖C‖‖b‖ + ‖p‖ of b, in the range of C; zero where p has next to no part in that."""
+    """Backward error of b, relative to ‖C‖‖b‖ + ‖p‖, in the range of C; zero if p has almost no part in that."""
     p = np.random.default_rng(0).normal(size=K).astype(dtype)
     for _, M in cases(K, P, dtype):
         C, inverse = (np.asarray(x) for x in cosines(jnp.asarray(M)))
@@ -466,7 +466,7 @@ def test_a_gramian_beyond_rounding_is_not_called_solved():
 
 
 def every_solver(M, present):
-    """Each solver's solution on the tasks present; M's other rows are zeroed as the adapter does."""
+    """Each solver's solution on the tasks present; the other rows of M are zero, as `from_kernel` makes them."""
     M = jnp.where(present[:, None] & present[None, :], M, 0)
     u = jnp.where(present, 1 / jnp.sum(present), 0).astype(M.dtype)
     signed = jnp.where(jnp.diagonal(M) == jnp.max(jnp.diagonal(M)), -u, u)
@@ -483,7 +483,7 @@ def every_solver(M, present):
     }
 
 
-OWN = {"geometric_median": 0.1}  # of the solutions' own residuals
+OWN = {"geometric_median": 0.1}  # tolerance of the solutions' own residuals
 
 
 def test_absent_tasks_are_as_if_removed(dtype):
@@ -514,16 +514,16 @@ def test_permuting_the_tasks_permutes_the_weights(name, dtype):
     present = np.ones(5, bool)
     before, after = every_solver(M, present), every_solver(M[np.ix_(order, order)], present)
     n = np.sqrt(np.diag(M))
-    for solver in before.keys() - {"progress"}:  # whose first task is another one
+    for solver in before.keys() - {"progress"}:  # its first task is a different one
         w, permuted = n * before[solver].value, n[order] * after[solver].value
-        # The median's objective is flat: what moves the weights by an error moves it by that squared.
+        # The median's objective is flat: an error in the weights changes it by the square of the error.
         apart = np.sqrt(TOLERANCE[dtype]) if solver == "geometric_median" else 30 * TOLERANCE[dtype]
         np.testing.assert_allclose(permuted, w[order], rtol=0, atol=apart * abs(w).max())
 
 
 @pytest.mark.parametrize("exponent", [-60, -17, 1, 60])
 def test_powers_of_two_change_nothing_but_the_scale(exponent, dtype):
-    """Of integers, whose Gramian stays normal in float32 from 4^-60 to 4^60."""
+    """For integers, with Gramians that stay normal in float32 from 4^-60 to 4^60."""
     G = np.array([[3, 1, 0, -1], [-1, 2, 1, 0], [1, -1, 3, 1], [-2, 0, 1, -1], [1, 1, -1, 2]])
     M, scale, present = (G @ G.T).astype(dtype), np.ldexp(np.ones((), dtype), 2 * exponent), np.ones(5, bool)
     plain, scaled = every_solver(M, present), every_solver(M * scale, present)
@@ -652,7 +652,7 @@ def test_golden_max_min_where_lengths_cancel(G, direction, worst, dtype):
 
 @pytest.mark.parametrize(("K", "P"), [(2, 5), (3, 3), (5, 50), (16, 8), (64, 200)])
 def test_max_min_never_leaves_the_ball(K, P, dtype):
-    """Of the gradients themselves, however they cancel: the radius is that of G, not of its rounded Gramian."""
+    """The ball is that of the gradients, however they cancel: its radius is that of G, not of the rounded Gramian."""
     for name in families.EVERY:
         G = families.stack(name, K, P).astype(dtype).astype(float)
         for c in RADII:
@@ -663,7 +663,7 @@ def test_max_min_never_leaves_the_ball(K, P, dtype):
 
 
 def test_products_are_judged_by_their_own_rows(dtype):
-    """Rows too far apart for one common scale: what a task gains or loses is measured by its own gradient."""
+    """Rows too far apart for one common scale: the change of a task is relative to its own gradient."""
     G = np.array([[1e-10, 1e-10, 0], [-1e10, 0.5e10, 0], [0, 0, 1]])
     M = families.gramian(G, dtype)
     for w in (
@@ -680,7 +680,7 @@ def test_products_are_judged_by_their_own_rows(dtype):
 
 @pytest.mark.parametrize(("K", "P"), [(3, 3), (5, 50)])
 def test_the_cone_has_a_direction_for_quiet_rows_as_for_loud_ones(K, P):
-    """Whether any direction serves all is a matter of signs: rows a million apart have one in float32 as in float64."""
+    """The existence of a direction for all depends only on signs, in float32 too for rows a million times apart."""
     rng = np.random.default_rng(0)
     stacks = rng.normal(size=(50, K, P)) * rng.permuted(np.tile(np.logspace(0, 6, K), (50, 1)), axis=1)[:, :, None]
     found = {}
@@ -761,7 +761,7 @@ ARGUMENTS = {
 @pytest.mark.nightly
 @pytest.mark.parametrize("solver", ARGUMENTS)
 def test_workspace(solver):
-    """At most 64 K² floats, for all right-hand sides of UPGrad together too."""
+    """At most 64 K² floats, also for all right-hand sides of UPGrad together."""
     K = 128
     arguments = [np.resize(a, K) if np.ndim(a) else a for a in ARGUMENTS[solver]]
     compiled = getattr(solvers, solver).lower(np.eye(K, dtype="float32"), *arguments).compile()

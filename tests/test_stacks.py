@@ -23,7 +23,7 @@ def dense(tree):
 
 
 def relative_error(matrix, G):
-    """The largest error relative to n_i n_j, beyond what is below float32's smallest normal number."""
+    """The largest error relative to n_i n_j, ignoring errors below float32's smallest normal number."""
     norms = np.linalg.norm(G, axis=1)
     error = np.abs(np.asarray(matrix, float) - G @ G.T) - np.finfo(np.float32).tiny
     return (error / np.outer(norms, norms)).max()
@@ -46,7 +46,7 @@ def test_gramian_is_accurate_at_every_width(K, width):
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 @pytest.mark.parametrize("widths", [[100], [8192], 28 * [64, 0, 5, 4097], [3_000_001]], ids=sum)
 def test_sums_of_positive_terms_round_to_a_few_eps(widths, dtype, entries):
-    """Equal terms round the same way all the time: added one after the other, 8192 are off by 100 eps or more."""
+    """Equal terms always round the same way: summed one after the other, 8192 terms are off by 100 eps or more."""
     rng = np.random.default_rng(0)
     draw = (lambda n: np.full((2, n), 1 / 3)) if entries == "equal" else (lambda n: rng.uniform(0.5, 1.5, (2, n)))
     tree = [jnp.asarray(draw(n), dtype) for n in widths]
@@ -64,7 +64,7 @@ def test_sums_of_positive_terms_round_to_a_few_eps(widths, dtype, entries):
 
 @pytest.mark.parametrize("scale", [1e-18, 1e-9, 1.0, 1e9, 1e17])
 def test_gramian_is_exact_at_every_scale(scale):
-    """Squares of coordinates far below the smallest float still count."""
+    """Coordinates count even if their squares are far below the smallest float."""
     tree = random_tree(3, scale=1.0)
     unit = jax.tree.map(lambda leaf: leaf / np.linalg.norm(dense(tree), axis=1).max(), tree)
     scaled = jax.tree.map(lambda leaf: leaf * jnp.float32(scale), unit)
@@ -81,7 +81,7 @@ def test_rows_of_very_different_scale():
 
 
 def test_norms_beyond_the_gramian():
-    """Where squares overflow or vanish the norms do not."""
+    """Norms do not overflow or vanish even if the squares do."""
     for scale in (1e-30, 1e30):
         tree = random_tree(2, scale=scale, width=10)
         np.testing.assert_allclose(
@@ -90,7 +90,7 @@ def test_norms_beyond_the_gramian():
 
 
 def test_several_stacks_and_leaves_at_once():
-    """Each as exact as alone, beside others far larger, a row of zeros, and a stack without floating leaves."""
+    """Each is as exact as on its own, next to much larger ones, a zero row, and a stack without floating leaves."""
     scales = jnp.asarray([[1.0, 1e-18, 0.0], [1e17, 1.0, 1e-9], [0.0, 0.0, 0.0]])
     trees = [random_tree(3, seed=s, width=50) for s in range(3)]
     groups = [
@@ -109,7 +109,7 @@ def test_several_stacks_and_leaves_at_once():
 
 
 def test_derivatives():
-    """Of <g_0, g_1> in g_0: g_1."""
+    """The derivative of <g_0, g_1> with respect to g_0 is g_1."""
     tree = random_tree(2, width=3000)
     slope = jax.grad(lambda tree: stacks.gramian(tree)[0, 1])(tree)
     np.testing.assert_allclose(dense(slope), dense(tree)[::-1], rtol=1e-5)
@@ -232,7 +232,7 @@ def test_the_leaf_is_named():
 
 @pytest.mark.parametrize("product", [stacks.gramian, lambda tree: stacks.cross_gramian(tree, tree)])
 def test_programs_are_those_of_the_platform_they_are_lowered_for(product):
-    """Blocks of columns are for CPU alone, whatever the process that lowers runs on: elsewhere they gather rows."""
+    """Blocks of columns are only for CPU, whatever platform lowers the program: elsewhere they gather rows."""
     traced = jax.jit(product).trace(random_tree(3, width=3 * _BLOCK))
     loops = {name: traced.lower(lowering_platforms=(name,)).as_text().count("while") for name in ("cpu", "tpu", "cuda")}
     assert loops["cpu"] > 0

@@ -1,4 +1,4 @@
-"""What a method keeps, over long and wild runs: finite, on its simplex, never below zero, and free to be donated."""
+"""States over long and extreme runs: finite, on the simplex, never negative, and donatable."""
 
 import inspect
 
@@ -32,7 +32,7 @@ def results(state):
 
 
 def scan(tx, state, grads, losses):
-    """The last state; for every step the update, whether it and the state are finite, and the result codes."""
+    """The last state, and for every step the update, whether it and the state are finite, and the result codes."""
 
     def step(state, now):
         update, state = tx.update(tree(now[0]), state, zeros(), losses=now[1])
@@ -61,7 +61,7 @@ def episodes():
 
 @pytest.mark.parametrize("name", STATEFUL)
 def test_states_stay_finite_and_recover(name):
-    """Whatever finite losses and gradients came before: calm steps are solved again, with updates as long as ever."""
+    """After any finite losses and gradients, moderate steps are solved again, with updates of the usual length."""
     tx = make(name, K)
     run = jax.jit(lambda *steps: scan(tx, tx.init(zeros()), *steps)[1])
     unit, calm = G / jnp.linalg.norm(G, axis=1, keepdims=True), jnp.asarray([1.0, 2.0, 4.0])
@@ -78,7 +78,7 @@ def test_states_stay_finite_and_recover(name):
 
 @pytest.mark.parametrize("kind", ["kernel", "rule"])
 def test_a_state_that_would_not_be_finite_is_kept_and_counted(kind):
-    """The mean takes its step; what absent tasks would have been given does not matter."""
+    """The step uses the mean; values for absent tasks do not matter."""
 
     def kernel(*, losses, state):
         return jnp.full(K, 2.0), {"log": state["log"] + jnp.log(losses), "count": state["count"] + 1}
@@ -112,7 +112,7 @@ def test_a_state_that_would_not_be_finite_is_kept_and_counted(kind):
 
 @pytest.mark.parametrize("loss", [0.0, 1e-30, -1.0])
 def test_uw_comes_back(loss):
-    """Losses that are nothing, or ask for a weight without end, for 2600 steps, then 13,000 of loss one."""
+    """Losses of zero, or losses that drive the weight without bound, for 2600 steps, then 13,000 steps of loss one."""
     tx = mtl.uw(num_tasks=K)
 
     @jax.jit
@@ -129,7 +129,7 @@ def test_uw_comes_back(loss):
 
 
 def test_gradnorm_at_losses_far_apart():
-    """A loss 1e39 times its first one has all of the rate: its weight falls to none, and the sum stays K."""
+    """A loss 1e39 times its first value dominates the rates: its weight falls to zero, and the sum stays K."""
     tx = mtl.gradnorm(num_tasks=2, learning_rate=0.1)
     losses = jnp.asarray([[1e-30, 1], *[[1e9, 1]] * 20])
     grads = jnp.broadcast_to(jnp.eye(2, P), (21, 2, P))
@@ -141,7 +141,7 @@ def test_gradnorm_at_losses_far_apart():
 
 
 def test_rotograd_scale_at_norms_far_apart():
-    """A gradient 1e33 times its first one has all of the weight in the common length."""
+    """A gradient 1e33 times its first norm has all the weight in the common length."""
     tx = mtl.rotograd_scale(num_tasks=2)
     rows = jnp.asarray([[[1e-18], [1.0]], [[1e15], [1.0]]]) * jnp.eye(2, P)
     _, (updates, _, codes) = scan(tx, tx.init(zeros()), rows, jnp.ones((2, 2)))
@@ -165,7 +165,7 @@ MEETINGS += [("matrix-free", wrapper, "avgnorm") for wrapper in ("smoothed", "no
 
 @pytest.mark.parametrize(("route", "wrapper", "name"), MEETINGS)
 def test_weights_that_meet_gradients_of_another_scale(route, wrapper, name):
-    """Averages and held weights of one scale: an update is finite, or zero and counted, and the next is as ever."""
+    """With averaged or reused weights from another scale, an update is finite, or zero and counted."""
     if route == "matrix-free":
         method = WRAP[wrapper](make(name, 2))
         update = mtl.balanced_value_and_grad(lambda w, G, losses: G @ w + losses, method)
@@ -195,7 +195,7 @@ def test_a_sum_that_only_the_gradients_dtype_overflows():
 
 
 def test_weights_may_be_zero():
-    """conflict_free stands still where unit gradients cancel: such weights are averaged and held as any others."""
+    """conflict_free gives zero weights if unit gradients cancel; these are averaged and reused like any others."""
     apart, opposite = jnp.eye(2), jnp.asarray([[1.0, 0], [-1, 0]])
     tx = mtl.smoothed(mtl.conflict_free(), num_tasks=2, decay=0.9)
     _, state = tx.update(apart, tx.init(jnp.zeros(2)))
@@ -216,7 +216,7 @@ STEPS = 20_000
 
 @pytest.mark.parametrize(("name", "whole"), [("modo", 1), ("sdmgrad", 1), ("gradnorm", 3)])
 def test_weights_keep_their_sum_under_masks(name, whole):
-    """For ever, and to rounding: none below zero, those of absent tasks bit by bit as they were."""
+    """Always, up to rounding: no weight is negative, and those of absent tasks keep every bit."""
     tx = make(name, K, **({"num_steps": 2} if name == "sdmgrad" else {}))
 
     def step(state, now):
@@ -244,7 +244,7 @@ COUNTING = [*STATEFUL, "skip_nonfinite_tasks"]
 
 @pytest.mark.parametrize("name", COUNTING)
 def test_counts_do_not_wrap(name):
-    """After 2^31 steps: no count is below zero, and the step goes on as before."""
+    """After 2^31 steps, no count is negative and steps work as before."""
     tx = make(name, K)
     most = jnp.iinfo(jnp.int32).max
     state = jax.tree.map(lambda leaf: jnp.full_like(leaf, most) if leaf.dtype == jnp.int32 else leaf, tx.init(zeros()))
@@ -267,7 +267,7 @@ DONATED = {
 
 @pytest.mark.parametrize("name", DONATED)
 def test_a_state_shares_no_array(name):
-    """Optimizers that keep the parameters they start from: state and parameters are donated together."""
+    """For optimizers that keep their initial parameters: state and parameters are donated together."""
     tx, params = DONATED[name](optax.contrib.prodigy()), jax.tree.map(lambda leaf: leaf + 1, zeros())
 
     def step(params, state):
@@ -284,7 +284,7 @@ DRAWING = [row.name for row in ROWS.values() if "key" in inspect.signature(row.f
 
 @pytest.mark.parametrize("name", DRAWING)
 def test_runs_side_by_side_draw_on_their_own(name):
-    """The documented way: made inside vmap, of a key each."""
+    """As documented: made inside vmap, with a key for each run."""
     keys = jax.random.split(jax.random.key(0), 5)
     states = jax.vmap(lambda key: make_row(ROWS[name], K, key=key).init(zeros()))(keys)
     drawn = [node.data for node in jax.tree.leaves(states, is_leaf=is_key) if is_key(node)]

@@ -46,16 +46,16 @@ def test_what_there_is_to_be_found():
     np.testing.assert_allclose(wells.front[[0, -1]], wells.optima, atol=0.02)
 
 
-# What an independent implementation found in three settings: runs on the front and, where all agree, the place.
+# Results of an independent implementation in three settings: runs on the front and, if all agree, the end point.
 END_POINTS = {
     "mean": ((1, None), (4, None), (3, None)),
     "mgda": ((3, None), (5, None), (5, None)),
-    "pcgrad": ((3, None), (4, None), None),  # one run was under way there
+    "pcgrad": ((3, None), (4, None), None),  # one run had not arrived there
     "upgrad": ((3, None), (4, None), None),
     "cagrad": ((3, (0, -8.36)), (4, (-5.73, -8.41)), (3, (0, -8.36))),
     "imtl_g": ((3, None), (5, None), (5, None)),
     "nash_mtl": ((3, None), (5, None), (5, None)),
-    "aligned_mtl": ((3, (0, -8.36)), (5, None), (5, (0, -8.36))),  # in the second, rounding decides how fast it goes
+    "aligned_mtl": ((3, (0, -8.36)), (5, None), (5, (0, -8.36))),  # in the second, the speed depends on rounding
 }
 
 
@@ -69,7 +69,7 @@ def test_end_points(method):
         reached, place = found
         assert np.sum(outcome.on_front) == reached, outcome.setting
         if place:
-            # aligned_mtl ignores what is below the rounding of a float32 Gramian: 0.08 here, nothing in float64
+            # aligned_mtl ignores components below the rounding of a float32 Gramian: 0.08 off here, exact in float64
             off = np.abs(outcome.ends[outcome.on_front] - place)
             assert off.max() <= (0.1 if method == "aligned_mtl" else 0.02), outcome.setting
     if method == "mean":
@@ -77,7 +77,7 @@ def test_end_points(method):
 
 
 def test_sam_gs_reaches_the_optimum_from_each_of_its_starts():
-    """Rounding, which differs between CPUs, decides when a run leaves its valley, so one run says little."""
+    """When a run leaves its valley depends on rounding, which differs between CPUs, so one run says little."""
     runs = 100
     starts = np.tile(np.array(SETTINGS["samgs"].starts, float), (runs, 1))
     starts += np.random.default_rng(0).uniform(-1e-3, 1e-3, starts.shape)
@@ -125,7 +125,7 @@ def test_the_whole_command(tmp_path, capsys):
     with (tmp_path / "page" / "toy.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == 2 * (5 + 7)
-    # bowls are negative: a method that takes logarithms stays, and says so
+    # bowls are negative: a method that takes logarithms does not move, and reports this
     low = next(row for row in rows if (row["method"], row["start_a"], row["start_b"]) == ("db_mtl", "10", "-3"))
     assert (low["end_a"], low["end_b"], low["skipped"]) == ("10", "-3", "200")
     toy.main([*arguments, "--out", str(tmp_path / "out")])

@@ -1,4 +1,4 @@
-"""What composes a method and an optimizer: skipped, empty and accumulated steps, for optax's public optimizers."""
+"""Methods composed with optimizers: skipped, empty and accumulated steps, for optax's public optimizers."""
 
 import jax
 import jax.numpy as jnp
@@ -28,7 +28,7 @@ OPTIMIZERS = {name: lambda name=name: getattr(optax, name)(0.1) for name in NAME
 
 
 def without_infos(state):
-    """The leaves of a state by path, those of infos and records left out."""
+    """The leaves of a state by path, without those of infos and records."""
     found = jax.tree_util.tree_leaves_with_path(state, is_leaf=lambda node: isinstance(node, mtl.Info))
     return {jax.tree_util.keystr(path): leaf for path, leaf in found if not isinstance(leaf, mtl.Info)}
 
@@ -41,7 +41,7 @@ def same(before, after):
 
 
 def plain(leaf):
-    """An array, also of a key."""
+    """A leaf as an array, also if it is a key."""
     return jax.random.key_data(leaf) if jnp.issubdtype(jnp.result_type(leaf), jax.dtypes.prng_key) else leaf
 
 
@@ -133,7 +133,7 @@ def test_one_method_a_chain():
 
 @pytest.mark.parametrize("search", ["lbfgs", "backtracking"])
 def test_line_searches_behind_a_loss_weighting(search):
-    """Arguments of the method end at it; those of the search pass on."""
+    """Arguments of the method end there; those of the search are passed on."""
 
     def losses_fn(p):
         return {"a": (p[0] - 1) ** 2, "b": (p[1] + 1) ** 2}
@@ -166,7 +166,7 @@ def test_line_searches_behind_a_loss_weighting(search):
     "make", [lambda: mtl.imtl_g(), lambda: mtl.chain(mtl.imtl_g(), optax.adam(0.1)), lambda: mtl.uw(K)]
 )
 def test_accumulated_is_one_big_batch(make):
-    """Micro-batches of unequal sizes, tasks without labels in some of them and in all, one broken gradient."""
+    """Micro-batches of unequal sizes, tasks without labels in some or all of them, and a gradient with a NaN."""
     steps, tx = 3, make()
     total = mtl.accumulate(tx, K, steps)
     sizes = np.asarray([[4.0, 4.0, 4.0], [2.0, 2.0, 2.0], [1.0, 1.0, 1.0]])
@@ -202,7 +202,7 @@ def test_accumulated_is_one_big_batch(make):
 
 
 def test_accumulating_half_precision_in_float32():
-    """A thousand gradients of 1 add up in bfloat16 to 256."""
+    """In bfloat16, a thousand gradients of 1 would sum to 256."""
     tx = mtl.accumulate(mtl.mean(), 2, 1000)
     grads = jnp.ones((2, 1), jnp.bfloat16)
     state = jax.lax.fori_loop(0, 999, lambda _, s: tx.update(grads, s)[1], tx.init(jnp.zeros(1, jnp.bfloat16)))
@@ -299,7 +299,7 @@ def test_a_jacobian_is_never_stored(name, rows):
 
 @pytest.mark.parametrize("rows", [None, 2])
 def test_a_broken_task_is_dropped_from_a_jacobian(rows):
-    """Its row alone is not finite: what overflows stays in its task, also where it meets cotangents of zero."""
+    """Only its row is not finite: an overflow stays in its task, even when multiplied by cotangents of zero."""
     params, broken = {"t": jnp.asarray([0.3, -0.4]), "h": jnp.ones(3)}, jnp.asarray([1.0, 3e38, 2.0])
 
     def losses_fn(params, labels):
@@ -329,7 +329,7 @@ def test_misspelt_arguments_raise(name):
 
 
 def test_a_hand_made_method_gets_the_same_protection():
-    """By a formula, by weights that say nothing of what they look at, or by an update alone."""
+    """Made from a formula, from `weigh` without declared arguments, or from an update alone."""
 
     def louder(*, gramian):
         return jnp.diagonal(gramian)

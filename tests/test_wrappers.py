@@ -1,4 +1,4 @@
-"""The wrappers, and the tools that read what they keep."""
+"""The wrappers, and the tools that read their states."""
 
 import certificates
 import jax
@@ -22,7 +22,7 @@ SHARED = {"b": False, "w": True}
 
 
 def walk(tx, grads=G, masks=None, losses=None):
-    """Updates and states over the steps."""
+    """The updates and states of all steps."""
     step = jax.jit(lambda g, s, m, loss: tx.update(tree(g), s, zeros(), losses=loss, task_mask=m))
     state, updates, states = tx.init(zeros()), [], []
     for t in range(len(grads)):
@@ -97,7 +97,7 @@ def test_update_every_between_solves_skips_a_broken_step_and_a_broken_solve_is_r
 
 
 def test_the_gramian_is_only_formed_when_due():
-    """What runs between solves contains no product of two stacks: it is in a branch."""
+    """Between solves no product of two stacks is computed: it is inside a branch."""
     tx = mtl.update_every(mtl.imtl_g(), K, 5)
     jaxpr = jax.make_jaxpr(lambda g, s: tx.update(tree(g), s))(jnp.asarray(G[0]), tx.init(zeros()))
     outside = [str(eqn.primitive) for eqn in jaxpr.eqns]
@@ -188,7 +188,7 @@ LABELS = {"b": "two", "w": "one"}
 @pytest.mark.parametrize("outer", OUTER)
 @pytest.mark.parametrize("inner", [lambda m: mtl.update_every(m, K, 9), lambda m: mtl.smoothed(m, K)])
 def test_training_goes_on_after_a_skipped_step(inner, outer):
-    """The steps after a broken one are what they would have been without it."""
+    """The steps after a step with a NaN are the same as without it."""
     broken = np.insert(G, 1, np.nan, axis=0)
     tx = OUTER[outer](inner(mtl.imtl_g()))
     updates, states = walk(tx, broken)
@@ -287,7 +287,7 @@ def test_shared_private_refuses():
     ids=["shared", "skip"],
 )
 def test_what_keeps_the_task_axis_is_refused(wrap, head):
-    """An ordinary optimizer would change the shapes of the parameters; after a method it is welcome."""
+    """An ordinary optimizer would change the shapes of the parameters; after a method it is accepted."""
     for transform in (optax.sgd(0.1), mtl.per_task(optax.identity(), K)):
         tx = wrap(transform)
         with pytest.raises(ValueError, match=r"`method` must take the task axis away: leaf \["):
@@ -323,7 +323,7 @@ def test_gram_over_skips_a_step_that_is_broken_anywhere(column):
 
 @pytest.mark.parametrize("method", [lambda: mtl.imtl_g(), lambda: mtl.gradvac(num_tasks=K, beta=0.5, order="fixed")])
 def test_grouped_is_one_method_for_each_group(method):
-    """What `partition` makes of as many copies."""
+    """The same as `partition` with one copy per group."""
     updates, _ = walk(mtl.grouped(method(), LABELS), masks=MASKS)
     wanted, _ = walk(mtl.partition({"one": method(), "two": method()}, LABELS), masks=MASKS)
     np.testing.assert_allclose(updates, wanted, rtol=1e-5, atol=1e-6)
@@ -337,7 +337,7 @@ NAMED = {"a": 1.0, "b": 2.0, "c": 3.0}
 
 
 def with_heads():
-    """Three tasks with a head each; c's gradient in the trunk is zero, that of b tiny."""
+    """Three tasks with one head each; in the trunk, the gradient of c is zero and that of b tiny."""
     trunk = np.array([[3.0, 1.0], [1e-25, -1e-25], [0.0, 0.0]])
     heads = {name: np.where(np.arange(3)[:, None] == i, i + 1.0, 0.0) for i, name in enumerate("abc")}
     return jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), {"trunk": trunk, "heads": heads})
@@ -359,7 +359,7 @@ def test_grouped_mean_is_the_mean(uses, mask):
 
 
 def test_a_task_without_a_part_in_a_group_has_no_vote_there():
-    """MGDA in the trunk is between a and b: all of c's entries are zero, those of b only their squares."""
+    """MGDA in the trunk is between a and b: all entries of c are zero, but of b only the squares are."""
     grads, tx = with_heads(), mtl.grouped(mtl.mgda(), HEADS)
     update, _ = tx.update(grads, tx.init(first_rows(grads)))
     np.testing.assert_allclose(update["trunk"], 2 / 3 * np.array([1e-25, -1e-25]), rtol=1e-4)
@@ -370,7 +370,7 @@ def test_a_task_without_a_part_in_a_group_has_no_vote_there():
 
 
 def test_a_group_that_nobody_uses_is_no_empty_step():
-    """What stands behind the method runs on, also where all of the gradients are zero."""
+    """Transformations after the method still run, even if all gradients are zero."""
     tx = mtl.chain(mtl.grouped(mtl.imtl_g(), LABELS), optax.sgd(0.1, momentum=0.9))
     state, first_leaf = tx.init(zeros()), np.arange(P) == 0
     for grads in (G[0], np.where(first_leaf, 0, G[1]), np.zeros((K, P))):
@@ -452,7 +452,7 @@ NOISE = [(kind, rate) for kind in ("gaussian", "binary") for rate in (0.1, 0.5)]
 
 @pytest.mark.parametrize(("kind", "rate"), NOISE)
 def test_dropgrad_keeps_the_mean(kind, rate):
-    """E[g'] = g, the variance is p/(1-p) g^2, and no two coordinates, tasks or steps share their noise."""
+    """E[g'] = g, the variance is p/(1-p) g^2, and noise is independent across coordinates, tasks and steps."""
     tx = mtl.dropgrad(rate, kind, key=1)
     grads = tree(jnp.asarray(G[0]))
     _, drawn = jax.lax.scan(lambda s, _: tx.update(grads, s)[::-1], tx.init(zeros()), length=20_000)
@@ -469,7 +469,7 @@ def test_dropgrad_keeps_the_mean(kind, rate):
 
 @pytest.mark.parametrize("kind", ["gaussian", "binary"])
 def test_dropgrad_of_nothing_and_of_broken_and_absent_rows(kind):
-    """A rate of zero changes no bit; rows that are absent or not finite pass, and the others' noise does not change."""
+    """A rate of zero changes nothing; absent or non-finite rows pass unchanged and do not affect the others' noise."""
     grads, start = tree(jnp.asarray(G[0])), mtl.dropgrad(key=2).init(zeros())
     same, _ = mtl.dropgrad(0.0, kind).update(grads, start)
     np.testing.assert_array_equal(flat(same), G[0])
@@ -526,7 +526,7 @@ WEIGHTINGS = {
 @pytest.mark.nightly
 @pytest.mark.parametrize("name", WEIGHTINGS)
 def test_non_conflicting(name):
-    """No task ascends, whatever the method and the gradients; a direction without conflict stays."""
+    """No task ascends, whatever the method and the gradients; a direction without conflict is unchanged."""
     losses = jnp.ones((len(FAMILIES), K))
     grads = np.stack([stack(family, K, P) for family in FAMILIES if family not in ("tiny", "huge")]).astype(np.float32)
     weights = weights_of(mtl.non_conflicting(WEIGHTINGS[name]()), grads=grads, losses=losses)
@@ -564,7 +564,7 @@ def test_non_conflicting_counts_its_solve():
 
 @pytest.mark.parametrize("make", [lambda: mtl.modo(num_tasks=K), lambda: mtl.sdmgrad(num_tasks=K)])
 def test_a_cross_gramian_takes_the_place_of_the_gramian(make):
-    """It need not be symmetric, the Gramian is then not formed, and the result code says when it is missing."""
+    """It need not be symmetric; the Gramian is then not computed; the result code says if it is missing."""
     method = make()
     cross = mtl.stacks.cross_gramian(tree(jnp.asarray(G[0])), tree(jnp.asarray(G[1])))
     np.testing.assert_allclose(cross, G[0] @ G[1].T, rtol=1e-4, atol=1e-5)
@@ -592,7 +592,7 @@ def test_a_cross_gramian_takes_the_place_of_the_gramian(make):
 
 @pytest.mark.parametrize("make", [lambda: mtl.modo(num_tasks=K), lambda: mtl.sdmgrad(num_tasks=K)])
 def test_tasks_without_weight_learn_where_the_others_are_absent(make):
-    """From a corner of the simplex, as from the equal weights of the tasks alone."""
+    """From a corner of the simplex, they learn as from equal weights of the present tasks alone."""
     method, alone = make(), make()
     M = jnp.asarray(G[0] @ G[0].T)
     state = method.init(None)
@@ -759,7 +759,7 @@ def quadratic(params):
 
 
 def test_gen_learning_rate_finds_newton_s_step():
-    """Of a quadratic loss the best step along any direction is known: <d, g> / <d, Hd>."""
+    """For a quadratic loss, the best step along any direction is known: <d, g> / <d, Hd>."""
     with jax.enable_x64(True):
         x, d = np.ones(P), RNG.uniform(0.5, 1.5, size=P)
         best = d @ H @ x / (d @ H @ d)
@@ -772,7 +772,7 @@ def test_gen_learning_rate_finds_newton_s_step():
 
 
 def test_gen_learning_rate_follows_the_official_fit():
-    """Least squares of a parabola through zero, minimum clipped, smoothed: 40 steps on a loss that is no parabola."""
+    """Least-squares parabola through zero, clipped minimum, smoothing: 40 steps on a loss that is not a parabola."""
 
     def loss(x):
         return np.logaddexp(0, -x).sum() + 0.1 * (x**4).sum()
@@ -890,7 +890,7 @@ def test_gen_learning_rate_refuses():
 
 @jax.tree_util.register_pytree_with_keys_class
 class Model:
-    """Callable, as models of Equinox are, and still a tree."""
+    """A callable pytree, like Equinox models."""
 
     def __init__(self, trunk, heads):
         self.trunk, self.heads = trunk, heads
@@ -916,7 +916,7 @@ CONTAINERS = {
 
 @pytest.mark.parametrize("container", CONTAINERS)
 def test_flags_and_labels_in_any_form(container):
-    """Whole trees, upper parts of trees, functions of a path; models that can be called are trees."""
+    """Whole trees, upper parts of trees, functions of a path; callable models count as trees."""
     of = CONTAINERS[container]
     params = of({"a": jnp.zeros(2), "b": jnp.zeros(1)}, [jnp.zeros(1), jnp.zeros(2)])
     grads = jax.tree.map(lambda p: jnp.asarray(RNG.normal(size=(K, *p.shape)), jnp.float32), params)
@@ -944,7 +944,7 @@ def test_flags_that_do_not_fit_are_refused():
 
 @pytest.mark.parametrize("make", [lambda: mtl.db_mtl(K), lambda: mtl.emtl(1.0), lambda: mtl.mgda(normalization="loss")])
 def test_a_finished_task_does_not_stop_the_others(make):
-    """A loss of exactly zero is outside the formula's domain: the others train on as if it were absent."""
+    """A loss of exactly zero is outside the formula's domain: the other tasks train as if it were absent."""
     tx, plain = mtl.skip_nonfinite_tasks(make()), make()
     losses = jnp.asarray([1.0, 0.0, 2.0])
     grads = tree(jnp.asarray(G[0]).at[1].set(0))

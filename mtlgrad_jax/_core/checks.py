@@ -94,8 +94,8 @@ def check_function(name: str, value: Any) -> None:
 _NOT_AROUND = {
     ("optax.transforms._conditionality", None): (
         "optax.apply_if_finite and conditional transformations expect updates of the gradients' shape. Use "
-        "mtlgrad_jax.chain(method, optimizer), which leaves all as it was in a step that is not finite; "
-        "mtlgrad_jax.skip_nonfinite_tasks(method) leaves out the tasks that broke"
+        "mtlgrad_jax.chain(method, optimizer), which changes nothing in a step with a NaN or inf; "
+        "mtlgrad_jax.skip_nonfinite_tasks(method) leaves out the tasks that have one"
     ),
     ("optax.contrib._sam", "transparent_update_fn"): (
         "optax.contrib.sam stores gradients of the parameters' shape. Use mtlgrad_jax.fs_mtl(method, ...), or "

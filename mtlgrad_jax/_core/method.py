@@ -453,7 +453,7 @@ def reject_masked(tree: PyTree) -> None:
         if isinstance(leaf, optax.MaskedNode):
             raise ValueError(
                 f"`params` must be a whole tree, got a MaskedNode at {leaf_name(path)}. optax.masked, multi_transform "
-                "and partition let leaves pass by that still have a task axis, and such a leaf changes its parameter's "
+                "and partition pass on leaves that still have a task axis, and such a leaf changes its parameter's "
                 "shape. Use mtlgrad_jax.partition(transforms, labels) for a method per group of leaves, "
                 "mtlgrad_jax.shared_private(method, is_shared) for shared and task-specific leaves, "
                 "mtlgrad_jax.grouped(method, labels) for a solve of one method per group, and for parameters that do "

@@ -152,7 +152,7 @@ def unstack(values: Array, like: PyTree) -> PyTree:
     treedef: Any = jax.tree.structure(like)
     K = next(iter(jnp.shape(like)), 0) if is_array else treedef.num_leaves
     if not K:
-        raise ValueError(f"`like` must have a task at least, as losses have, got like={like!r}.")
+        raise ValueError(f"`like` must hold at least one task, like the losses, got like={like!r}.")
     if len(values) != K:
         raise ValueError(f"`values` must have one row per task of `like`, {K}, got {len(values)}.")
     if is_array:

@@ -1,6 +1,6 @@
-"""Our side of the comparisons with peers: methods in float64, compiled once for every method, its arguments and K.
+"""This library's side of comparisons with peers: methods in float64, compiled once per method, arguments and K.
 
-Arguments that are lists are given as tuples.
+List arguments are given as tuples.
 """
 
 import functools
@@ -63,7 +63,7 @@ def updates(name, grads, losses=None, **kwargs):
 
 
 def update(name, G, losses=None, **kwargs):
-    """Update (P,) of a method on one stack G (K, P), through its weights where it has any."""
+    """Update (P,) of a method on one stack G (K, P), through its weights if it has any."""
     G = np.asarray(G, float)
     if _make(name, tuple(kwargs.items())).weigh is not None:
         return weights(name, G, losses, **kwargs) @ G

@@ -1,6 +1,7 @@
-"""Parity with LibMTL and the official repositories: their formulas, written again in numpy from gradients, in float64.
+"""Parity with LibMTL and the official repositories: their formulas in numpy, from gradients, in float64.
 
-Read against LibMTL 4336804 and the repositories named in the tests. Most work on vectors, ours on Gramians.
+The sources are LibMTL 4336804 and the repositories named in the tests. Most of these formulas use vectors; this library
+uses Gramians.
 """
 
 import itertools
@@ -38,7 +39,7 @@ def losses_of(K, steps=None, seed=0):
 
 
 def simplex(y):
-    """Projection on the simplex: the shift at which the positive parts add up to one."""
+    """Projection onto the simplex: the shift at which the positive parts sum to one."""
     shift = optimize.brentq(lambda t: np.maximum(y - t, 0).sum() - 1, y.min() - 1, y.max(), xtol=1e-15)
     return np.maximum(y - shift, 0)
 
@@ -157,7 +158,7 @@ def test_imtl_g_in_closed_form(family, shape):
 @every_family
 @every_shape
 def test_aligned_mtl_of_the_official_code(scale, family, shape):
-    """By the singular values of G; the official code adds the aligned gradients up, torch's median is the lower one."""
+    """By the singular values of G; the official code sums the aligned gradients; torch's median is the lower one."""
     G = stack(family, *shape)
     U, s, Vt = np.linalg.svd(G, full_matrices=False)
     length = {"min": s[-1], "median": np.sort(s)[(len(s) - 1) // 2], "rmse": np.sqrt((s**2).mean())}[scale]
@@ -186,7 +187,7 @@ def test_config_by_least_squares(length, p):
 
 
 def test_config_of_two_tasks():
-    """Its shortcut for two: the sum of what is left of each unit gradient orthogonal to the other."""
+    """Its shortcut for two tasks: the sum of each unit gradient's part orthogonal to the other."""
     G = stack("normal", 2, 5)
     (a, b), cosine = units(G), units(G)[0] @ units(G)[1]
     u = sum(v / np.linalg.norm(v) for v in (a - cosine * b, b - cosine * a))
@@ -240,7 +241,7 @@ def test_fairgrad_published_weights(alpha):
 @every_family
 @every_shape
 def test_dual_cone_projections_by_nnls(family, shape):
-    """Moreau: what a projection adds is the projection on the cone of all gradients of the negative."""
+    """Moreau's theorem: the projection adds the projection of the negative onto the cone of all gradients."""
     G = stack(family, *shape)
 
     def project(g):
@@ -298,7 +299,7 @@ def test_conicgrad_against_its_primal(c):
 @every_family
 @every_shape
 def test_geometric_median(family, shape):
-    """Weiszfeld's iteration; where it ends in a gradient, that gradient's pull must be at least the others'."""
+    """Weiszfeld's iteration; if it ends at a gradient, its pull must be at least that of the others."""
     G = stack(family, *shape)
     x = G.mean(axis=0)
     for _ in range(20000):
@@ -393,7 +394,7 @@ def test_uw_by_autograd(init):
 @pytest.mark.parametrize(("num_steps", "rate"), [(1, 0.01), (5, 0.01), (5, 0.4)])
 @every_shape
 def test_dibs(num_steps, rate, shape):
-    """suryakmurthy/dibs-mtl adds up rate * distance / norm; the step that leaves the ball is the last."""
+    """suryakmurthy/dibs-mtl sums rate * distance / norm; the step that leaves the ball is the last."""
     G = stack("normal", *shape)
     u, delta, wanted = units(G), np.zeros(shape[1]), np.zeros(shape[0])
     for _ in range(num_steps):
@@ -406,7 +407,7 @@ def test_dibs(num_steps, rate, shape):
 
 
 def test_rotograd_scale():
-    """Norms relative to the first, which are taken again at the burn-in, choose the common length."""
+    """The common length depends on the norms relative to the first ones, which are measured again at the burn-in."""
     grads = sequence((3, 7), steps=8) * np.logspace(0, 1, 8)[:, None, None]
     wanted = []
     for t, G in enumerate(grads):

@@ -1,4 +1,4 @@
-"""The benchmark of the solvers runs, and writes what it prints."""
+"""The solver benchmark runs and writes its results."""
 
 import csv
 

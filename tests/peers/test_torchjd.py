@@ -1,7 +1,7 @@
 """Parity with TorchJD, weighting by weighting, in float64.
 
-Where both sides are closed forms or exact solvers they agree to rounding; wider tolerances are those of the peer's
-solver, and say so.
+If both sides use closed forms or exact solvers, they agree to rounding; wider tolerances are due to the peer's solver
+and are explained.
 """
 
 import hypothesis
@@ -61,7 +61,7 @@ def test_baselines(shape):
     ("family", "shape"), [*CASES, ("rank_deficient", (5, 7)), ("opposite", (5, 3)), ("normal", (5, 3))], ids=str
 )
 def test_projections_on_the_dual_cone(name, preferred, family, shape):
-    """With their regularisation the quadratic programs are strongly convex, and both sides solve them exactly."""
+    """With TorchJD's regularisation the quadratic programs are strongly convex, and both sides solve them exactly."""
     G, p = stack(family, *shape), np.arange(1.0, shape[0] + 1) if preferred else None
     kwargs = {} if p is None else {"preference": tuple(p)}
     peer = (agg.UPGradWeighting if name == "upgrad" else agg.DualProjWeighting)(None if p is None else tensor(p))
@@ -73,7 +73,7 @@ def test_projections_on_the_dual_cone(name, preferred, family, shape):
 @pytest.mark.parametrize(("name", "peer"), [("upgrad", agg.UPGrad), ("dualproj", agg.DualProj)])
 @every_case
 def test_projections_without_regularization(name, peer, family, shape):
-    """On their side 1e-17 of the trace; rows 1e6 apart feel 1e-13."""
+    """TorchJD still adds 1e-17 of the trace, which has an effect of 1e-13 on rows 1e6 apart."""
     G = stack(family, *shape)
     wanted = peer(projector=QuadprogProjector(norm_eps=0.0, reg_eps=1e-17))(tensor(G)).numpy()
     np.testing.assert_allclose(update(name, G), wanted, atol=1e-6 * size(G))
@@ -96,7 +96,7 @@ def test_mgda_within_their_duality_gap(family, shape):
 @pytest.mark.parametrize("c", [0.4, 1.5])
 @every_case
 def test_cagrad(c, family, shape):
-    """Clarabel stops at relative gaps of 1e-8, hence 1e-4 in d; ours is at least as good for the worst-off task."""
+    """Clarabel stops at relative gaps of 1e-8, so 1e-4 in d; ours is at least as good for the worst-off task."""
     G = stack(family, *shape)
     ours, wanted = update("cagrad", G, c=c), agg.CAGrad(c=c, norm_eps=1e-12)(tensor(G)).numpy()
     radius = c * np.linalg.norm(G.mean(axis=0))
@@ -109,7 +109,7 @@ def test_cagrad(c, family, shape):
 @pytest.mark.parametrize("shape", SHAPES[:3], ids=str)
 @pytest.mark.parametrize("family", ["normal", "correlated"])
 def test_nash_mtl(family, shape):
-    """They stop at residuals of 1e-3 on weights of order sqrt(K); only the direction is comparable."""
+    """TorchJD stops at residuals of 1e-3 on weights of order sqrt(K); only the direction is comparable."""
     G = stack(family, *shape)
     assert_direction(update("nash_mtl", G), agg.NashMTL(n_tasks=len(G), max_norm=0.0)(tensor(G)).numpy(), 5e-3)
 
@@ -147,7 +147,7 @@ def test_pcgrad_draws_from_the_same_outcomes():
 @pytest.mark.parametrize("beta", [0.0, 0.01, 0.5, 1.0])
 @every_shape
 def test_gradvac(fixed_order, beta, shape):
-    """Their cosines have 1e-8 in the denominator; gradients of norm 1e3 make it vanish in theirs."""
+    """TorchJD's cosines have 1e-8 in the denominator, which is negligible for gradients of norm 1e3."""
     grads = 1e3 * sequence(shape)
     peer = agg.GradVacWeighting(beta=beta, eps=0.0)
     wanted = [theirs(peer, G) for G in grads]
@@ -174,9 +174,9 @@ def test_imtl_g_of_rank_deficient_gradients():
 @pytest.mark.parametrize("scale", ["min", "median", "rmse"])
 @pytest.mark.parametrize(("family", "shape"), [*CASES, ("rank_deficient", (5, 7)), ("duplicate", (8, 20))], ids=str)
 def test_aligned_mtl(scale, family, shape):
-    """Their weights of the tasks are 1/K.
+    """TorchJD weights the tasks by 1/K.
 
-    Eigenvalues span 12 orders of magnitude in the family of scales: the least is exact to K eps 1e12 on either side.
+    In the `scales` family, eigenvalues span 12 orders of magnitude: the smallest is exact to K eps 1e12 on both sides.
     """
     G = stack(family, *shape)
     wanted = theirs(agg.AlignedMTLWeighting(scale_mode=scale), G)
@@ -200,7 +200,7 @@ def test_config(preferred, family, shape):
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("shape", [(6, 7), (8, 20), (6, 3)], ids=str)
 def test_krum(byzantine, selected, family, shape):
-    """With f + 3 gradients only the nearest other counts, and the two of the nearest pair tie: so at least f + 4."""
+    """With f + 3 gradients only the nearest other counts, and the nearest pair ties, so K is at least f + 4."""
     G = stack(family, *shape)
     peer = agg.KrumWeighting(n_byzantine=byzantine, n_selected=selected)
     ours = weights("krum", G, num_byzantine=byzantine, num_selected=selected, squared=False)
@@ -218,7 +218,7 @@ def test_trimmed_mean(trim, shape):
 @pytest.mark.parametrize("primary", [0, -1])
 @pytest.mark.parametrize("shape", [(2, 5), (3, 7), (5, 7), (5, 3)], ids=str)
 def test_pcd(progress, primary, shape):
-    """Their primary task is always the first. Infeasible problems, as most of five tasks in three dimensions, too."""
+    """TorchJD's primary task is always the first. Includes infeasible problems, as most with K = 5 and P = 3 are."""
     K = shape[0]
     primary %= K
     order = [primary, *(i for i in range(K) if i != primary)]
@@ -256,7 +256,7 @@ def test_modo(rate, regularization, shape):
 @pytest.mark.parametrize("preferred", [False, True])
 @every_shape
 def test_sdmgrad(kwargs, preferred, shape):
-    """They add 1e-8 to the square of the scale, here 1e6; steps of 10 amplify rounding before they are projected."""
+    """TorchJD adds 1e-8 to the squared scale, here 1e6; steps of 10 amplify rounding before they are projected."""
     cross, p = cross_gramians(shape, scale=1e3), np.arange(1.0, shape[0] + 1) / shape[0]
     names = {"lam": "lambda_", "learning_rate": "lr", "momentum": "momentum", "num_steps": "n_iter"}
     peer = agg.SDMGradWeighting(
@@ -303,7 +303,7 @@ ROUTES = [
 
 @pytest.mark.parametrize(("name", "kwargs", "peer"), ROUTES, ids=lambda part: str(part)[:20])
 def test_stacked_route(name, kwargs, peer):
-    """From stacked gradients to the update; 1e-7 for their absolute epsilons of 1e-8."""
+    """From stacked gradients to the update; the tolerance of 1e-7 allows for TorchJD's epsilons of 1e-8."""
     np.testing.assert_allclose(updates(name, [J], **kwargs)[0], peer()(tensor(J)), atol=1e-7)
 
 

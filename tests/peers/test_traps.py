@@ -1,7 +1,7 @@
-"""Known traps: where a peer, or its formula written again and named so, goes wrong, and ours does not.
+"""Known traps: cases in which a peer, or a copy of its formula, fails and this library does not.
 
-Every test first asserts that the peer does go wrong. B1 to B7 and section numbers are those of the project's notes on
-peers and methods.
+Every test first asserts that the peer fails. B1 to B7 and section numbers refer to the project's notes on peers and
+methods.
 """
 
 import itertools
@@ -129,7 +129,7 @@ def test_floors_under_norms_leave_small_gradients_as_long_as_they_are(name):
 
 
 def test_weiszfeld_with_a_floor_is_the_mean_at_small_scale():
-    """Section 1.10: no distance counts as less than 1e-6 in RFA, and an outlier carries its median off."""
+    """Section 1.10: RFA floors distances at 1e-6, so an outlier moves its median arbitrarily far."""
     G = 1e-9 * np.asarray([[1.0, 0], [-1, 0], [0, 1], [0, -1], [100, 0]])
     x = G.mean(axis=0)
     for _ in range(10):
@@ -140,7 +140,7 @@ def test_weiszfeld_with_a_floor_is_the_mean_at_small_scale():
 
 
 def test_default_dtype_eps_drops_true_components_in_aligned_mtl():
-    """Section 1.7: LibMTL and the official code cut eigenvalues off at the eps of float32 in any dtype."""
+    """Section 1.7: LibMTL and the official code cut off eigenvalues at the eps of float32 in any dtype."""
     G = np.asarray([[1.0, 0], [0, 1e-4]])
     kept = np.linalg.eigvalsh(G @ G.T) > 2 * np.finfo(np.float32).eps
     assert kept.sum() == 1
@@ -203,7 +203,7 @@ def test_official_mgda_finds_no_pair_of_large_gradients():
 
 @pytest.mark.parametrize("scale", [(1e-3, 1, 1e3), (1e-4, 1e-4, 1e-4)], ids=str)
 def test_torchjd_fairgrad_stops_short_of_its_equation(scale):
-    """Scipy's least squares, from 1/K: residuals of 94% of the right-hand side, without a word."""
+    """Scipy's least squares, from 1/K: residuals of 94% of the right-hand side, without a warning."""
     G = PLAIN * np.asarray(scale)[:, None]
     M, v, w = G @ G.T, theirs(agg.FairGradWeighting(alpha=2.0), G), weights("fairgrad", G, alpha=2.0)
     assert abs((M @ v) * np.sqrt(v) - 1).max() > 0.9
@@ -261,7 +261,7 @@ def test_official_cagrad_solvers_stop_short(solve, scales):
 
 
 def test_official_cagrad_takes_its_side_from_rounding_where_gradients_cancel():
-    """Section 6: by weights 1e-8 off the optimal ones a task ascends, and another on the other side."""
+    """Section 6: with weights 1e-8 off the optimal ones on one side one task ascends, on the other side another."""
     G = np.asarray([[1.0, 0], [-1, 0], [0, 1]])
     g0 = G.mean(axis=0)
     for error in (1e-8, -1e-8):
@@ -283,7 +283,7 @@ def test_official_nash_mtl_does_not_stop_at_its_solution():
 @pytest.mark.filterwarnings("ignore:You are solving a parameterized problem that is not DPP")
 @pytest.mark.filterwarnings("ignore:Solution may be inaccurate")
 def test_torchjd_nash_mtl_is_not_blind_to_the_tasks_scales():
-    """Nash-MTL's own property; at scales 1e4 apart the peer's direction raises the first loss, ours stays the same."""
+    """A property of Nash-MTL; at scales 1e4 apart the peer's direction raises the first loss, ours does not change."""
     G = PLAIN * np.asarray([1e-2, 1, 1e2])[:, None]
     peer = agg.NashMTL(n_tasks=3)(tensor(G)).numpy()
     assert (G @ peer).min() < 0
@@ -293,7 +293,7 @@ def test_torchjd_nash_mtl_is_not_blind_to_the_tasks_scales():
 @pytest.mark.filterwarnings("ignore:You are solving a parameterized problem that is not DPP")
 @pytest.mark.filterwarnings("ignore:(divide by zero|invalid value) encountered:RuntimeWarning")
 def test_torchjd_nash_mtl_falls_back_silently_on_a_zero_row():
-    """The solver raises, and the clipped sum comes back; ours is the bargain of the others."""
+    """The peer's solver raises, and it returns the clipped sum; ours is the bargaining solution of the other tasks."""
     G = PLAIN * np.asarray([1.0, 0, 1])[:, None]
     peer = agg.NashMTL(n_tasks=3)(tensor(G)).numpy()
     np.testing.assert_allclose(peer, G.sum(axis=0) / np.linalg.norm(G.sum(axis=0)), rtol=1e-6)
@@ -416,7 +416,7 @@ def test_torchjd_imtl_g_of_dependent_gradients_depends_on_their_scales():
 
 
 def test_official_config_lengths_are_nan_with_a_zero_row():
-    """Section 1.9: the direction ignores the task, the length models but the default divide by its norm."""
+    """Section 1.9: the direction ignores the task, but all length models except the default divide by its norm."""
     G = PLAIN * np.asarray([1.0, 0, 1])[:, None]
     with np.errstate(invalid="ignore"):
         assert np.isnan(G / norms(G)[:, None]).any()
@@ -426,9 +426,9 @@ def test_official_config_lengths_are_nan_with_a_zero_row():
 
 
 def test_torchjd_imtl_g_moves_where_unit_gradients_cancel():
-    """Sections 1.5 and 1.9: at 120 degrees no direction is impartial but none at all, the paper's closed form.
+    """Sections 1.5 and 1.9: at 120 degrees only the zero direction is impartial, as in the paper's closed form.
 
-    Their IMTL-G is a least-squares compromise of very different projections; their ConFIG stops, as ours.
+    TorchJD's IMTL-G is a least-squares compromise of very different projections; its ConFIG is zero, like ours.
     """
     angles = 2 * np.pi * np.arange(3) / 3
     G = np.stack([np.cos(angles), np.sin(angles)], axis=1)
@@ -452,7 +452,7 @@ def test_cagrad_has_the_same_c_for_different_steps():
 
 
 def test_krum_with_plain_distances_selects_another_gradient():
-    """B3: the paper adds squares up."""
+    """B3: the paper sums squares."""
     G = np.asarray([[-3.0, -1], [-3, 3], [3, -3], [2, 1], [-1, 2], [3, 2]])
     squares = np.sum((G[:, None] - G[None]) ** 2, axis=-1)
     by_paper = np.sort(squares, axis=1)[:, 1:4].sum(axis=1).argmin()
@@ -487,7 +487,7 @@ def test_aligned_mtl_of_torchjd_is_that_of_the_paper_over_the_number_of_tasks():
 
 
 def test_official_aligned_mtl_has_no_smallest_eigenvalue_at_zero():
-    """Section 1.7: at rank zero it indexes an empty array; the last of no eigenvalues."""
+    """Section 1.7: at rank zero it indexes an empty array of eigenvalues."""
     kept = np.zeros(3)[np.zeros(3) > 0]
     with pytest.raises(IndexError):
         kept[-1]
@@ -532,7 +532,7 @@ def test_uw_settles_where_variances_are_the_losses():
 
 
 def test_psmgd_code_logs_averages_and_steps_without_them():
-    """Section 3.8: and its 0.9 is the share of the new weights, that of CR-MOGM the share of the old."""
+    """Section 3.8: its 0.9 is the share of the new weights, while CR-MOGM's is the share of the old ones."""
     old, new = np.asarray([0.6, 0.4]), np.asarray([0.4, 0.6])  # MGDA's, of J and of its rows exchanged
     swapped = J[::-1]
     wanted = (0.9 * old + 0.1 * new) @ swapped
@@ -567,7 +567,7 @@ def test_one_batch_biases_the_gramian_and_two_do_not():
 
 
 def test_official_sdmgrad_is_nan_on_a_negative_diagonal():
-    """Section 3.6: a cross-Gramian may have one; the root of the diagonal plus 1e-4 is not a number then."""
+    """Section 3.6: a cross-Gramian may have one; the square root of the diagonal plus 1e-4 is then NaN."""
     cross = np.asarray([[2.0, 0.3], [0.1, -0.5]])
     with np.errstate(invalid="ignore"):
         assert np.isnan(np.sqrt(np.diagonal(cross) + 1e-4).mean())
@@ -584,7 +584,7 @@ def test_official_sdmgrad_jumps_between_corners():
 
 
 def test_modo_of_the_sum_of_two_batches_takes_steps_twice_as_long():
-    """Section 3.5: the official code adds both batches, ours steps along whatever gradient is given: their mean."""
+    """Section 3.5: the official code sums both batches; ours steps along the gradient it is given, their mean."""
     with jax.enable_x64(True):
         method, cross = mtl.modo(num_tasks=2), jnp.asarray(J @ J.T)
         mean, _ = method.update(jnp.asarray(J + 0.5), method.init(jnp.zeros(3)), cross_gramian=cross)

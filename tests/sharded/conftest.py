@@ -1,4 +1,4 @@
-"""These tests need eight devices, which are set when JAX starts; see the Makefile."""
+"""These tests need eight devices, a number set when JAX starts; see the Makefile."""
 
 import jax
 

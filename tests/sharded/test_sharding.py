@@ -1,6 +1,6 @@
-"""Eight virtual devices: what an update sends, and that sharded results equal those of one device.
+"""Eight virtual devices: what an update sends, and that sharded results equal those on one device.
 
-Run apart from the other tests, because the number of devices is fixed when JAX starts: see the Makefile.
+Run separately from the other tests, because the number of devices is fixed when JAX starts: see the Makefile.
 """
 
 import re
@@ -45,7 +45,7 @@ def put(tree, mesh, stacked=True):
 
 
 def branches(hlo):
-    """Names of the computations that run only where a conditional chooses them, and those they call."""
+    """Names of the computations that run only in a branch of a conditional, and of those they call."""
     called = dict(re.findall(r"^(?:ENTRY )?%?([\w.\-]+) \(.*?\{\n(.*?)^\}", hlo, re.M | re.S))
     rare, todo = set(), []
     for body in called.values():
@@ -100,7 +100,7 @@ def test_an_update_sends_one_gramian_and_gathers_nothing(name, mesh, grads):
 
 @pytest.mark.parametrize("name", ["mean", "mgda", "cagrad", "uw", "db_mtl", "sam_gs"])
 def test_explicitly_sharded_parameters(name, grads):
-    """The axes of jax.make_mesh are explicit: products that sum over them must say where the result goes."""
+    """The axes of jax.make_mesh are explicit: products that sum over them must specify the output sharding."""
     mesh = jax.make_mesh((8,), ("model",), axis_types=(AxisType.Explicit,))
     losses = jnp.asarray([1.0, 2.0, 3.0])
     tx = mtl.with_metrics(make_row(ROWS[name], K), K)
@@ -178,7 +178,7 @@ def test_what_a_sharded_batch_sends():
 
 
 def test_axis_name_inside_shard_map(mesh, grads):
-    """Parameters split by hand: the K×K sum runs over the named axis."""
+    """Manually split parameters: the K×K sum runs over the named axis."""
     specs = {"w": S(None, None, "model"), "b": S(None, "model")}
 
     def local(grads):
