@@ -6,7 +6,7 @@ INSTALLED := $(VENV)/.installed
 ARGS ?=
 SIDE_BY_SIDE := -n 2 --dist loadfile --ignore tests/peers
 
-.PHONY: demo toy fs_mtl test nightly tables peers stress bench cost compile lint clean
+.PHONY: demo toy fs_mtl test nightly sharded tables peers stress bench cost compile lint clean
 
 demo: $(INSTALLED)  ## train a two-task network on MultiMNIST and compare methods
 	$(BIN)/python -m benchmarks.multimnist $(ARGS)
@@ -19,7 +19,6 @@ fs_mtl: $(INSTALLED) $(DATA)/mnist $(DATA)/fashion  ## base methods against thei
 
 test: lint  ## the suite without what is nightly, in ten minutes on two cores; with ARGS pytest as you say
 	$(BIN)/python -m pytest $(if $(ARGS),$(ARGS),$(SIDE_BY_SIDE) -m "not nightly")
-	$(if $(ARGS),,JAX_NUM_CPU_DEVICES=8 $(BIN)/python -m pytest tests/sharded)
 
 nightly: $(INSTALLED)  ## the rest of it
 	$(BIN)/python -m pytest $(SIDE_BY_SIDE) -m nightly
@@ -27,6 +26,9 @@ nightly: $(INSTALLED)  ## the rest of it
 tables: $(INSTALLED)  ## write what the rows say and what tests find about them into docs/
 	PYTHONPATH=. $(BIN)/python docs/tables.py
 	PYTHONPATH=.:tests $(BIN)/python tests/property_table.py
+
+sharded: $(INSTALLED)  ## on eight virtual devices
+	JAX_NUM_CPU_DEVICES=8 $(BIN)/python -m pytest tests/sharded $(ARGS)
 
 peers: $(VENV)/.peers  ## the methods beside TorchJD and the formulas of others
 	$(BIN)/python -m pytest tests/peers $(ARGS)

@@ -240,6 +240,7 @@ def test_aux(named, strategy):
     assert mtl.linearize(lambda w: w, w).aux is None
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize("named", [False, True])
 def test_leaves_that_are_not_floating_get_zeros_of_their_dtype(named):
     params = {
@@ -874,6 +875,7 @@ def test_absent_tasks_do_not_move_the_matrix_free_gradient():
     assert set(losses) == set(mask)
 
 
+@pytest.mark.nightly
 def test_training_in_a_scan():
     """One compilation, carried states of fixed type, the same numbers as step by step; seeds under vmap."""
     method, optimizer, traces = mtl.mgda(), optax.adam(0.03), []

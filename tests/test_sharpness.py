@@ -369,6 +369,7 @@ def test_a_broken_task_can_be_dropped():
     assert int(state.dropped) == 1
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize("name", ["fs_mtl", "samo"])
 def test_one_compiled_step_trains(name):
     """Jitted end to end with donation, and scanned over steps; the mean loss decreases."""

@@ -486,6 +486,7 @@ def every_solver(M, present):
 OWN = {"geometric_median": 0.1}  # tolerance of the solutions' own residuals
 
 
+@pytest.mark.nightly
 def test_absent_tasks_are_as_if_removed(dtype):
     present = np.array([True, False, True, True, False])
     for _, M in cases(5, 50, dtype):
@@ -508,6 +509,7 @@ def test_absent_tasks_are_as_if_removed(dtype):
         assert np.sqrt(max(apart @ sub.astype(float) @ apart, 0)) <= np.sqrt(TOLERANCE[dtype]) * n.max()
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize("name", ["normal", "correlated", "non_stationary", "scales"])
 def test_permuting_the_tasks_permutes_the_weights(name, dtype):
     M, order = families.gramian(families.stack(name, 5, 50), dtype), np.array([3, 0, 4, 1, 2])

@@ -710,6 +710,7 @@ CHECKPOINTED = {
 }
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize("name", CHECKPOINTED)
 def test_orbax_round_trip(name, tmp_path):
     """A state comes back as it was."""
