@@ -38,9 +38,12 @@ def loop(function: Callable[..., Any], stacked: PyTree, at_once: int = 1, *, unr
     return jax.tree.map(lambda *parts: jnp.concatenate(parts), *parts)
 
 
-def repeat(start: Any, stop: int, function: Callable[[Any, Any], Any], carry: Any) -> Any:
-    """Return the result of repeating `carry = function(i, carry)`: `jax.lax.fori_loop` under jit, else plain calls."""
-    if isinstance(jnp.zeros(()), jax.core.Tracer):
+def repeat(start: Any, stop: int, function: Callable[[Any, Any], Any], carry: Any, *, unrolled: bool = False) -> Any:
+    """Return the result of repeating `carry = function(i, carry)`.
+
+    Uses `jax.lax.fori_loop` under jit, and plain calls outside it or if `unrolled`.
+    """
+    if not unrolled and isinstance(jnp.zeros(()), jax.core.Tracer):
         return jax.lax.fori_loop(start, stop, function, carry)
     for i in range(start, stop):
         carry = function(i, carry)
