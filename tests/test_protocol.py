@@ -688,3 +688,13 @@ def test_pcgrad_with_a_mask_draws_over_the_tasks_present():
         assert distance.min() < 1e-4
         seen.add(tuple(outcomes[distance.argmin()].round(4)))
     assert seen == {tuple(row) for row in outcomes.round(4)}
+
+
+@pytest.mark.parametrize("name", WEIGHED)
+def test_the_sum_of_the_weights_depends_on_the_number_of_tasks_unless_a_method_is_mean_like(name):
+    """For three and for two tasks with orthogonal gradients of length one and equal losses."""
+    tx = make(name, K)
+    weigh = jax.jit(lambda mask: tx.weigh(jnp.eye(K), tx.init(None), losses=jnp.ones(K), task_mask=mask)[0])
+    masks = [jnp.asarray([True, True, True]), jnp.asarray([True, False, True])]
+    three, two = (float(weigh(mask).sum()) for mask in masks)
+    assert (abs(three - two) < 1e-3 * three) == tx.mean_like

@@ -47,7 +47,7 @@ class Method(optax.GradientTransformationExtraArgs):
       weigh: `weigh(gramian, state, **extra_args) -> (weights, state)`, or None if the gradient is not a weighted sum
         of the task gradients. `gramian` may be a function that returns it, called only if the Gramian is needed.
       arguments: what `update` and `weigh` look at besides the gradients.
-      mean_like: whether K identical tasks get weights of 1/K each, so that a subset of tasks counts for its share.
+      mean_like: whether the weights of alike tasks are proportional to 1/K, so that a subset counts for its share.
     """
 
     weigh: Callable[..., tuple[Float[Array, " K"], PyTree]] | None = None
@@ -75,7 +75,7 @@ class Method(optax.GradientTransformationExtraArgs):
           weigh: maps the Gramian to weights.
           arguments: what they look at; `task_mask` is always included.
           like: the wrapped transformation, which has the same arguments and scale.
-          mean_like: whether K identical tasks get weights of 1/K each.
+          mean_like: whether the weights of alike tasks are proportional to 1/K.
           looks: whether `weigh` always uses the Gramian and gives zero weights if that is not finite.
           takes_jacobian: whether `update` takes a TaskJacobian itself instead of its rows.
         """
@@ -216,7 +216,7 @@ def from_kernel(
       num_tasks: K, if the method keeps per-task state: axes whose length depends on K hold one entry per task.
       per_task: the per-task arguments of the factory, checked against the tasks' names and number.
       fewest: tasks that must be present; with fewer, the weights are those of the mean.
-      mean_like: whether K identical tasks get weights of 1/K each; `grouped` then keeps the mean's scale.
+      mean_like: whether the weights of alike tasks are proportional to 1/K; `grouped` then keeps the mean's scale.
 
     Example:
       >>> import jax.numpy as jnp, mtlgrad_jax as mtl
