@@ -160,7 +160,21 @@ class TaskJacobian(Jacobian):
 
     def pullbacks(self, weights: Float[Array, "groups K"], groups: Groups) -> PyTree:
         """Return J^T w, with separate weights for each group of leaves, by blocks of rows."""
-        return self._rest.fill(self._sum_of_blocks(weights, groups))
+        units, places = self._units(), self._places(groups)
+        blocks, size = units.shape[:2]
+        padded = jnp.pad(weights, ((0, 0), (0, blocks * size - self.num_tasks))).reshape(-1, blocks, size)
+        sums = [jnp.zeros(leaf.shape, jnp.promote_types(leaf.dtype, jnp.float32)) for leaf in self._shapes()]
+
+        def add(i: Any, sums: list[Array]) -> list[Array]:
+            rows, sums = self._rows(units[i]), list(sums)
+            for group, own in zip(places, padded[:, i], strict=True):
+                wide = [rows[place].astype(sums[place].dtype) for place in group]
+                for place, part in zip(group, stacks.combine(own, wide), strict=True):
+                    sums[place] += part
+            return sums
+
+        total = repeat(0, blocks, add, sums)
+        return self._rest.fill([leaf.astype(like.dtype) for leaf, like in zip(total, self._shapes(), strict=True)])
 
     def by_rows(self) -> "TaskJacobian":
         """Return the same Jacobian, computed by blocks of rows: a NaN or inf in a row then stays in that row."""
@@ -199,23 +213,6 @@ class TaskJacobian(Jacobian):
 
     def _rows(self, units: Array) -> list[Array]:
         return jax.vmap(self._pull)(units)
-
-    def _sum_of_blocks(self, weights: Array, groups: Groups) -> list[Array]:
-        units, places = self._units(), self._places(groups)
-        blocks, size = units.shape[:2]
-        padded = jnp.pad(weights, ((0, 0), (0, blocks * size - self.num_tasks))).reshape(-1, blocks, size)
-        sums = [jnp.zeros(leaf.shape, jnp.promote_types(leaf.dtype, jnp.float32)) for leaf in self._shapes()]
-
-        def add(i: Any, sums: list[Array]) -> list[Array]:
-            rows, sums = self._rows(units[i]), list(sums)
-            for group, own in zip(places, padded[:, i], strict=True):
-                wide = [rows[place].astype(sums[place].dtype) for place in group]
-                for place, part in zip(group, stacks.combine(own, wide), strict=True):
-                    sums[place] += part
-            return sums
-
-        total = repeat(0, blocks, add, sums)
-        return [leaf.astype(like.dtype) for leaf, like in zip(total, self._shapes(), strict=True)]
 
     def __jax_array__(self, *_: Any) -> Any:
         """Raise: there are no entries to compute with."""
@@ -295,7 +292,7 @@ def linearize(
     if rows is not None:
         check_count("rows", rows, at_least=1)
     function, floating, rest = bind(losses_fn, args, kwargs, argnums, has_aux)
-    check_tracked("linearize")
+    check_tracked()
     losses, vjp, aux = jax.vjp(function, floating, has_aux=True)
     check_averaged(losses, floating)
     return TaskJacobian(losses, aux, vjp, rest, None if rows is None else min(rows, len(flatten_losses(losses))))

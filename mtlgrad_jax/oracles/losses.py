@@ -143,12 +143,12 @@ def check_averaged(losses: PyTree, params: list[Array]) -> None:
         )
 
 
-def check_tracked(name: str) -> None:
+def check_tracked() -> None:
     """Raise a ValueError inside shard_map if JAX does not track what varies over the mesh."""
     axes = jax.sharding.get_abstract_mesh().manual_axes
     if axes and not _varying(jax.lax.axis_index(axes[0])):
         raise ValueError(
-            f"{name} inside jax.shard_map needs check_vma=True: otherwise JAX transposes averages over devices as if "
+            "linearize inside jax.shard_map needs check_vma=True: otherwise JAX transposes averages over devices as if "
             "they were sums, and the Gramian would be wrong."
         )
 
