@@ -60,7 +60,7 @@ def needs(row: Row) -> tuple[str, ...]:
     """Return the arguments that an update of the row requires."""
     method = make(row, 3)
     declared = method.arguments if isinstance(method, Method) else ()
-    required = [argument.name for argument in declared if argument.name != "task_mask" and argument.stand_in is None]
+    required = [argument.name for argument in declared if argument.required and argument.stand_in is None]
     return (*required, *row.functions)
 
 

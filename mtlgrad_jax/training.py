@@ -167,6 +167,7 @@ class AccumulateState(NamedTuple):
     losses: Float[Array, " K"]
     sizes: Float[Array, " K"]  # total size of the micro-batches in which each task was present and finite
     step: Int[Array, ""]  # micro-batches so far, modulo `steps`
+    epoch_end: Bool[Array, ""]  # whether an epoch ended in one of them
     inner: PyTree
 
 
@@ -174,8 +175,8 @@ def accumulate(tx: optax.GradientTransformation, num_tasks: int, steps: int) -> 
     """Average each task's gradient over several micro-batches, and step once with the averages.
 
     Replaces `optax.MultiSteps`, whose buffers have no task axis. Each task's mean is over the micro-batches in which it
-    was present and finite; a task that was in none is absent in the step. Losses are averaged the same way; other
-    arguments of the update come from the last micro-batch. In between, updates are zero and the state of `tx` does not
+    was present and finite; a task that was in none is absent in the step. Losses are averaged the same way, an
+    `epoch_end` in any micro-batch counts, and other arguments of the update come from the last one. In between, updates are zero and the state of `tx` does not
     change. A TaskJacobian is turned into rows: to keep the memory of one backward pass, let `losses_fn` scan the
     micro-batches itself, under `jax.checkpoint`.
 
@@ -206,7 +207,8 @@ def accumulate(tx: optax.GradientTransformation, num_tasks: int, steps: int) -> 
     def init(params: PyTree) -> AccumulateState:
         zeros = jnp.zeros((num_tasks,), accumulator_dtype())
         sums = jax.tree.map(_wide, stacks.zeros(params, num_tasks))
-        return unaliased(AccumulateState(sums, zeros, zeros, jnp.zeros((), jnp.int32), inner.init(params)), params)
+        start = AccumulateState(sums, zeros, zeros, jnp.zeros((), jnp.int32), jnp.zeros((), bool), inner.init(params))
+        return unaliased(start, params)
 
     def update(
         task_grads: PyTree,
@@ -216,6 +218,7 @@ def accumulate(tx: optax.GradientTransformation, num_tasks: int, steps: int) -> 
         losses: PyTree = None,
         task_mask: PyTree = None,
         sizes: Any = 1.0,
+        epoch_end: Any = None,
         **extra: Any,
     ) -> tuple[PyTree, AccumulateState]:
         if isinstance(task_grads, Jacobian):
@@ -236,6 +239,9 @@ def accumulate(tx: optax.GradientTransformation, num_tasks: int, steps: int) -> 
         loss_sums, total = state.losses + jnp.where(seen, size * values, 0), state.sizes + size
         count = optax.safe_increment(state.step)
         present = total > 0
+        ended = state.epoch_end if epoch_end is None else state.epoch_end | epoch_end
+        if epoch_end is not None:
+            extra["epoch_end"] = ended
 
         def finish() -> tuple[PyTree, AccumulateState]:
             share = jnp.where(present, 1 / jnp.where(present, total, 1), 0)
@@ -249,11 +255,11 @@ def accumulate(tx: optax.GradientTransformation, num_tasks: int, steps: int) -> 
             updates, after = inner.update(means, state.inner, params, losses=averages, task_mask=mask, **extra)
             zeros = jnp.zeros_like(total)
             emptied = jax.tree.map(jnp.zeros_like, sums)
-            return updates, AccumulateState(emptied, zeros, zeros, jnp.zeros_like(count), after)
+            return updates, AccumulateState(emptied, zeros, zeros, jnp.zeros_like(count), jnp.zeros_like(ended), after)
 
         def wait() -> tuple[PyTree, AccumulateState]:
             updates = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(finish)[0])
-            return updates, AccumulateState(sums, loss_sums, total, count, state.inner)
+            return updates, AccumulateState(sums, loss_sums, total, count, ended, state.inner)
 
         return cond(count >= steps, finish, wait)
 

@@ -13,8 +13,7 @@ from mtlgrad_jax import stacks
 from mtlgrad_jax._core.checks import check_count, check_flag, check_function, check_surroundings, leaf_name
 from mtlgrad_jax._core.control import cond
 from mtlgrad_jax._core.step import (
-    CROSS_GRAMIAN,
-    LOSSES,
+    STANDARD,
     TASK_MASK,
     Argument,
     MethodState,
@@ -83,7 +82,7 @@ class Method(optax.GradientTransformationExtraArgs):
             if weigh is None:
                 raise ValueError("`update` must be given, or `weigh`.")
             update, takes_jacobian = _weighted_sum(weigh, looks), True
-        known = tuple(dict.fromkeys((*arguments, *getattr(like, "arguments", ()), TASK_MASK)))
+        known = tuple({id(own): own for own in (*arguments, *getattr(like, "arguments", ()), TASK_MASK)}.values())
         shared = update
 
         def init_fn(params: PyTree) -> PyTree:
@@ -197,8 +196,9 @@ def from_kernel(
 
     - `gramian`: the K×K Gramian of the gradients,
     - `losses`: the K losses,
-    - `cross_gramian`: the update's argument of this name; if it is missing, the Gramian is used instead, and the
-      result code says so,
+    - `cross_gramian`, `new_losses`: the update's argument of this name; if it is missing, the Gramian or the losses are
+      used instead, and the result code says so,
+    - `epoch_end` (a flag), `scores`, `preference`: the update's argument of this name; without a preference, None,
     - `present`: which tasks take part in this step, (K,) bool,
     - `state`: its own state; the formula then returns `(weights, state)`, otherwise only the weights.
 
@@ -356,7 +356,7 @@ def declare(
     if not isinstance(arguments, Iterable) or not all(isinstance(argument, Argument) for argument in arguments):
         raise ValueError(f"`arguments` must be a collection of Argument, got arguments={arguments!r}.")
     arguments = tuple(arguments)
-    standard = {argument.name: argument for argument in (LOSSES, CROSS_GRAMIAN, *arguments)}
+    standard = {argument.name: argument for argument in (*STANDARD, *arguments)}
     keywords = list(inspect.signature(formula).parameters.values())[positional:]
     own = {argument.name for argument in arguments}
     wanted = tuple(k.name for k in keywords if k.default is k.empty or k.name in own)

@@ -14,6 +14,7 @@ from mtlgrad_jax.solvers._solution import (
     BIASED,
     FAILED,
     INFEASIBLE,
+    LAGGED,
     NO_TASKS,
     NONFINITE,
     SOLVED,
@@ -149,18 +150,38 @@ class Argument(NamedTuple):
     """An argument of an update besides the gradients, passed as `update(..., name=value)`."""
 
     name: str
-    axes: str = "K"  # "K": a number for every task; "K K": one for every pair
-    positive: bool = False
-    stand_in: str | None = None  # what replaces it if it is missing; None: it is required
+    axes: str = "K"  # "K": a number for every task; "K K": one for every pair; "": a flag for the whole step
+    above: Any = None  # a bound that its entries must exceed: a number, or one for every task
+    required: bool = True  # if not, a formula gets None where it is missing
+    stand_in: str | None = None  # what replaces it if it is missing
     missing: int = SOLVED  # the result code if it is missing
 
+    def valid(self, entries: Array) -> Bool[Array, "..."]:
+        """Return which entries are finite and above the bound."""
+        finite = jnp.isfinite(entries)
+        return finite if self.above is None else finite & (entries > _bound(self.above))
 
-TASK_MASK = Argument("task_mask")
+
+def _bound(above: Any) -> Array:
+    leaves = jax.tree.leaves(above)
+    return jnp.asarray(leaves[0]) if len(leaves) == 1 else task_vector("above", above)
+
+
+TASK_MASK = Argument("task_mask", required=False)
 LOSSES = Argument("losses")
-POSITIVE_LOSSES = Argument("losses", positive=True)
+POSITIVE_LOSSES = Argument("losses", above=0)
 CROSS_GRAMIAN = Argument("cross_gramian", "K K", stand_in="gramian", missing=BIASED)
+NEW_LOSSES = Argument("new_losses", stand_in="losses", missing=LAGGED)
+EPOCH_END = Argument("epoch_end", "")
+PREFERENCE = Argument("preference", required=False)
+SCORES = Argument("scores")
 
-UPDATE_ARGUMENTS = frozenset({"losses", "task_mask", "cross_gramian", "clean_grads", "grad_fn", "losses_fn"})
+STANDARD = (LOSSES, CROSS_GRAMIAN, NEW_LOSSES, EPOCH_END, SCORES, PREFERENCE)
+"""Arguments that a formula gets by naming them."""
+
+UPDATE_ARGUMENTS = frozenset(
+    {"task_mask", *(argument.name for argument in STANDARD), "clean_grads", "grad_fn", "losses_fn"}
+)
 """Arguments that methods and wrappers declare; an optimizer after them does not receive these."""
 
 _KNOWN = UPDATE_ARGUMENTS | {"value", "grad", "value_fn"}
@@ -180,7 +201,7 @@ def refuse_misspelt(extra: dict[str, Any], arguments: Iterable[Argument]) -> Non
 class Step(NamedTuple):
     """What a formula sees of a step: all numbers are finite, and those of absent tasks are neutral."""
 
-    values: dict[str, Array]
+    values: dict[str, Array | None]
     present: Bool[Array, " K"]
     finite: Bool[Array, ""]
     result: int = SOLVED  # or the code for a missing argument
@@ -192,12 +213,15 @@ class Step(NamedTuple):
 
     def also(self, finite: Bool[Array, ""]) -> "Step":
         """Return the step with a further condition: unless `finite`, no task is present."""
-        values = {name: jnp.where(finite, value, _neutral(value)) for name, value in self.values.items()}
+        values = {
+            name: value if value is None else jnp.where(finite, value, _neutral(value))
+            for name, value in self.values.items()
+        }
         return Step(values, self.present & finite, self.finite & finite, self.result)
 
 
-def _neutral(value: Array) -> int:
-    return 1 if value.ndim == 1 else 0  # losses may be divisors
+def _neutral(value: Array) -> int | bool:
+    return False if value.dtype == bool else 1 if value.ndim == 1 else 0  # losses may be divisors
 
 
 def read_step(
@@ -225,20 +249,23 @@ def read_step(
     names, present = task_names(losses), present_tasks(task_mask, num_tasks, losses)
     if losses is not None:
         task_vector("losses", losses, num_tasks=num_tasks)
-    values, finite, result = {}, jnp.asarray(True), SOLVED
+    values: dict[str, Array | None] = {}
+    finite, result = jnp.asarray(True), SOLVED
     for argument in (*arguments, *([Argument("gramian", "K K")] if gramian is not None else [])):
         value = given.get(argument.name)
         if value is None and argument.stand_in is not None:
             value, result = given[argument.stand_in], argument.missing
+        if value is None and not argument.required:
+            values[argument.name] = None
+            continue
         if value is None:
             raise ValueError(
                 f"`{argument.name}` must be given: {name} needs it. Write update(..., {argument.name}={argument.name})."
             )
         entries = _entries(argument, value, num_tasks, names)
-        counted = present if entries.ndim == 1 else present[:, None] & present[None, :]
-        entries = jnp.where(counted, entries, _neutral(entries))
-        valid = jnp.isfinite(entries) & (entries > 0) if argument.positive else jnp.isfinite(entries)
-        values[argument.name], finite = entries, finite & valid.all()
+        counted = [jnp.asarray(True), present, present[:, None] & present[None, :]][entries.ndim]
+        finite &= jnp.all(argument.valid(entries) | ~counted)
+        values[argument.name] = jnp.where(counted, entries, _neutral(entries))
     return Step(values, present, jnp.asarray(True), result).also(finite)
 
 
@@ -249,6 +276,10 @@ def _entries(argument: Argument, value: Any, num_tasks: int, names: Any) -> Arra
     shape = (num_tasks,) * len(argument.axes.split())
     if entries.shape != shape:
         raise ValueError(f"`{argument.name}` must have shape {shape}, got shape {entries.shape}.")
+    if not shape:
+        if entries.dtype != bool:
+            raise ValueError(f"`{argument.name}` must be True or False, got dtype {entries.dtype}.")
+        return entries
     return jax.lax.stop_gradient(entries.astype(accumulator_dtype()))
 
 

@@ -13,6 +13,7 @@ NONFINITE = 4
 FAILED = 5
 BIASED = 6
 INFEASIBLE = 7
+LAGGED = 8
 
 RESULTS = {
     SOLVED: "Solved.",
@@ -21,12 +22,14 @@ RESULTS = {
     TOO_FEW_TASKS: "Fewer tasks were present than the method needs: the mean of those present was used.",
     NO_TASKS: "No task was present: the update is zero.",
     NONFINITE: "A present task had a loss or gradient with a NaN or inf, a gradient whose square overflows, or a loss "
-    "<= 0 although the method takes its logarithm or divides by it, or the update overflows: the update is zero and "
-    "the state unchanged. Wrap the method in `skip_nonfinite_tasks` to drop only the tasks that cause this.",
+    "outside the method's domain (<= 0 if it takes the logarithm or divides by it), or the update overflows: the "
+    "update is zero and the state unchanged. Wrap the method in `skip_nonfinite_tasks` to drop only the tasks that "
+    "cause this.",
     FAILED: "The method's weights, the weighted sum of the gradients or the next state would not be finite, or are not "
     "defined for these gradients: the mean of the tasks present is used and the state unchanged.",
     BIASED: "No `cross_gramian` was given: the Gramian of one batch was used instead, which biases the method.",
     INFEASIBLE: "No direction satisfies the method's constraints: the fallback gradient in its documentation was used.",
+    LAGGED: "No `new_losses` were given: the losses of this step, on another batch, were used instead.",
 }
 """The meaning of the result codes in `Info.result`."""
 

@@ -9,6 +9,7 @@ from jaxtyping import Array, Int, PyTree
 from mtlgrad_jax import stacks
 from mtlgrad_jax._core.method import Method, check_transformation, update_without_task_axis
 from mtlgrad_jax._core.row import Row
+from mtlgrad_jax._core.step import LOSSES
 from mtlgrad_jax._core.tasks import Jacobian, present_tasks, task_vector, unstack
 
 
@@ -43,7 +44,7 @@ def skip_nonfinite_tasks(method: optax.GradientTransformation) -> Method:
       ([1.0, 2.0], 1)
     """
     check_transformation(method)
-    positive = any(argument.name == "losses" and argument.positive for argument in getattr(method, "arguments", ()))
+    declared = [LOSSES, *(own for own in getattr(method, "arguments", ()) if own.name == "losses")]
 
     def init(params: PyTree) -> SkipNonfiniteTasksState:
         return SkipNonfiniteTasksState(jnp.zeros((), jnp.int32), method.init(params))
@@ -63,7 +64,7 @@ def skip_nonfinite_tasks(method: optax.GradientTransformation) -> Method:
         finite = stacks.finite_tasks(task_grads)
         if losses is not None:
             values = task_vector("losses", losses, num_tasks=K)
-            finite &= jnp.isfinite(values) & (values > 0) if positive else jnp.isfinite(values)
+            finite &= jnp.stack([argument.valid(values) for argument in declared]).all(axis=0)
         kept = present & finite if losses is None else unstack(present & finite, like=losses)
         gradient, inner = update_without_task_axis(
             "method", method, task_grads, state.inner, params, losses=losses, task_mask=kept, **extra
