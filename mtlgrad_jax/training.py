@@ -176,9 +176,9 @@ def accumulate(tx: optax.GradientTransformation, num_tasks: int, steps: int) -> 
 
     Replaces `optax.MultiSteps`, whose buffers have no task axis. Each task's mean is over the micro-batches in which it
     was present and finite; a task that was in none is absent in the step. Losses are averaged the same way, an
-    `epoch_end` in any micro-batch counts, and other arguments of the update come from the last one. In between, updates are zero and the state of `tx` does not
-    change. A TaskJacobian is turned into rows: to keep the memory of one backward pass, let `losses_fn` scan the
-    micro-batches itself, under `jax.checkpoint`.
+    `epoch_end` in any micro-batch counts, and other arguments of the update come from the last one. In between, updates
+    are zero and the state of `tx` does not change. A TaskJacobian is turned into rows: to keep the memory of one
+    backward pass, let `losses_fn` scan the micro-batches itself, under `jax.checkpoint`.
 
     Args:
       tx: a method, or a chain with one.
