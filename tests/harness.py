@@ -16,6 +16,7 @@ PARAMS = {"b": (1,), "w": (2, 3)}
 EVERY = [row.name for row in METHODS]
 WEIGHED = [row.name for row in METHODS if make_row(row, 3).weigh is not None]
 FIXED = {name: {"order": "fixed"} for name in ("pcgrad", "gradvac")}  # makes a method deterministic
+DETERMINED = [row.name for row in METHODS if not row.randomized or row.name in FIXED]
 
 
 def tree(G):
@@ -41,7 +42,7 @@ def hyper(name, num_tasks, **kwargs):
     """The arguments of a method in the form that its reference takes."""
     own = {**ROWS[name].kwargs(num_tasks), **FIXED.get(name, {}), **kwargs}
     own.pop("num_tasks", None)
-    return {key: np.asarray(value) if isinstance(value, list) else value for key, value in own.items()}
+    return {key: np.asarray(value) if isinstance(value, list | tuple) else value for key, value in own.items()}
 
 
 @functools.cache

@@ -72,6 +72,7 @@ def pool(K):
         [[i + 1, 0] for i in range(K)],
         [[-51, 0], [26, 44], [26, -44]],  # a mean that nearly cancels
         [[-100, 0], [101, 0]],
+        [[101, 0], [-100, 0]],
         [[0, 0], [-100, 0], [101, 0]],
     ]
     matrices = {m.tobytes(): m.astype(float) for m in map(np.int64, drawn + list(map(padded, degenerate)))}
@@ -102,27 +103,27 @@ def variants(K):
 
 
 def method(name, K, **kwargs):
-    """Updates (steps, P) of equal steps, and the length (steps,) of each without cancellation, if known."""
+    """Updates (steps, P) of steps with losses l, 1 and 1/l, and the length of each without cancellation, if known."""
     row = ROWS[name]
-    steps = 1 if row.state == "none" else 2
+    exponents = jnp.asarray([1.0] if row.state == "none" else [1.0, 0.0, -1.0])
 
     def by_weights(G, losses):
         method = make_row(row, K, **kwargs)
 
-        def step(state, _):
-            weights, state = method.weigh(G @ G.T, state, losses=losses)
+        def step(state, exponent):
+            weights, state = method.weigh(G @ G.T, state, losses=losses**exponent)
             return state, (weights @ G, jnp.abs(weights) @ jnp.linalg.norm(G, axis=1))
 
-        return jax.lax.scan(step, method.init(None), length=steps)[1]
+        return jax.lax.scan(step, method.init(None), exponents)[1]
 
     def by_updates(G, losses):
         tx = make_row(row, K, **kwargs)
 
-        def step(state, _):
-            update, state = tx.update(G, state, jnp.zeros(P), losses=losses)
+        def step(state, exponent):
+            update, state = tx.update(G, state, jnp.zeros(P), losses=losses**exponent)
             return state, (update, jnp.zeros(()))
 
-        return jax.lax.scan(step, tx.init(jnp.zeros(P)), length=steps)[1]
+        return jax.lax.scan(step, tx.init(jnp.zeros(P)), exponents)[1]
 
     return by_weights if row.name in WEIGHED else by_updates
 
@@ -314,7 +315,7 @@ def judge(updates, prop):
             i, v, s = broken[0]
             G = updates.G[i, :, : updates.width(i)].astype(int).tolist()
             steps = amounts.shape[2]
-            when = "" if steps == 1 else f", {('first', 'second')[s]} step"
+            when = "" if steps == 1 else f", {('first', 'second', 'third')[s]} step"
             return Outcome(False, f"G = {G}{when}: {found[v][1](i, s)}")
     return Outcome(None, f"up to {worst:.1e}")
 
@@ -354,7 +355,8 @@ the registry promises exactly this.
 
 d(G) is the update for the gradients g_1, ..., g_K, the rows of G, in float64, with losses 1, 2, 4, ... and a method's
 smallest arguments. K = 3, except 4 for `geometric_median`, whose median is unique for an odd number of rows on a line.
-For methods with state, the first and the second of two equal steps are checked; changes to G apply to both steps.
+For methods with state, three steps are checked, with these losses, with ones, and with their inverses; changes to G
+apply to all three.
 `pcgrad` and `gradvac` visit the tasks in a fixed order, except for property 5: there the order is random, and samples
 over seeds are compared.
 

@@ -36,7 +36,7 @@ import mtlgrad_jax as mtl
 from mtlgrad_jax.methods.sharpness.fs_mtl import COPIES
 from mtlgrad_jax.registry import METHODS, ROWS, WRAPPERS, describe, markdown_table, needs
 from mtlgrad_jax.registry import make as make_row
-from mtlgrad_jax.solvers._solution import BIASED, MAX_STEPS, SOLVED, Solution
+from mtlgrad_jax.solvers._solution import MAX_STEPS, SOLVED, Solution
 
 K = 3
 STEPS = 3
@@ -210,7 +210,7 @@ def test_info_is_found_through_any_nesting(name):
     grads, losses, _ = arguments()
     _, state = tx.update(grads, tx.init(zeros()), losses=losses)
     info = optax.tree.get(state, "info")
-    assert int(info.result) == (BIASED if ROWS[name].folder == "two_batches" else SOLVED)
+    assert int(info.result) in (SOLVED, *(argument.missing for argument in FACTORIES[name]().arguments))
     found = mtl.metrics(state)
     weights = np.asarray(found["weights"], float)
     gradient = FACTORIES[name]().update(grads, FACTORIES[name]().init(zeros()), losses=losses)[0]
@@ -242,13 +242,13 @@ def test_a_broken_gradient_is_a_counted_zero_update(name, broken, compiled):
     grads, losses, _ = arguments()
     present = jnp.ones(K, bool)
     _, before = step(grads, tx.init(zeros()), losses, present)
-    bad = {**grads, "w": grads["w"].at[1, 0, 1].set(broken)}
+    bad = {**grads, "w": grads["w"].at[K - 1, 0, 1].set(broken)}  # the largest loss, so that it counts everywhere
     update, after = step(bad, before, losses, present)
     assert np.isfinite(flat(update)).all()
     following, _ = step(*[arguments(1)[0], after, arguments(1)[1], present])
     if name.startswith("skip_nonfinite_tasks"):
         assert int(after.dropped) == 1
-        alone, _ = step(grads, before, losses, jnp.asarray([True, False, True]))
+        alone, _ = step(grads, before, losses, jnp.asarray([True, True, False]))
         np.testing.assert_array_equal(flat(update), flat(alone))
         return
     found = mtl.metrics(after)
@@ -427,7 +427,7 @@ def test_injected_hyperparameters(name):
         np.testing.assert_allclose(flat(update), flat(wanted), rtol=1e-4, atol=1e-5)
     if "num_tasks" in own:
         with pytest.raises(ValueError, match="static_args=\\('num_tasks',\\)"):
-            optax.inject_hyperparams(row.factory)(num_tasks=K).init(zeros())
+            optax.inject_hyperparams(row.factory)(**own).init(zeros())
 
 
 @pytest.mark.parametrize("name", WEIGHED)

@@ -778,3 +778,10 @@ def test_one_compilation_a_shape(solver):
     for name in ("normal", "scales", "all_zero"):
         solve(families.gramian(families.stack(name, 7, 5), "float32"), *ARGUMENTS[solver])
     assert solve._cache_size() == before + 1
+
+
+def test_geometric_median_where_whole_newton_steps_are_too_long(dtype):
+    """Two rows nearly equal, two far away on opposite sides: Weiszfeld's steps alone take 400."""
+    M = families.gramian(families.stack("scales", 4, 3, 43), dtype)
+    check_geometric_median(M)
+    assert solvers.geometric_median(M, np.ones(4, bool)).steps < 20

@@ -14,7 +14,7 @@ import mtlgrad_jax as mtl
 from mtlgrad_jax._core.random import Key
 from mtlgrad_jax.registry import METHODS, ROWS
 from mtlgrad_jax.registry import make as make_row
-from mtlgrad_jax.solvers._solution import BIASED, FAILED, NONFINITE, SOLVED
+from mtlgrad_jax.solvers._solution import BIASED, FAILED, LAGGED, NONFINITE, SOLVED
 
 K = 3
 G, ONES, EVERYONE = jnp.asarray(stack("normal", K, P), jnp.float32), jnp.ones(K), jnp.ones(K, bool)
@@ -71,7 +71,7 @@ def test_states_stay_finite_and_recover(name):
         given = jnp.concatenate([jnp.asarray(losses, jnp.float32), jnp.ones((CALM, K))])
         updates, finite, codes = run(rows[:, :, None] * unit, given)
         assert finite.all(), np.flatnonzero(~np.asarray(finite))
-        assert np.isin(codes[-50:], (SOLVED, BIASED)).all()
+        assert np.isin(codes[-50:], (SOLVED, BIASED, LAGGED)).all()
         last.append(np.linalg.norm(updates[-1]))
     assert 0 < min(last) <= max(last) < 100 * last[0] < 1e4 * min(last), last
 
@@ -137,7 +137,7 @@ def test_gradnorm_at_losses_far_apart():
     assert finite.all()
     np.testing.assert_allclose(updates[:, :2].sum(axis=1), 2, rtol=1e-6)
     assert updates[-1, 0] > 1.5  # a slow task gets more weight
-    assert np.isfinite(state.method.weights).all()
+    assert np.isfinite(state.method.weights.value).all()
 
 
 def test_rotograd_scale_at_norms_far_apart():
@@ -222,7 +222,7 @@ def test_weights_keep_their_sum_under_masks(name, whole):
     def step(state, now):
         present, losses, grads = now
         _, after = tx.update(grads, state, losses=losses, task_mask=present)
-        old, new = state.method.weights, after.method.weights
+        old, new = (getattr(now.method.weights, "value", now.method.weights) for now in (state, after))
         return after, (new.sum(), new.min(), jnp.any(~present & (new != old)))
 
     rng = np.random.default_rng(0)

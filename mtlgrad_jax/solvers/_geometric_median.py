@@ -5,7 +5,7 @@ change of each distance, not of their sum, and rows 1/eps away are moved closer,
 eps. A row is the median if the sum of the unit vectors to the other rows is no longer than its multiplicity. Otherwise
 one step of Vardi & Zhang (2000) from the best row gets below the objective at all rows, where it is smooth. Each
 further step is the better of Weiszfeld's, which always descends, and Newton's, in K dimensions by the Woodbury
-identity.
+identity. Newton's is shortened to a quarter whenever it was the worse one, and grows again when it was the better.
 """
 
 from functools import partial
@@ -91,16 +91,19 @@ def geometric_median(
         return inverse @ (middle @ products - 2 * products), eps * inverse @ (jnp.abs(middle) @ sizes + 2 * sizes)
 
     def body(carry: tuple) -> tuple:
-        point, steps, _ = carry
-        first, second = judge(weiszfeld(point[1])), judge(newton(*point[:2]))
+        point, length, steps, _ = carry
+        w, r, _ = point
+        first, second = judge(weiszfeld(r)), judge(w + length * (newton(w, r) - w))
         gain, rounding = change(second, first)
-        new = jax.tree.map(lambda a, b: jnp.where(gain < rounding, b, a), first, second)
+        longer = gain < rounding
+        new = jax.tree.map(lambda a, b: jnp.where(longer, b, a), first, second)
         gain, rounding = change(new, point)
         better = (gain < -rounding) | ((gain < rounding) & (new[2] < point[2] / 2))
-        return jax.tree.map(lambda a, b: jnp.where(better, a, b), new, point), steps + 1, ~better
+        point = jax.tree.map(lambda a, b: jnp.where(better, a, b), new, point)
+        return point, jnp.where(longer, jnp.minimum(4 * length, 1), length / 4), steps + 1, ~better
 
-    start = (judge(below), jnp.asarray(0), at_row)
-    (w, r, _), steps, done = lax.while_loop(lambda carry: ~carry[-1] & (carry[-2] < max_steps), body, start)
+    start = (judge(below), jnp.ones((), dtype), jnp.asarray(0), at_row)
+    (w, r, _), _, steps, done = lax.while_loop(lambda carry: ~carry[-1] & (carry[-2] < max_steps), body, start)
     # At the median, the sum of the unit vectors to the other rows is no longer than the number of rows at the median.
     far = present & (r**2 > _EQUAL * eps * (n + n[row]))
     units = jnp.where(far, 1 / jnp.where(far, r, 1), 0)

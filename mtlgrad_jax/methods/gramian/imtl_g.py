@@ -7,6 +7,7 @@ have any rank.
 from typing import Literal
 
 import jax.numpy as jnp
+from jaxtyping import Array, Float
 
 from mtlgrad_jax._core.checks import check_choice
 from mtlgrad_jax._core.method import Gramian, Method, Weights, from_kernel
@@ -39,19 +40,25 @@ def imtl_g(sign: Literal["paper", "descent"] = "paper") -> Method:
     check_choice("sign", sign, ("paper", "descent"))
 
     def kernel(*, gramian: Gramian) -> Weights:
-        C, inverse_norms = cosines(gramian)
-        # In units of the smallest row norm, so that neither v nor its sum overflows.
-        unit = inverse_norms / jnp.maximum(jnp.max(inverse_norms), jnp.finfo(C.dtype).tiny)
-        ones = (unit > 0).astype(C.dtype)
-        z = direction_of_products(C, ones)[0]
-        v = jnp.where(jnp.any(z != 0), z, ones) * unit
-        total = jnp.sum(v)
-        rounding = 4 * jnp.sum(unit > 0) * jnp.finfo(C.dtype).eps * jnp.sum(jnp.abs(v))
-        total = jnp.abs(total) if sign == "descent" else total
-        defined = (jnp.abs(total) > rounding) | ~jnp.any(unit > 0)
-        return jnp.where(defined, v / jnp.where(total != 0, total, 1), jnp.nan)
+        return impartial_weights(gramian, sign)
 
     return from_kernel(kernel, mean_like=True)
+
+
+def impartial_weights(gramian: Gramian, sign: str, scale: Float[Array, " K"] | float = 1.0) -> Float[Array, " K"]:
+    """Return the weights of imtl_g, NaN if undefined, or those that sum to 1 once divided by `scale`."""
+    C, inverse_norms = cosines(gramian)
+    # In units of the smallest row norm, so that neither v nor its sum overflows.
+    unit = inverse_norms / jnp.maximum(jnp.max(inverse_norms), jnp.finfo(C.dtype).tiny)
+    ones = (unit > 0).astype(C.dtype)
+    z = direction_of_products(C, ones)[0]
+    v = jnp.where(jnp.any(z != 0), z, ones) * unit
+    parts = v / scale
+    total = jnp.sum(parts)
+    rounding = 4 * jnp.sum(unit > 0) * jnp.finfo(C.dtype).eps * jnp.sum(jnp.abs(parts))
+    total = jnp.abs(total) if sign == "descent" else total
+    defined = (jnp.abs(total) > rounding) | ~jnp.any(unit > 0)
+    return jnp.where(defined, v / jnp.where(total != 0, total, 1), jnp.nan)
 
 
 ROW = Row(

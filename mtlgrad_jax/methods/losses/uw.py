@@ -5,24 +5,19 @@ All losses are weighted as regression losses, as in other libraries; the paper o
 
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float, PyTree
 
 from mtlgrad_jax._core.checks import Number, check_count, check_number
+from mtlgrad_jax._core.learned import MOST, Learned, check_optimizer, descend, learn
 from mtlgrad_jax._core.method import Losses, Method, Weights, from_kernel
 from mtlgrad_jax._core.row import CONTINUOUS, HOMOGENEOUS, LINEAR, PERMUTATION, Row, num_tasks_only
-from mtlgrad_jax._core.tasks import accumulator_dtype
-
-_MOST = 1e4  # cap of a weighted loss, in multiples of its optimum
 
 
 class UWState(NamedTuple):
     """State of uw."""
 
-    log_variance: Float[Array, " K"]
-    optimizer: PyTree  # the inner optimizer's states, one per task
+    log_variance: Learned
 
 
 def uw(num_tasks: int, optimizer: optax.GradientTransformation | None = None, init: Number = 0.0) -> Method:
@@ -49,20 +44,17 @@ def uw(num_tasks: int, optimizer: optax.GradientTransformation | None = None, in
     """
     check_count("num_tasks", num_tasks, at_least=1)
     check_number("init", init)
-    if not (optimizer is None or isinstance(optimizer, optax.GradientTransformation)):
-        raise ValueError(f"`optimizer` must be an optax transformation, got optimizer={optimizer!r}.")
+    check_optimizer(optimizer)
     inner = optax.adam(0.025) if optimizer is None else optimizer
 
     def start(num_tasks: int) -> UWState:
-        s = jnp.full((num_tasks,), init, accumulator_dtype())
-        return UWState(s, jax.vmap(inner.init)(s))
+        return UWState(learn(num_tasks, init, inner))
 
     def kernel(*, losses: Losses, state: UWState) -> tuple[Weights, UWState]:
-        s = jnp.maximum(state.log_variance, -jnp.log(jnp.finfo(losses.dtype).max) / 2)
+        s = jnp.maximum(state.log_variance.value, -jnp.log(jnp.finfo(losses.dtype).max) / 2)
         precision = jnp.exp(-s)
-        slope = (1 - jnp.clip(precision * losses, -_MOST, _MOST)) / 2
-        steps, optimizer_state = jax.vmap(inner.update)(slope, state.optimizer, s)
-        return precision / 2, UWState(optax.apply_updates(s, steps), optimizer_state)
+        slope = (1 - jnp.clip(precision * losses, -MOST, MOST)) / 2
+        return precision / 2, UWState(descend(state.log_variance._replace(value=s), slope, inner))
 
     return from_kernel(kernel, start, num_tasks=num_tasks)
 

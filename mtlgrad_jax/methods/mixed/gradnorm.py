@@ -6,12 +6,12 @@ are clipped at zero; the paper does not say how to handle negative ones.
 
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Bool, Float, PyTree
+from jaxtyping import Array, Bool, Float
 
 from mtlgrad_jax._core.checks import Number, check_count, check_number
+from mtlgrad_jax._core.learned import Learned, descend, learn
 from mtlgrad_jax._core.method import Gramian, Losses, Method, Weights, from_kernel
 from mtlgrad_jax._core.row import PERMUTATION, Row, num_tasks_only
 from mtlgrad_jax._core.tasks import accumulator_dtype
@@ -21,10 +21,9 @@ from mtlgrad_jax._core.weights import Present, mean_of, on_simplex, over_mean, r
 class GradNormState(NamedTuple):
     """State of gradnorm."""
 
-    weights: Float[Array, " K"]
+    weights: Learned
     first_loss: Float[Array, " K"]
     seen: Bool[Array, " K"]  # whether first_loss is set
-    optimizer: PyTree  # the inner optimizer's states, one per task
 
 
 def gradnorm(num_tasks: int, alpha: Number = 1.5, learning_rate: Number = 0.025) -> Method:
@@ -46,7 +45,7 @@ def gradnorm(num_tasks: int, alpha: Number = 1.5, learning_rate: Number = 0.025)
       >>> tx = mtl.gradnorm(num_tasks=2)
       >>> grads = jnp.asarray([[1.0, 0.0], [0.0, 3.0]])
       >>> update, state = tx.update(grads, tx.init(jnp.zeros(2)), losses=jnp.asarray([0.3, 2.0]))
-      >>> update.tolist(), state.method.weights.tolist()
+      >>> update.tolist(), state.method.weights.value.tolist()
       ([1.0, 3.0], [1.025, 0.975])
     """
     check_count("num_tasks", num_tasks, at_least=1)
@@ -55,22 +54,21 @@ def gradnorm(num_tasks: int, alpha: Number = 1.5, learning_rate: Number = 0.025)
     inner = optax.adam(learning_rate)
 
     def start(num_tasks: int) -> GradNormState:
-        weights, first_loss = (jnp.ones((num_tasks,), accumulator_dtype()) for _ in range(2))
-        return GradNormState(weights, first_loss, jnp.zeros((num_tasks,), bool), jax.vmap(inner.init)(weights))
+        first_loss = jnp.ones((num_tasks,), accumulator_dtype())
+        return GradNormState(learn(num_tasks, 1.0, inner), first_loss, jnp.zeros((num_tasks,), bool))
 
     def kernel(
         *, gramian: Gramian, losses: Losses, present: Present, state: GradNormState
     ) -> tuple[Weights, GradNormState]:
         first_loss = jnp.where(state.seen, state.first_loss, losses)
         rate = over_mean(ratios(losses, jnp.where(first_loss != 0, first_loss, 1), present), present)
-        norms = jnp.sqrt(jnp.diagonal(gramian))
-        target = mean_of(state.weights * norms, present) * jnp.maximum(rate, 0) ** alpha
-        slope = jnp.sign(state.weights * norms - target) * norms
-        steps, optimizer_state = jax.vmap(inner.update)(slope, state.optimizer, state.weights)
-        grown = jnp.maximum(state.weights + steps, 0)
-        weights = on_simplex(grown, present) * share(state.weights, present, num_tasks)
-        weights = jnp.where(jnp.any(present & (grown > 0)), weights, state.weights)
-        return state.weights, GradNormState(weights, first_loss, state.seen | present, optimizer_state)
+        old, norms = state.weights.value, jnp.sqrt(jnp.diagonal(gramian))
+        target = mean_of(old * norms, present) * jnp.maximum(rate, 0) ** alpha
+        learned = descend(state.weights, jnp.sign(old * norms - target) * norms, inner)
+        grown = jnp.maximum(learned.value, 0)
+        weights = on_simplex(grown, present) * share(old, present, num_tasks)
+        weights = jnp.where(jnp.any(present & (grown > 0)), weights, old)
+        return old, GradNormState(learned._replace(value=weights), first_loss, state.seen | present)
 
     return from_kernel(kernel, start, num_tasks=num_tasks)
 
