@@ -6,7 +6,7 @@ INSTALLED := $(VENV)/.installed
 ARGS ?=
 SIDE_BY_SIDE := -n 2 --dist loadfile --ignore tests/peers
 
-.PHONY: demo toy fs_mtl test nightly sharded tables peers stress bench cost compile lint clean
+.PHONY: demo toy pareto fs_mtl test nightly sharded tables peers stress bench cost compile lint clean
 
 demo: $(INSTALLED)  ## train a two-task network on MultiMNIST and compare methods
 	$(BIN)/python -m benchmarks.multimnist $(ARGS)
@@ -38,6 +38,9 @@ stress: $(INSTALLED)  ## every solver on very many Gramians, each judged by an o
 
 bench: $(VENV)/.peers  ## solver times beside TorchJD's
 	$(BIN)/python -m benchmarks.solvers $(ARGS)
+
+pareto: $(INSTALLED)  ## whole Pareto fronts, one program each
+	$(BIN)/python -m benchmarks.pareto $(ARGS)
 
 cost: $(INSTALLED)  ## time and memory of training steps beside the plain step's
 	$(BIN)/python -m benchmarks.cost $(ARGS)

@@ -82,6 +82,7 @@ from mtlgrad_jax.training import chain as chain
 from mtlgrad_jax.training import accumulate as accumulate
 from mtlgrad_jax.training import has_updated as has_updated
 from mtlgrad_jax.training import balanced_value_and_grad as balanced_value_and_grad
+from mtlgrad_jax.training import pareto_front as pareto_front
 
 from mtlgrad_jax._core.method import Method as Method
 from mtlgrad_jax._core.method import from_kernel as from_kernel
@@ -93,6 +94,7 @@ from mtlgrad_jax._core.tasks import unstack as unstack
 from mtlgrad_jax._core.trees import under as under
 from mtlgrad_jax.solvers import RESULTS as RESULTS
 
+from mtlgrad_jax import diagnostics as diagnostics
 from mtlgrad_jax.diagnostics import metrics as metrics
 from mtlgrad_jax.diagnostics import scalars as scalars
 

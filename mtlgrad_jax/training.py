@@ -1,6 +1,7 @@
-"""Compose losses, a method and an optimizer: `balanced_value_and_grad`, `chain`, `accumulate`."""
+"""Compose losses, a method and an optimizer: `balanced_value_and_grad`, `chain`, `accumulate`, `pareto_front`."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -9,7 +10,7 @@ import optax
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from mtlgrad_jax import stacks
-from mtlgrad_jax._core.checks import check_count
+from mtlgrad_jax._core.checks import check_count, check_function
 from mtlgrad_jax._core.control import cond
 from mtlgrad_jax._core.method import Method, update_without_task_axis
 from mtlgrad_jax._core.step import UPDATE_ARGUMENTS, infos, keep_infos, was_empty
@@ -276,3 +277,77 @@ def has_updated(state: AccumulateState) -> Bool[Array, ""]:
 def _wide(leaf: Array) -> Array:
     floating = jnp.issubdtype(leaf.dtype, jnp.floating)
     return leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32)) if floating else leaf
+
+
+def pareto_front(
+    losses_fn: Callable[..., Any],
+    optimizer: Callable[[PyTree], optax.GradientTransformation],
+    params: PyTree,
+    preferences: PyTree,
+    batches: PyTree = None,
+    steps: int | None = None,
+) -> tuple[PyTree, PyTree]:
+    """Train one network for every preference, all side by side in one compiled program.
+
+    The preferences are an axis of one `jax.vmap` over the whole training loop, so N networks need N times the memory of
+    one step. All start at the same parameters.
+
+    Args:
+      losses_fn: `losses_fn(params, batch)` returns a (K,) array or a pytree of K scalars; without `batches`,
+        `losses_fn(params)`.
+      optimizer: maps one preference to an optimizer with a method in it, such as
+        `lambda r: mtl.chain(mtl.stch(0.1, weights=r), optax.adam(1e-3))`. It is called with traced values.
+      params: the parameters to start from.
+      preferences: (N, K), or a pytree under the tasks' names with leaves (N,); see `diagnostics.simplex_lattice`.
+      batches: a pytree of arrays with one leading axis over the steps.
+      steps: number of steps, if there are no batches.
+
+    Returns:
+      The parameters, with a leading axis N, and the losses before each step, with leading axes N and steps.
+
+    Example:
+      >>> import jax.numpy as jnp, optax, mtlgrad_jax as mtl
+      >>> losses_fn = lambda x: jnp.stack([x**2, (x - 1) ** 2])
+      >>> optimizer = lambda r: mtl.chain(mtl.constant(r), optax.sgd(0.1))
+      >>> preferences = mtl.diagnostics.simplex_lattice(2, divisions=4)
+      >>> x, losses = mtl.pareto_front(losses_fn, optimizer, jnp.asarray(0.0), preferences, steps=100)
+      >>> x.tolist(), losses.shape
+      ([1.0, 0.75, 0.5, 0.25, 0.0], (5, 100, 2))
+    """
+    check_function("losses_fn", losses_fn)
+    check_function("optimizer", optimizer)
+    if (batches is None) == (steps is None):
+        raise ValueError("`steps` must be given, or `batches`, and not both.")
+    if steps is not None:
+        check_count("steps", steps, at_least=1)
+    counts = {jnp.shape(leaf)[:1] for leaf in jax.tree.leaves(preferences)}
+    if len(counts) != 1 or counts == {()}:
+        raise ValueError(f"`preferences` must have one leading axis over the networks, got {counts or 'none'}.")
+
+    return _train_each(losses_fn, optimizer, steps, params, jax.tree.map(jnp.asarray, preferences), batches)
+
+
+@partial(jax.jit, static_argnums=(0, 1, 2))
+def _train_each(
+    losses_fn: Callable[..., Any],
+    optimizer: Callable[[PyTree], optax.GradientTransformation],
+    steps: int | None,
+    params: PyTree,
+    preferences: PyTree,
+    batches: PyTree,
+) -> tuple[PyTree, PyTree]:
+    def train(preference: PyTree) -> tuple[PyTree, PyTree]:
+        tx = optimizer(preference)
+        if not isinstance(tx, optax.GradientTransformation):
+            raise ValueError(f"`optimizer` must return an optax transformation, got {type(tx).__name__}.")
+
+        def step(carry: tuple[PyTree, PyTree], batch: PyTree) -> tuple[tuple[PyTree, PyTree], PyTree]:
+            params, state = carry
+            jacobian = linearize(losses_fn, params, *(() if batches is None else (batch,)))
+            updates, state = tx.update(jacobian, state, params)
+            return (optax.apply_updates(params, updates), state), jacobian.losses
+
+        (trained, _), losses = jax.lax.scan(step, (params, tx.init(params)), batches, length=steps)
+        return trained, losses
+
+    return jax.vmap(train)(preferences)

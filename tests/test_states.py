@@ -2,10 +2,12 @@
 
 import inspect
 
+import flax.serialization
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import orbax.checkpoint as ocp
 import pytest
 from families import stack
 from harness import P, flat, make, tree, zeros
@@ -254,6 +256,44 @@ def test_counts_do_not_wrap(name):
         assert all_finite((update, state))
         assert flat(update).any() == jnp.isfinite(grads).all() or name == "skip_nonfinite_tasks"
         assert all((leaf >= 0).all() for leaf in jax.tree.leaves(state) if leaf.dtype == jnp.int32)
+
+
+NESTED = {
+    "key and metrics": lambda: mtl.with_metrics(mtl.smoothed(mtl.pcgrad(), K), K),
+    "buffers": lambda: mtl.skip_nonfinite_tasks(mtl.db_mtl(num_tasks=K)),
+    "inner optimizers": lambda: mtl.partition({"one": mtl.uw(K), "two": mtl.gradnorm(K)}, {"b": "one", "w": "two"}),
+}
+
+
+@pytest.mark.parametrize("name", [*STATEFUL, *NESTED])
+def test_resumed_training_is_bit_identical(name, tmp_path):
+    """Six steps, and six with the optimizer's state stored by orbax and by flax after the third."""
+    tx = mtl.chain(NESTED[name]() if name in NESTED else make(name, K), optax.adam(1e-3))
+    if name == "gradnorm":
+        tx = mtl.accumulate(tx, num_tasks=K, steps=2)
+    step = jax.jit(lambda grads, state, losses: tx.update(tree(grads), state, zeros(), losses=losses))
+    rng = np.random.default_rng(0)
+    grads = rng.normal(size=(6, K, P)).astype(np.float32)
+    losses = rng.uniform(0.5, 2.0, size=(6, K)).astype(np.float32)
+
+    def go_on(state, steps):
+        updates = []
+        for t in steps:
+            update, state = step(grads[t], state, losses[t])
+            updates.append(flat(update))
+        return np.stack(updates), state
+
+    _, middle = go_on(tx.init(zeros()), range(3))
+    wanted, last = go_on(middle, range(3, 6))
+    with ocp.StandardCheckpointer() as checkpointer:
+        checkpointer.save(tmp_path / "state", middle)
+        checkpointer.wait_until_finished()
+        stored = {"orbax": checkpointer.restore(tmp_path / "state", tx.init(zeros()))}
+    stored["flax"] = flax.serialization.from_bytes(tx.init(zeros()), flax.serialization.to_bytes(middle))
+    for state in stored.values():
+        updates, end = go_on(state, range(3, 6))
+        np.testing.assert_array_equal(updates, wanted)
+        jax.tree.map(np.testing.assert_array_equal, end, last)
 
 
 DONATED = {

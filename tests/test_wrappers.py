@@ -5,11 +5,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import orbax.checkpoint as ocp
 import pytest
 import reference
 from families import FAMILIES, stack
-from harness import PARAMS, P, flat, raises_naming, tree, zeros
+from harness import P, flat, raises_naming, tree, zeros
 
 import mtlgrad_jax as mtl
 from mtlgrad_jax.solvers._solution import BIASED, NO_TASKS, NONFINITE, SOLVED
@@ -701,29 +700,6 @@ def test_per_task_arguments_keep_their_names_inside_wrappers(wrapper):
     tx = wrap(mtl.constant([1.0, 2.0]))
     with pytest.raises(ValueError, match=raises_naming("weights")):
         tx.update(grads, tx.init(jnp.zeros(2)), losses=losses)
-
-
-CHECKPOINTED = {
-    "key and metrics": lambda: mtl.with_metrics(mtl.smoothed(mtl.pcgrad(), K), K),
-    "buffers": lambda: mtl.skip_nonfinite_tasks(mtl.db_mtl(num_tasks=K)),
-    "inner optimizers": lambda: mtl.partition({"one": mtl.uw(K), "two": mtl.gradnorm(K)}, {"b": "one", "w": "two"}),
-}
-
-
-@pytest.mark.nightly
-@pytest.mark.parametrize("name", CHECKPOINTED)
-def test_orbax_round_trip(name, tmp_path):
-    """A state comes back as it was."""
-    tx = optax.chain(CHECKPOINTED[name](), optax.adam(1e-3))
-    grads, losses = tree(jnp.asarray(G[0])), jnp.asarray([1.0, 2.0, 3.0])
-    _, state = tx.update(grads, tx.init(zeros()), losses=losses)
-    with ocp.StandardCheckpointer() as checkpointer:
-        checkpointer.save(tmp_path / "state", state)
-        checkpointer.wait_until_finished()
-        restored = checkpointer.restore(tmp_path / "state", tx.init(zeros()))
-    one, other = (tx.update(grads, s, losses=losses)[0] for s in (state, restored))
-    np.testing.assert_array_equal(flat(one), flat(other))
-    assert {name: leaf.shape for name, leaf in one.items()} == PARAMS
 
 
 @pytest.mark.usefixtures("unchecked")
