@@ -52,7 +52,7 @@ BAD = {
     "per_task": ({"num_tasks": 0},),
     "dropgrad": ({"rate": -0.1}, {"rate": 1.0}, {"kind": "uniform"}, {"key": None}),
     "update_every": ({"k": 0}, {"k": 1.5}, {"num_tasks": 0}),
-    "smoothed": ({"decay": 1.0}, {"decay": -0.1}, {"num_tasks": 0}),
+    "smoothed": ({"decay": 1.0}, {"decay": -0.1}, {"num_tasks": 0}, {"init": "equal"}),
     "with_metrics": ({"num_tasks": 0},),
     "gen_learning_rate": (
         {"learning_rate": 0.0},

@@ -700,9 +700,9 @@ def sdmgrad(shape, lam=0.3, learning_rate=10.0, momentum=0.5, num_steps=20, pref
     return step
 
 
-def smoothed(weights, present, decay):
+def smoothed(weights, present, decay, init=np.nan):
     """Zhou et al. 2022 (CR-MOGM) on weights (T, K): λ_i <- decay λ_i + (1-decay) w_i, from task i's first weight on."""
-    state, used = np.full(weights.shape[1], np.nan), []
+    state, used = np.zeros(weights.shape[1]) + init, []
     for w, p in zip(weights, present, strict=True):
         state[p] = np.where(np.isnan(state[p]), w[p], decay * state[p] + (1 - decay) * w[p])
         used.append(np.where(p, state, 0))
