@@ -44,6 +44,8 @@ from mtlgrad_jax.methods.two_batches.sdmgrad import sdmgrad as sdmgrad
 from mtlgrad_jax.methods.losses.uw import uw as uw
 from mtlgrad_jax.methods.losses.slaw import slaw as slaw
 from mtlgrad_jax.methods.losses.bmtl import bmtl as bmtl
+from mtlgrad_jax.methods.losses.softadapt import softadapt as softadapt
+from mtlgrad_jax.methods.losses.relobralo import relobralo as relobralo
 from mtlgrad_jax.methods.mixed.gradnorm import gradnorm as gradnorm
 from mtlgrad_jax.methods.mixed.emtl import emtl as emtl
 from mtlgrad_jax.methods.coordinates.trimmed_mean import trimmed_mean as trimmed_mean

@@ -102,27 +102,30 @@ def variants(K):
 
 
 def method(name, K, **kwargs):
-    """Updates (steps, P) of equal steps, and the length (steps,) of each without cancellation, if known."""
+    """Updates (steps, P), and the length (steps,) of each without cancellation, if known.
+
+    Two steps differ only in their losses, which are squared in the second.
+    """
     row = ROWS[name]
     steps = 1 if row.state == "none" else 2
 
     def by_weights(G, losses):
         method = make_row(row, K, **kwargs)
 
-        def step(state, _):
+        def step(state, losses):
             weights, state = method.weigh(G @ G.T, state, losses=losses)
             return state, (weights @ G, jnp.abs(weights) @ jnp.linalg.norm(G, axis=1))
 
-        return jax.lax.scan(step, method.init(None), length=steps)[1]
+        return jax.lax.scan(step, method.init(None), jnp.stack([losses, losses**2])[:steps])[1]
 
     def by_updates(G, losses):
         tx = make_row(row, K, **kwargs)
 
-        def step(state, _):
+        def step(state, losses):
             update, state = tx.update(G, state, jnp.zeros(P), losses=losses)
             return state, (update, jnp.zeros(()))
 
-        return jax.lax.scan(step, tx.init(jnp.zeros(P)), length=steps)[1]
+        return jax.lax.scan(step, tx.init(jnp.zeros(P)), jnp.stack([losses, losses**2])[:steps])[1]
 
     return by_weights if row.name in WEIGHED else by_updates
 

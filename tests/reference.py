@@ -555,6 +555,75 @@ def slaw(shape, beta=0.99):
     return step
 
 
+def weighing(factory):
+    """Like `stateful`, for ``factory((K, P), **hyper) -> weigh(L, p)`` that returns the weights w, with d = Gᵀw."""
+
+    def make(shape, **hyper):
+        weigh = factory(shape, **hyper)
+        return lambda G, L, p: weigh(L, p) @ G
+
+    return stateful(functools.wraps(factory)(make))
+
+
+@weighing
+def softadapt(shape, beta=0.1, variant="original", window=2, slope="oldest", every=1):
+    """Heydari et al. 2019: w_i ∝ a_i exp(β s_i) with s_i the derivative of the polynomial through the last losses.
+
+    A task with a shorter history has weight 1/K. Every `every` steps; between, the weights of the last time.
+    """
+    history, kept, steps = [[] for _ in range(shape[0])], np.ones(shape[0]), itertools.count(1)
+
+    def weigh(L, p):
+        tasks = np.flatnonzero(p)
+        for i, loss in zip(tasks, L, strict=True):
+            history[i].append(loss)
+        old = np.array([i for i in tasks if len(history[i]) >= window], int)
+        if next(steps) % every == 0:
+            kept[tasks] = 1
+            if len(old):
+                recent = np.array([history[i][-window:] for i in old])
+                place = 0 if slope == "oldest" else window - 1
+                lines = [np.polynomial.Polynomial.fit(range(window), row, window - 1) for row in recent]
+                s = np.array([line.deriv()(place) for line in lines])
+                if variant == "normalized":
+                    s = s / (np.abs(s).sum() or 1)
+                e = np.exp(beta * s - (beta * s).max()) * (recent.mean(axis=1) if variant == "loss_weighted" else 1)
+                kept[old] = len(old) * e / e.sum()
+        return kept[p] / kept[p].sum()
+
+    return weigh
+
+
+@weighing
+def relobralo(shape, temperature=1.0, alpha=0.999, rho=1.0):
+    """Bischof & Kraus 2021 for ρ = 0 or 1 in every step: λ = α (ρ λ + (1-ρ) b(0)) + (1-α) b(t-1).
+
+    b(t') = K softmax(L / (T L(t'))); λ = 1 in a task's first step, α = 0 in its second; Σ λ = K.
+    """
+    assert rho in (0, 1)
+    losses, kept = [[] for _ in range(shape[0])], np.ones(shape[0])
+
+    def balance(L, before):
+        e = np.exp((L / before - (L / before).max()) / temperature)
+        return len(L) * e / e.sum()
+
+    def weigh(L, p):
+        tasks = np.flatnonzero(p)
+        old = np.array([i for i in tasks if losses[i]], int)
+        if len(old):
+            now = np.array([L[list(tasks).index(i)] for i in old])
+            first, last = (np.array([losses[i][t] for i in old]) for t in (0, -1))
+            a = np.array([alpha if len(losses[i]) > 1 else 0 for i in old])
+            past = kept[old] * len(old) / kept[old].sum() if rho else balance(now, first)
+            mixed = a * past + (1 - a) * balance(now, last)
+            kept[old] = len(old) * mixed / mixed.sum()
+        for i, loss in zip(tasks, L, strict=True):
+            losses[i].append(loss)
+        return kept[p]
+
+    return weigh
+
+
 @stateful
 def gradnorm(shape, alpha=1.5, learning_rate=0.025):
     """Chen et al. 2018, Algorithm 1: d from the old a, then a step on Σ |a_i n_i - mean(a n) r_i^α|, Σ a kept."""
@@ -740,6 +809,8 @@ REFERENCES = {
     "uw": uw,
     "slaw": slaw,
     "bmtl": bmtl,
+    "softadapt": softadapt,
+    "relobralo": relobralo,
     "gradnorm": gradnorm,
     "emtl": emtl,
     "db_mtl": db_mtl,

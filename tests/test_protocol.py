@@ -416,6 +416,7 @@ def test_injected_hyperparameters(name):
     injected = optax.inject_hyperparams(row.factory, static_args=static)
     schedules = {key: (lambda step, value=value: value * 0.5 ** (step + 1)) for key, value in defaults.items()}
     own = {**row.kwargs(K), **FIXED.get(name, {})}
+    own = {key: value for key, value in own.items() if key not in schedules}
     tx = injected(**own, **schedules)
     state = tx.init(zeros())
     plain_state = make(name, K).init(zeros())
