@@ -50,6 +50,7 @@ BAD = {
         {"rho": -0.1},
         {"key": None},
     ),
+    "ntk": ({"traces": None}, {"traces": "equal"}, {"traces": -1.0}, {"scale": "max"}),
     "gradnorm": ({"num_tasks": 0}, {"alpha": -1.0}, {"learning_rate": -0.1}),
     "emtl": ({"strength": -1.0}, {"strength": "weak"}),
     "trimmed_mean": ({"trim": -1}, {"trim": 0.1}),

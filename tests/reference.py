@@ -138,6 +138,12 @@ def trimmed_mean(G, L, trim=1):
 
 
 @weighted
+def ntk(G, L, traces, scale="sum"):
+    """Wang et al. 2020: w = Σ t / t."""
+    return getattr(np, scale)(traces) / traces
+
+
+@weighted
 def mgda(G, L, normalization="none", apply_to="raw"):
     """Désidéri 2012: min ‖Gᵀw‖ over the simplex; Sener & Koltun 2018 divide the rows first (by n, L or L·n)."""
     by = {"none": np.ones(len(G)), "l2": norms(G), "loss": L, "loss+": L * norms(G)}[normalization]
@@ -811,6 +817,7 @@ REFERENCES = {
     "bmtl": bmtl,
     "softadapt": softadapt,
     "relobralo": relobralo,
+    "ntk": ntk,
     "gradnorm": gradnorm,
     "emtl": emtl,
     "db_mtl": db_mtl,

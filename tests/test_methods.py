@@ -67,6 +67,7 @@ OPTIONS = [
     ("softadapt", {"variant": "loss_weighted"}),
     ("relobralo", {"rho": 0.0, "alpha": 0.5}),
     ("relobralo", {"rho": 1.0, "alpha": 0.5, "temperature": 0.1}),
+    ("ntk", {"scale": "mean"}),
     ("gradnorm", {"alpha": 0.12, "learning_rate": 0.1}),
     ("emtl", {"strength": 0.0}),
     ("emtl", {"strength": 30.0}),

@@ -454,6 +454,12 @@ def test_relobralo_of_physicsnemo_and_paddlescience(rho):
         np.testing.assert_allclose(theirs[t] - ours[t], rho * alpha**t * (1 - second), atol=1e-9)
 
 
+def test_ntk_of_the_official_code_and_of_jaxpi():
+    t = losses_of(3)
+    for kwargs, wanted in (({}, t.sum() / t), ({"scale": "mean"}, t.mean() / t)):
+        np.testing.assert_allclose(weights("ntk", np.eye(3), traces=tuple(t), **kwargs), wanted, rtol=1e-12)
+
+
 @pytest.mark.parametrize(("num_steps", "rate"), [(1, 0.01), (5, 0.01), (5, 0.4)])
 @every_shape
 def test_dibs(num_steps, rate, shape):
