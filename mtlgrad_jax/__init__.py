@@ -14,6 +14,7 @@ from mtlgrad_jax.oracles import TaskJacobian as TaskJacobian
 from mtlgrad_jax.oracles import sam_value_and_grad as sam_value_and_grad
 from mtlgrad_jax.oracles import sam_perturbation as sam_perturbation
 from mtlgrad_jax.oracles import perturbed_task_grad as perturbed_task_grad
+from mtlgrad_jax.oracles import ntk_traces as ntk_traces
 
 from mtlgrad_jax.methods.losses.mean import mean as mean
 from mtlgrad_jax.methods.losses.sum import sum as sum
@@ -57,6 +58,9 @@ from mtlgrad_jax.methods.losses.cosmos import cosmos as cosmos
 from mtlgrad_jax.methods.losses.famo import famo as famo
 from mtlgrad_jax.methods.losses.go4align import go4align as go4align
 from mtlgrad_jax.methods.losses.ldc_mtl import ldc_mtl as ldc_mtl
+from mtlgrad_jax.methods.losses.softadapt import softadapt as softadapt
+from mtlgrad_jax.methods.losses.relobralo import relobralo as relobralo
+from mtlgrad_jax.methods.losses.ntk import ntk as ntk
 from mtlgrad_jax.methods.mixed.gradnorm import gradnorm as gradnorm
 from mtlgrad_jax.methods.mixed.imtl import imtl as imtl
 from mtlgrad_jax.methods.mixed.emtl import emtl as emtl

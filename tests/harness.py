@@ -15,7 +15,8 @@ P = 7
 PARAMS = {"b": (1,), "w": (2, 3)}
 EVERY = [row.name for row in METHODS]
 WEIGHED = [row.name for row in METHODS if make_row(row, 3).weigh is not None]
-FIXED = {name: {"order": "fixed"} for name in ("pcgrad", "gradvac")}  # makes a method deterministic
+FIXED = {name: {"order": "fixed"} for name in ("pcgrad", "gradvac")} | {"relobralo": {"rho": 1.0}}
+"""Arguments that make a method deterministic."""
 DETERMINED = [row.name for row in METHODS if not row.randomized or row.name in FIXED]
 
 

@@ -138,6 +138,12 @@ def trimmed_mean(G, L, trim=1):
 
 
 @weighted
+def ntk(G, L, traces, scale="sum"):
+    """Wang et al. 2020: w = Σ t / t."""
+    return getattr(np, scale)(traces) / traces
+
+
+@weighted
 def mgda(G, L, normalization="none", apply_to="raw"):
     """Désidéri 2012: min ‖Gᵀw‖ over the simplex; Sener & Koltun 2018 divide the rows first (by n, L or L·n)."""
     by = {"none": np.ones(len(G)), "l2": norms(G), "loss": L, "loss+": L * norms(G)}[normalization]
@@ -555,6 +561,75 @@ def slaw(shape, beta=0.99):
     return step
 
 
+def weighing(factory):
+    """Like `stateful`, for ``factory((K, P), **hyper) -> weigh(L, p)`` that returns the weights w, with d = Gᵀw."""
+
+    def make(shape, **hyper):
+        weigh = factory(shape, **hyper)
+        return lambda G, L, p: weigh(L, p) @ G
+
+    return stateful(functools.wraps(factory)(make))
+
+
+@weighing
+def softadapt(shape, beta=0.1, variant="original", window=2, slope="oldest", every=1):
+    """Heydari et al. 2019: w_i ∝ a_i exp(β s_i) with s_i the derivative of the polynomial through the last losses.
+
+    A task with a shorter history has weight 1/K. Every `every` steps; between, the weights of the last time.
+    """
+    history, kept, steps = [[] for _ in range(shape[0])], np.ones(shape[0]), itertools.count(1)
+
+    def weigh(L, p):
+        tasks = np.flatnonzero(p)
+        for i, loss in zip(tasks, L, strict=True):
+            history[i].append(loss)
+        old = np.array([i for i in tasks if len(history[i]) >= window], int)
+        if next(steps) % every == 0:
+            kept[tasks] = 1
+            if len(old):
+                recent = np.array([history[i][-window:] for i in old])
+                place = 0 if slope == "oldest" else window - 1
+                lines = [np.polynomial.Polynomial.fit(range(window), row, window - 1) for row in recent]
+                s = np.array([line.deriv()(place) for line in lines])
+                if variant == "normalized":
+                    s = s / (np.abs(s).sum() or 1)
+                e = np.exp(beta * s - (beta * s).max()) * (recent.mean(axis=1) if variant == "loss_weighted" else 1)
+                kept[old] = len(old) * e / e.sum()
+        return kept[p] / kept[p].sum()
+
+    return weigh
+
+
+@weighing
+def relobralo(shape, temperature=1.0, alpha=0.999, rho=1.0):
+    """Bischof & Kraus 2021 for ρ = 0 or 1 in every step: λ = α (ρ λ + (1-ρ) b(0)) + (1-α) b(t-1).
+
+    b(t') = K softmax(L / (T L(t'))); λ = 1 in a task's first step, α = 0 in its second; Σ λ = K.
+    """
+    assert rho in (0, 1)
+    losses, kept = [[] for _ in range(shape[0])], np.ones(shape[0])
+
+    def balance(L, before):
+        e = np.exp((L / before - (L / before).max()) / temperature)
+        return len(L) * e / e.sum()
+
+    def weigh(L, p):
+        tasks = np.flatnonzero(p)
+        old = np.array([i for i in tasks if losses[i]], int)
+        if len(old):
+            now = np.array([L[list(tasks).index(i)] for i in old])
+            first, last = (np.array([losses[i][t] for i in old]) for t in (0, -1))
+            a = np.array([alpha if len(losses[i]) > 1 else 0 for i in old])
+            past = kept[old] * len(old) / kept[old].sum() if rho else balance(now, first)
+            mixed = a * past + (1 - a) * balance(now, last)
+            kept[old] = len(old) * mixed / mixed.sum()
+        for i, loss in zip(tasks, L, strict=True):
+            losses[i].append(loss)
+        return kept[p]
+
+    return weigh
+
+
 @stateful
 def gradnorm(shape, alpha=1.5, learning_rate=0.025):
     """Chen et al. 2018, Algorithm 1: d from the old a, then a step on Σ |a_i n_i - mean(a n) r_i^α|, Σ a kept."""
@@ -888,9 +963,9 @@ def ldc_mtl(shape, penalty=0.01, learning_rate=1e-3):
     return step
 
 
-def smoothed(weights, present, decay):
+def smoothed(weights, present, decay, init=np.nan):
     """Zhou et al. 2022 (CR-MOGM) on weights (T, K): λ_i <- decay λ_i + (1-decay) w_i, from task i's first weight on."""
-    state, used = np.full(weights.shape[1], np.nan), []
+    state, used = np.zeros(weights.shape[1]) + init, []
     for w, p in zip(weights, present, strict=True):
         state[p] = np.where(np.isnan(state[p]), w[p], decay * state[p] + (1 - decay) * w[p])
         used.append(np.where(p, state, 0))
@@ -941,6 +1016,9 @@ REFERENCES = {
     "stch_mtl": stch_mtl,
     "go4align": go4align,
     "ldc_mtl": ldc_mtl,
+    "softadapt": softadapt,
+    "relobralo": relobralo,
+    "ntk": ntk,
     "gradnorm": gradnorm,
     "emtl": emtl,
     "db_mtl": db_mtl,

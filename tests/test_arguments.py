@@ -68,6 +68,9 @@ OTHERWISE = {
     ("scalars", "metrics"): (3, jnp.zeros(2), [0.0]),
     ("has_updated", "state"): (3, None, optax.EmptyState()),
     ("sam_perturbation", "task_grads"): (3, None, {}, zeros()),
+    ("ntk_traces", "residual_fns"): (3, None, {}),
+    ("ntk_traces", "params"): (None, {}),
+    ("ntk_traces", "points"): (3, None, {}, np.ones(2)),
     ("sam_perturbation", "params"): (),  # if a stack and parameters do not match, the error names the stack
 }
 """Trees that do not hold one number per task."""
@@ -82,6 +85,11 @@ TOOLS = {
         "task_grads": stack_of(zeros()),
         "params": zeros(),
         "is_shared": dict.fromkeys(zeros(), True),
+    },
+    mtl.ntk_traces: {
+        "residual_fns": {"a": lambda params, point: params["w"] * point},
+        "params": zeros(),
+        "points": {"a": jnp.ones(2)},
     },
     mtl.from_rule: {"rule": lambda task_grads, *, present: task_grads},
     mtl.from_kernel: {"kernel": lambda *, present: present},

@@ -74,6 +74,13 @@ OPTIONS = [
     ("go4align", {"num_groups": 1, "learning_rate": 0.3}),
     ("go4align", {"num_groups": 3}),
     ("ldc_mtl", {"penalty": 0.5}),
+    ("softadapt", {"window": 3}),
+    ("softadapt", {"window": 3, "beta": -2.0, "slope": "newest", "every": 2}),
+    ("softadapt", {"variant": "normalized", "beta": 3.0}),
+    ("softadapt", {"variant": "loss_weighted"}),
+    ("relobralo", {"rho": 0.0, "alpha": 0.5}),
+    ("relobralo", {"rho": 1.0, "alpha": 0.5, "temperature": 0.1}),
+    ("ntk", {"scale": "mean"}),
     ("gradnorm", {"alpha": 0.12, "learning_rate": 0.1}),
     ("emtl", {"strength": 0.0}),
     ("emtl", {"strength": 30.0}),
@@ -344,6 +351,90 @@ def test_targets_with_absent_tasks_stay():
     assert not changed[1].any()
     assert not changed[:, 1].any()
     assert changed[0, 2]
+
+
+FALLING = np.asarray([[1, 2, 3, 4, 5], [150, 100, 50, 10, 0.1], [1500, 1000, 500, 100, 1], [10, 20, 30, 40, 50]])
+SOFTADAPT = [
+    (3, "original", [9.9343e-01, 6.5666e-03, 3.8908e-22]),
+    (4, "original", [2.8850e-01, 1.9070e-03, 1.1299e-22, 7.0959e-01]),
+    (3, "loss_weighted", [8.7978e-01, 1.2022e-01, 7.1234e-20]),
+    (4, "loss_weighted", [3.8861e-02, 5.3104e-03, 3.1465e-21, 9.5583e-01]),
+]
+
+
+@pytest.mark.parametrize(("num_tasks", "variant", "wanted"), SOFTADAPT)
+def test_softadapt_has_the_values_of_the_official_documentation(num_tasks, variant, wanted):
+    weights, _ = weights_over("softadapt", FALLING[:num_tasks].T, window=5, variant=variant)
+    np.testing.assert_allclose(weights[:4], 1 / num_tasks)
+    np.testing.assert_allclose(weights[4], wanted, rtol=6e-5)
+
+
+def walk_of_losses(steps, num_tasks=3, seed=0):
+    """Losses that vary over a few orders of magnitude, and masks."""
+    rng = np.random.default_rng(seed)
+    losses = np.exp(0.3 * rng.normal(size=(steps, num_tasks)).cumsum(axis=0))
+    return losses, rng.uniform(size=(steps, num_tasks)) < 0.7
+
+
+@pytest.mark.parametrize("slope", ["oldest", "newest"])
+@pytest.mark.parametrize("variant", ["original", "normalized", "loss_weighted"])
+@pytest.mark.parametrize(("window", "every"), [(2, 1), (4, 3), (6, 1)])
+def test_softadapt_over_many_steps(window, every, variant, slope):
+    losses, present = walk_of_losses(60)
+    own = {"window": window, "every": every, "variant": variant, "slope": slope, "beta": 0.7}
+    weights, _ = weights_over("softadapt", losses, present, **own)
+    wanted = reference.softadapt(np.broadcast_to(np.eye(3), (60, 3, 3)), losses, present, **own)
+    np.testing.assert_allclose(weights, wanted, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("variant", ["original", "normalized", "loss_weighted"])
+def test_softadapt_where_slopes_say_nothing_or_too_much(variant):
+    """Constant losses have equal weights, or their shares; slopes up to float32's largest number, and scales apart."""
+    constant, state = weights_over("softadapt", np.asarray([[1.0, 2.0, 5.0]] * 3), variant=variant)
+    np.testing.assert_allclose(constant[2], [1 / 8, 2 / 8, 5 / 8] if variant == "loss_weighted" else 1 / 3)
+    wild = np.asarray([[1, 1, 1], [3e38, 1e-30, 1], [1e-30, 3e38, 1], [3e38, 3e38, 1], [1e-30, 1e-30, 1e-30]])
+    for beta in (0.1, -0.1, 0.0, 1e30):
+        weights, state = weights_over("softadapt", wild, dtype=np.float32, variant=variant, beta=beta)
+        np.testing.assert_allclose(weights.sum(axis=1), 1, rtol=1e-6)
+        assert int(state.info.fallbacks) == int(state.info.skipped) == 0
+    if variant == "original":
+        weights, _ = weights_over("softadapt", wild, dtype=np.float32)
+        np.testing.assert_array_equal(weights[1:4], [[1, 0, 0], [0, 1, 0], [1, 0, 0]])
+
+
+@pytest.mark.parametrize("rho", [0.0, 1.0])
+def test_relobralo_over_many_steps(rho):
+    losses, present = walk_of_losses(80)
+    own = {"rho": rho, "alpha": 0.9, "temperature": 0.5}
+    weights, _ = weights_over("relobralo", losses, present, **own)
+    wanted = reference.relobralo(np.broadcast_to(np.eye(3), (80, 3, 3)), losses, present, **own)
+    np.testing.assert_allclose(weights, wanted, rtol=1e-9, atol=1e-12)
+
+
+def test_relobralo_looks_back_as_often_as_it_should():
+    """With alpha = 1 a look-back shows: the weights become those relative to the first losses, or stay."""
+    steps, rho = 4000, 0.7
+    losses = np.random.default_rng(0).uniform(0.2, 5.0, size=(steps, 3))
+    weights, _ = weights_over("relobralo", losses, rho=rho, alpha=1.0)
+    ratios = np.exp(losses / losses[0])
+    back = 3 * ratios / ratios.sum(axis=1, keepdims=True)
+    looked = np.abs(weights - back).max(axis=1)[2:] < 1e-12
+    stayed = np.abs(np.diff(weights, axis=0)).max(axis=1)[1:] < 1e-12
+    assert (looked ^ stayed).all()
+    spread = np.sqrt(rho * (1 - rho) / steps)
+    assert looked.mean() == pytest.approx(1 - rho, abs=4 * spread)
+    assert (looked[1:] & looked[:-1]).mean() == pytest.approx((1 - rho) ** 2, abs=4 * spread)
+    other, _ = weights_over("relobralo", losses, rho=rho, alpha=1.0, key=1)
+    assert (other != weights).any()
+
+
+def test_relobralo_at_ratios_beyond_the_dtype():
+    """A loss 1e68 times its last value takes all the weight, and two such losses share it."""
+    losses = np.asarray([[1e-30, 1e-30, 1], [1e38, 1, 1], [1e38, 1e38, 1], [1e-30, 1e-30, 1e-30]])
+    weights, state = weights_over("relobralo", losses, dtype=np.float32, rho=0.0, alpha=1.0)
+    np.testing.assert_allclose(weights[1:3], [[3, 0, 0], [1.5, 1.5, 0]], atol=1e-6)
+    assert np.isfinite(weights).all()
+    assert int(state.info.fallbacks) == int(state.info.skipped) == 0
 
 
 def test_emtl_descends_the_objective_it_reconstructs():

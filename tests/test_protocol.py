@@ -339,13 +339,13 @@ def test_masked_nodes_are_refused(name):
 
 @pytest.mark.parametrize("name", EVERY)
 def test_wrong_number_of_tasks(name):
-    if "num_tasks" not in inspect.signature(ROWS[name].factory).parameters and name != "constant":
+    if "num_tasks" not in inspect.signature(ROWS[name].factory).parameters and name not in ("constant", "ntk"):
         one, _ = run(name, G[:1])
         assert one.shape == (1, P)
         return
     tx = FACTORIES[name]()
     grads = jax.tree.map(lambda leaf: leaf[:2], arguments()[0])
-    with pytest.raises(ValueError, match=r"`(num_tasks|weights)` must"):
+    with pytest.raises(ValueError, match=r"`(num_tasks|weights|traces)` must"):
         tx.update(grads, tx.init(zeros()), losses=jnp.ones(2))
 
 
@@ -416,6 +416,7 @@ def test_injected_hyperparameters(name):
     injected = optax.inject_hyperparams(row.factory, static_args=static)
     schedules = {key: (lambda step, value=value: value * 0.5 ** (step + 1)) for key, value in defaults.items()}
     own = {**row.kwargs(K), **FIXED.get(name, {})}
+    own = {key: value for key, value in own.items() if key not in schedules}
     tx = injected(**own, **schedules)
     state = tx.init(zeros())
     plain_state = make(name, K).init(zeros())

@@ -214,7 +214,8 @@ def from_kernel(
       init: `init(num_tasks)` makes the method's own state; None for a method without state.
       arguments: other or stricter arguments of the update than those above, such as `POSITIVE_LOSSES`.
       num_tasks: K, if the method keeps per-task state: axes whose length depends on K hold one entry per task.
-      per_task: the per-task arguments of the factory, checked against the tasks' names and number.
+      per_task: the per-task arguments of the factory, or functions that return them, checked against the tasks' names
+        and number.
       fewest: tasks that must be present; with fewer, the weights are those of the mean.
       mean_like: whether the weights of alike tasks are proportional to 1/K; `grouped` then keeps the mean's scale.
 
@@ -251,6 +252,8 @@ def from_kernel(
         K = _count_tasks(gramian if matrix is None else matrix, losses, known_tasks)
         check_num_tasks(known_tasks, K)
         for name, values in (per_task or {}).items():
+            if callable(values):
+                values = jax.tree.map(jnp.zeros_like, jax.eval_shape(values))
             if values is not None:
                 task_vector(name, values, num_tasks=K, names=task_names(losses))
         step = read_step(declared, K, name=_name(kernel), gramian=matrix, losses=losses, task_mask=task_mask, **extra)

@@ -2,6 +2,7 @@
 
 from mtlgrad_jax.oracles.linearize import TaskJacobian as TaskJacobian
 from mtlgrad_jax.oracles.linearize import linearize as linearize
+from mtlgrad_jax.oracles.ntk import ntk_traces as ntk_traces
 from mtlgrad_jax.oracles.perturbed import perturbed_task_grad as perturbed_task_grad
 from mtlgrad_jax.oracles.perturbed import sam_perturbation as sam_perturbation
 from mtlgrad_jax.oracles.perturbed import sam_value_and_grad as sam_value_and_grad

@@ -391,6 +391,75 @@ def test_uw_by_autograd(init):
     np.testing.assert_allclose(ours, wanted, atol=1e-7)
 
 
+SLOPES = {2: [-1, 1], 3: [-3 / 2, 2, -1 / 2], 4: [-11 / 6, 3, -3 / 2, 1 / 3], 5: [-25 / 12, 4, -3, 4 / 3, -1 / 4]}
+"""Forward differences in dr-aheydari/SoftAdapt, by number of losses."""
+
+
+@pytest.mark.parametrize("variant", ["original", "normalized", "loss_weighted"])
+@pytest.mark.parametrize("window", [2, 3, 4, 5])
+def test_softadapt_of_the_official_package(window, variant):
+    """It divides by the signed sum of the slopes: our beta times the sum of their sizes over that sum."""
+    losses, beta = losses_of(3, steps=window), 0.1
+    s = SLOPES[window] @ losses
+    own = beta * np.abs(s).sum() / s.sum() if variant == "normalized" else beta
+    e = np.exp(beta * (s / s.sum() if variant == "normalized" else s))
+    e = e * losses.mean(axis=0) if variant == "loss_weighted" else e
+    ours, _ = weigh("softadapt", [np.eye(3)] * window, losses, num_tasks=3, beta=own, variant=variant, window=window)
+    np.testing.assert_allclose(ours[-1], e / e.sum(), rtol=1e-9)
+
+
+def test_softadapt_of_the_first_package_and_of_relative_balancing():
+    """The first version divided by the sum of sizes; rbischof/relative_balancing takes K softmax of differences."""
+    losses = losses_of(3, steps=2)
+    s = losses[1] - losses[0]
+    for variant, exponents in (("normalized", 0.1 * s / np.abs(s).sum()), ("original", 0.1 * s)):
+        ours, _ = weigh("softadapt", [np.eye(3)] * 2, losses, num_tasks=3, variant=variant)
+        np.testing.assert_allclose(ours[1], np.exp(exponents) / np.exp(exponents).sum(), rtol=1e-9)
+
+
+def relative(losses, before, temperature):
+    e = np.exp(losses / (before * temperature + 1e-12))
+    return len(losses) * e / e.sum()
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.0])
+def test_relobralo_of_the_official_code(temperature):
+    """Without look-back: alpha is 1, 0, and then its value, and the first weights and losses are one."""
+    all_losses, lam, last, wanted = losses_of(3, steps=8), np.ones(3), np.ones(3), []
+    for losses, alpha in zip(all_losses, [1, 0, *[0.9] * 6], strict=True):
+        lam = alpha * lam + (1 - alpha) * relative(losses, last, temperature)
+        last = losses
+        wanted.append(lam)
+    own = {"num_tasks": 3, "alpha": 0.9, "rho": 1.0, "temperature": temperature}
+    ours, _ = weigh("relobralo", [np.eye(3)] * 8, all_losses, **own)
+    np.testing.assert_allclose(ours, wanted, rtol=1e-9)
+
+
+@pytest.mark.parametrize("rho", [0.0, 1.0])
+def test_relobralo_of_physicsnemo_and_paddlescience(rho):
+    """They keep the memory in the second step. Look-backs forget that at once; otherwise it fades with alpha."""
+    all_losses, alpha = losses_of(3, steps=8), 0.9
+    lam, theirs = np.ones(3), [np.ones(3)]
+    for last, losses in itertools.pairwise(all_losses):
+        past = rho * lam + (1 - rho) * relative(losses, all_losses[0], 1)
+        lam = alpha * past + (1 - alpha) * relative(losses, last, 1)
+        theirs.append(lam)
+    ours, _ = weigh("relobralo", [np.eye(3)] * 8, all_losses, num_tasks=3, alpha=alpha, rho=rho)
+    second = relative(all_losses[1], all_losses[0], 1)
+    np.testing.assert_allclose(ours[1], second, rtol=1e-9)
+    forgetful, _ = weigh("relobralo", [np.eye(3)] * 8, all_losses, num_tasks=3, alpha=0.0)
+    ratios = [relative(*pair[::-1], 1) for pair in itertools.pairwise(all_losses)]  # PhysicsNeMo's SoftAdapt
+    np.testing.assert_allclose(forgetful, [np.ones(3), *ratios], rtol=1e-9)
+    for t in range(1, 8):
+        np.testing.assert_allclose(theirs[t] - ours[t], rho * alpha**t * (1 - second), atol=1e-9)
+
+
+def test_ntk_of_the_official_code_and_of_jaxpi():
+    t = losses_of(3)
+    for kwargs, wanted in (({}, t.sum() / t), ({"scale": "mean"}, t.mean() / t)):
+        np.testing.assert_allclose(weights("ntk", np.eye(3), traces=tuple(t), **kwargs), wanted, rtol=1e-12)
+
+
 @pytest.mark.parametrize(("num_steps", "rate"), [(1, 0.01), (5, 0.01), (5, 0.4)])
 @every_shape
 def test_dibs(num_steps, rate, shape):

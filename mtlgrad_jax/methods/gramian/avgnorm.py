@@ -21,6 +21,10 @@ def avgnorm(scale: Literal["sum_norm", "mean_norm", "one"] = "sum_norm") -> Meth
 
     Tasks with zero gradient take no part.
 
+    With `scale="mean_norm"` this is the scheme "grad_norm" of jaxpi for physics-informed networks, which also averages
+    the weights and refreshes them every 1000 steps:
+    `update_every(smoothed(avgnorm("mean_norm"), K, decay=0.9, init=[1.0, ...]), K, k=1000)`.
+
     Args:
       scale: :math:`S`: the norm of the sum ("sum_norm", paper), which vanishes if the gradients cancel, the mean norm
         ("mean_norm"), or 1 ("one").
