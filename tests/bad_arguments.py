@@ -35,7 +35,7 @@ BAD = {
     "gradnorm": ({"num_tasks": 0}, {"alpha": -1.0}, {"learning_rate": -0.1}),
     "emtl": ({"strength": -1.0}, {"strength": "weak"}),
     "trimmed_mean": ({"trim": -1}, {"trim": 0.1}),
-    "graddrop": ({"leak": -0.1}, {"leak": 1.5}, {"leak": [0.5, 2.0]}, {"key": None}),
+    "graddrop": ({"leak": -0.1}, {"leak": 1.5}, {"key": None}),
     "sign_agreement": ({"threshold": -0.1}, {"threshold": 1.1}, {"threshold": None}, {"rescale": "no"}),
     "db_mtl": ({"num_tasks": 0}, {"beta": 1.0}, {"beta": -0.1}, {"sigma": -1.0}, {"buffer_dtype": "int8"}),
     "excess_mtl": ({"num_tasks": 0}, {"learning_rate": -0.1}, {"buffer_dtype": "float64"}),

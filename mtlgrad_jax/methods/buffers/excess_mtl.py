@@ -34,7 +34,7 @@ def excess_mtl(num_tasks: int, learning_rate: Number = 1e-2, buffer_dtype: DType
               w_i \propto w_i \exp(\eta \, e_i / e_i^{(0)})
 
     with :math:`e_i^{(0)}` the task's first nonzero excess, in whose step its weight stays as it is. A step uses the new
-    weights. Weights start equal and sum to K; none falls below the smallest normal number, so that it can come back.
+    weights. Weights start equal and sum to K; none falls below the dtype's eps squared, so that it can come back.
     The paper recommends to collect :math:`e_i^{(0)}` over three epochs, which neither its code nor this does.
 
     The state holds K times the parameters.
@@ -73,7 +73,7 @@ def excess_mtl(num_tasks: int, learning_rate: Number = 1e-2, buffer_dtype: DType
         level = jnp.log(state.weights) + jnp.minimum(gain, limits.max / 2)
         top = jnp.max(level, where=moving, initial=-limits.max)
         grown = jnp.where(moving, jnp.exp(jnp.where(moving, level, top) - top), 0)
-        moved = jnp.maximum(on_simplex(grown, moving) * share(state.weights, moving, num_tasks), limits.tiny)
+        moved = jnp.maximum(on_simplex(grown, moving) * share(state.weights, moving, num_tasks), limits.eps**2)
         weights = jnp.where(moving, moved, state.weights)
         used = on_simplex(weights, present) * jnp.sum(present)
         return stacks.combine(used, task_grads), ExcessMTLState(root, first_excess, weights)
