@@ -6,7 +6,7 @@ INSTALLED := $(VENV)/.installed
 ARGS ?=
 SIDE_BY_SIDE := -n 2 --dist loadfile --ignore tests/peers
 
-.PHONY: demo toy pareto fs_mtl test nightly sharded tables peers stress bench cost compile lint clean
+.PHONY: demo toy pareto fs_mtl test nightly sharded tables peers stress bench cost coordinates compile lint clean
 
 demo: $(INSTALLED)  ## train a two-task network on MultiMNIST and compare methods
 	$(BIN)/python -m benchmarks.multimnist $(ARGS)
@@ -44,6 +44,9 @@ pareto: $(INSTALLED)  ## whole Pareto fronts, one program each
 
 cost: $(INSTALLED)  ## time and memory of training steps beside the plain step's
 	$(BIN)/python -m benchmarks.cost $(ARGS)
+
+coordinates: $(VENV)/.peers  ## time of coordinate-wise methods beside a copy of the stack and TorchJD's
+	$(BIN)/python -m benchmarks.coordinates $(ARGS)
 
 compile: $(INSTALLED)  ## seconds to compile an update of many leaves
 	$(BIN)/python -m benchmarks.compile $(ARGS)

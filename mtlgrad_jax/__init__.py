@@ -65,8 +65,14 @@ from mtlgrad_jax.methods.mixed.gradnorm import gradnorm as gradnorm
 from mtlgrad_jax.methods.mixed.imtl import imtl as imtl
 from mtlgrad_jax.methods.mixed.emtl import emtl as emtl
 from mtlgrad_jax.methods.coordinates.trimmed_mean import trimmed_mean as trimmed_mean
+from mtlgrad_jax.methods.coordinates.coordinate_median import coordinate_median as coordinate_median
+from mtlgrad_jax.methods.coordinates.sign_agreement import sign_agreement as sign_agreement
+from mtlgrad_jax.methods.coordinates.graddrop import graddrop as graddrop
 from mtlgrad_jax.methods.buffers.db_mtl import db_mtl as db_mtl
 from mtlgrad_jax.methods.buffers.sam_gs import sam_gs as sam_gs
+from mtlgrad_jax.methods.buffers.moco import moco as moco
+from mtlgrad_jax.methods.buffers.excess_mtl import excess_mtl as excess_mtl
+from mtlgrad_jax.methods.buffers.conflict_free_momentum import conflict_free_momentum as conflict_free_momentum
 from mtlgrad_jax.methods.sharpness.fs_mtl import fs_mtl as fs_mtl
 from mtlgrad_jax.methods.sharpness.samo import samo as samo
 from mtlgrad_jax.wrappers.shared_private import shared_private as shared_private

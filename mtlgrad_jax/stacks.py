@@ -13,16 +13,18 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.sharding import NamedSharding, PartitionSpec
+from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, PyTree
 
 from mtlgrad_jax._core.checks import leaf_name
+from mtlgrad_jax._core.control import repeat
 from mtlgrad_jax._core.tasks import Jacobian, accumulator_dtype, present_tasks, task_flags, task_vector
 
 _BLOCK = 1 << 15  # entries of a block that stays in cache on CPU
 _RUN = 256  # columns that are summed one after the other on CPU
 _SHORT = 1024  # most columns of a leaf that is joined with others on CPU
 _JOINED = 32  # most leaves that are joined: compile time grows faster than linearly in their number
-_UNROLLED_ROWS = 16  # rows of a weighted sum that one fused loop sums
+_UNROLLED_ROWS = 16  # rows that one fused loop reads
 
 AxisName = str | Sequence[str] | None
 Groups = Sequence[list[Array]]  # leaves of several stacks
@@ -75,9 +77,20 @@ def num_tasks(task_grads: PyTree, params: PyTree | None = None, *, name: str = "
     return K
 
 
-def zeros(params: PyTree, num_tasks: int) -> PyTree:
-    """Return a stack of zero gradients with the parameters' sharding."""
-    return jax.tree.map(lambda p: jnp.broadcast_to(jnp.zeros_like(p), (num_tasks, *jnp.shape(p))), params)
+def zeros(params: PyTree, num_tasks: int, dtype: DTypeLike | None = None) -> PyTree:
+    """Return a stack of zero gradients with the parameters' sharding.
+
+    Args:
+      params: the parameters.
+      num_tasks: K.
+      dtype: of the floating leaves; that of each parameter for None.
+    """
+    return jax.tree.map(lambda p: jnp.broadcast_to(p, (num_tasks, *jnp.shape(p))), zero_gradient(params, dtype))
+
+
+def zero_gradient(params: PyTree, dtype: DTypeLike | None = None) -> PyTree:
+    """Return one zero gradient, as `zeros` does a stack of them."""
+    return jax.tree.map(lambda p: jnp.zeros_like(p, dtype if _is_floating(jnp.asarray(p)) else None), params)
 
 
 def gramian(
@@ -269,6 +282,35 @@ def check_like(name: str, stack: PyTree, like: PyTree, *, rows: bool = False) ->
             raise ValueError(
                 f"`{name}` must fit the other stack: {leaf_name(path)} has shape {got}, expected {expected}."
             )
+
+
+def by_coordinate(function: Callable[[Array], Array], task_grads: PyTree) -> PyTree:
+    """Return one gradient: a function of each floating leaf of a stack, in its dtype; zeros for other leaves."""
+
+    def reduced(leaf: Array) -> Array:
+        floating = _is_floating(leaf)
+        return function(leaf).astype(leaf.dtype) if floating else jnp.zeros(leaf.shape[1:], leaf.dtype)
+
+    return jax.tree.map(reduced, task_grads)
+
+
+def fold_rows(function: Callable[[Any, Array | int, Array], Any], carry: Any, leaf: Array) -> Any:
+    """Return the result of `carry = function(carry, i, row)` over the rows of a leaf, each in at least float32.
+
+    The rows are read once, sixteen at a time in one fused loop.
+    """
+    dtype = jnp.promote_types(leaf.dtype, jnp.float32)
+
+    def some(start: Array | int, count: int, carry: Any) -> Any:
+        for i in range(count):
+            carry = function(carry, start + i, leaf[start + i].astype(dtype))
+        return carry
+
+    whole, rest = divmod(len(leaf), _UNROLLED_ROWS)
+    carry = some(whole * _UNROLLED_ROWS, rest, carry)
+    return repeat(
+        0, whole, lambda j, carry: some(j * _UNROLLED_ROWS, _UNROLLED_ROWS, carry), carry, unrolled=whole == 1
+    )
 
 
 def finite_tasks(task_grads: PyTree) -> Bool[Array, " K"]:

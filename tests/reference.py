@@ -3,6 +3,7 @@
 Every entry of `REFERENCES` has the signature ``name(grads, losses, present, **hyper) -> updates`` with grads (T, K, P):
 T successive steps, losses (T, K), present (T, K) bool, updates (T, P). A step sees only the rows of the present tasks;
 a method with state keeps it per task, so the state of absent tasks does not change. No task present: a zero update.
+Random methods whose draws no argument fixes have their law here instead: what may come out, with which probability.
 
 G holds the task gradients as rows, L the losses, n the row norms, g0 the mean row, d the update, w the weights.
 """
@@ -132,6 +133,30 @@ def constant(G, L, weights):
 def trimmed_mean(G, L, trim=1):
     """Yin et al. 2018, Definition 2: each coordinate's mean without its `trim` smallest and largest entries."""
     return (np.sort(G, axis=0)[trim:-trim] if trim and len(G) >= 2 * trim + 1 else G).mean(axis=0)
+
+
+@stateless
+def coordinate_median(G, L):
+    """Yin et al. 2018, Definition 1."""
+    return np.median(G, axis=0)
+
+
+@stateless
+def sign_agreement(G, L, threshold=1.0, rescale=False):
+    """Parascandolo et al. 2020: the mean where |mean_i sign g_ij| >= τ; the official code may divide by its share."""
+    agreed = np.abs(np.sign(G).sum(axis=0)) >= np.round(threshold * len(G), 9)
+    layers = [slice(0, 1), slice(1, None)]  # the leaves of the harness
+    share = np.concatenate([np.full(agreed[leaf].size, agreed[leaf].mean()) for leaf in layers])
+    return np.where(agreed, G.mean(axis=0), 0) / np.where(rescale & agreed, share, 1)
+
+
+def graddrop_law(G, leak=0.0):
+    """Chen et al. 2020, lines 10-15: each coordinate's two values (P,), and the probability of the first."""
+    leak = np.broadcast_to(leak, len(G))[:, None]
+    size = np.abs(G).sum(axis=0)
+    purity = (1 + np.divide(G.sum(axis=0), size, out=np.zeros_like(size), where=size > 0)) / 2
+    up, down = (((leak + (1 - leak) * kept) * G).sum(axis=0) for kept in (G > 0, G < 0))
+    return up, down, purity
 
 
 # ---------------------------------------------------------------------------------------------- weights from gradients
@@ -661,6 +686,63 @@ def db_mtl(shape, beta=0.9, sigma=0.0):
 
 
 @stateful
+def excess_mtl(shape, learning_rate=1e-2):
+    """He et al. 2024: e_i = Σ g²/√S, S += g²; w_i ∝ w_i exp(η e_i/e_i⁰) with Σ w = K, after task i's first e_i > 0."""
+    S, first, w = np.zeros(shape), np.zeros(shape[0]), np.ones(shape[0])
+
+    def step(G, L, p):
+        S[p] += G**2
+        e = np.divide(G**2, np.sqrt(S[p]), out=np.zeros(G.shape), where=S[p] > 0).sum(axis=1)
+        moving, tasks = first[p] > 0, np.flatnonzero(p)
+        gain = learning_rate * e[moving] / first[p][moving]
+        old, first[p] = w[tasks[moving]], np.where(moving, first[p], e)
+        if moving.any():
+            new = old * np.exp(gain - gain.max())
+            w[tasks[moving]] = new * old.sum() / new.sum()
+        return w[p] / w[p].sum() * len(G) @ G
+
+    return step
+
+
+@stateful
+def moco(shape, beta=0.1, gamma=0.1, rho=0.1, projection="simplex", normalize="none"):
+    """Fernando et al. 2023: y <- y - β(y - g), λ <- Π(λ - γ(YYᵀλ + ρλ)), d = Yᵀλ."""
+    y, kept = np.zeros(shape), np.full(shape[0], 1 / shape[0])
+
+    def step(G, L, p):
+        y[p] += beta * ((unit(G) * L[:, None] if normalize == "unit_loss" else G) - y[p])
+        Y = unit(y[p]) if normalize in ("l2", "loss+") else y[p]
+        Y = divide(Y, L) if normalize in ("loss", "loss+") else Y
+        w, total = rest(kept, p)
+        v = w - gamma * (Y @ (w @ Y) + rho * w)
+        w = simplex(v) if projection == "simplex" else np.exp(v - v.max()) / np.exp(v - v.max()).sum()
+        kept[p] = w * total
+        return w @ Y
+
+    return step
+
+
+@stateful
+def conflict_free_momentum(shape, b1=0.9, b2=0.999, eps=1e-8):
+    """Liu et al. 2025 (M-ConFIG), Algorithm 1, for any number of momenta per step: Adam on ConFIG of all m̂."""
+    m, t, fake, s, steps = np.zeros(shape), np.zeros((shape[0], 1)), 0.0, 0.0, 0
+
+    def step(G, L, p):
+        nonlocal fake, s, steps
+        m[p], t[p] = b1 * m[p] + (1 - b1) * G, t[p] + 1
+        if not t.all():
+            return np.zeros(shape[1])
+        steps += 1
+        config = conflict_free.update(m / (1 - b1**t), None)
+        old, fake = fake, config * (1 - b1**steps)
+        s = b2 * s + (1 - b2) * ((fake - b1 * old) / (1 - b1)) ** 2
+        size = np.sqrt(s / (1 - b2**steps)) + eps
+        return np.divide(config, size, out=np.zeros(shape[1]), where=size > 0)
+
+    return step
+
+
+@stateful
 def sam_gs(shape, gamma=0.7, b1=0.9, b2=0.99, similarity="pairs", reduction="mean", epsilon="code", aligned="momentum"):
     """Borsani et al. 2025: equal lengths n̄ where Ψ < γ, else Σ g_i ⊙ |m̂_i| / √ĥ; ψ_ij = 2 n_i n_j / (n_i² + n_j²)."""
     m, t, h, steps = np.zeros(shape), np.zeros((shape[0], 1)), 0.0, 0
@@ -1000,6 +1082,8 @@ REFERENCES = {
     "modo": modo,
     "sdmgrad": sdmgrad,
     "trimmed_mean": trimmed_mean,
+    "coordinate_median": coordinate_median,
+    "sign_agreement": sign_agreement,
     "uw": uw,
     "slaw": slaw,
     "bmtl": bmtl,
@@ -1023,4 +1107,7 @@ REFERENCES = {
     "emtl": emtl,
     "db_mtl": db_mtl,
     "sam_gs": sam_gs,
+    "excess_mtl": excess_mtl,
+    "moco": moco,
+    "conflict_free_momentum": conflict_free_momentum,
 }

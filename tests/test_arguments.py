@@ -11,6 +11,7 @@ import numpy as np
 import optax
 import pytest
 from harness import FIXED, FUNCTIONS, UNSTACKED, flat, losses_of, raises_naming, zeros
+from jax.typing import DTypeLike
 from jaxtyping import PyTree
 
 import mtlgrad_jax as mtl
@@ -49,6 +50,7 @@ WRONG = {
     PyTree: ("x", {}, *([1.0, value] for value in (np.nan, np.inf, 1j, "x", True, None)), np.full(K, -np.inf)),
     int | PyTree: ("x", -1, K, 1.5, True, [True, True, False], [0, 1, 0]),
     jax.Array: (3, np.float32(1), [1.0] * K, dict.fromkeys("abc", 1.0), np.ones(K + 1)),
+    DTypeLike: ("x", 3, "int32", jnp.int8, bool, np.float64, jnp.complex64),
     Callable: (3, "x"),
     Labels: (3,),
     PyTree | Callable: (3,),

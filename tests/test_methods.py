@@ -8,7 +8,7 @@ import pytest
 import reference
 from families import EVERY as FAMILIES_AND_ILL_CONDITIONED
 from families import FAMILIES, stack
-from harness import DETERMINED, P, hyper, run, tree, zeros
+from harness import REFERENCED, WEIGHED, P, flat, hyper, run, tree, zeros
 
 import mtlgrad_jax as mtl
 from mtlgrad_jax._core.row import HOMOGENEOUS, NON_CONFLICTING, SCALE_FREE
@@ -19,7 +19,7 @@ from mtlgrad_jax.solvers._solution import FAILED, INFEASIBLE, SOLVED
 STEPS = 3
 
 OPTIONS = [
-    *((name, {}) for name in DETERMINED),
+    *((name, {}) for name in REFERENCED),
     ("mgda", {"normalization": "l2", "apply_to": "normalized"}),
     ("mgda", {"normalization": "loss", "apply_to": "normalized"}),
     ("mgda", {"normalization": "loss+", "apply_to": "normalized"}),
@@ -85,7 +85,14 @@ OPTIONS = [
     ("emtl", {"strength": 0.0}),
     ("emtl", {"strength": 30.0}),
     ("trimmed_mean", {"trim": 0}),
+    *(("sign_agreement", {"threshold": tau}) for tau in (0.0, 1 / 3, 0.6)),
+    ("sign_agreement", {"threshold": 0.5, "rescale": True}),
     ("db_mtl", {"beta": 0.5, "sigma": 0.5}),
+    ("excess_mtl", {"learning_rate": 1.0}),
+    ("moco", {"beta": 1.0, "gamma": 1.0, "rho": 0.0}),
+    *(("moco", {"normalize": kind}) for kind in ("l2", "loss", "loss+")),
+    ("moco", {"beta": 0.5, "rho": 0.0, "projection": "softmax", "normalize": "unit_loss"}),
+    ("conflict_free_momentum", {"b1": 0.0, "b2": 0.5, "eps": 0.1}),
     ("sam_gs", {"gamma": 0.0, "b1": 0.5, "b2": 0.9}),
     ("sam_gs", {"gamma": 1.1}),
     ("sam_gs", {"similarity": "paper_mean", "epsilon": "paper"}),
@@ -155,14 +162,14 @@ def test_reference_in_float64(case):
             assert_reference(name, kwargs, family, 3, np.float64, 2e-6)
 
 
-@pytest.mark.parametrize("name", DETERMINED)
+@pytest.mark.parametrize("name", REFERENCED)
 def test_reference_with_five_tasks(name):
     for family in FAMILIES:
         assert_reference(name, {}, family, 5, np.float64, 2e-6)
 
 
 @pytest.mark.every_method
-@pytest.mark.parametrize("name", DETERMINED)
+@pytest.mark.parametrize("name", REFERENCED)
 def test_reference_in_float32(name):
     for family in ("normal", "correlated", "duplicate", "zero_row", "all_zero", "scales", "tiny", "huge"):
         assert_reference(name, {}, family, 3, np.float32, 5e-4 if family == "scales" else 5e-5)
@@ -262,7 +269,7 @@ def test_the_primary_task_has_a_name():
         by_name.update(grads, by_name.init(jnp.zeros(P)), losses={"x": 1.0, "y": 1.0, "z": 1.0})
 
 
-@pytest.mark.parametrize("name", [name for name, row in ROWS.items() if NON_CONFLICTING in row.promises])
+@pytest.mark.parametrize("name", [name for name in WEIGHED if NON_CONFLICTING in ROWS[name].promises])
 def test_no_task_ascends_in_float32(name):
     """As stated in the README, on the gradients themselves."""
     method, K = ROWS[name].factory(), 3
@@ -449,10 +456,104 @@ def test_emtl_descends_the_objective_it_reconstructs():
             assert weights[np.argmax(losses / norms)] >= 1
 
 
-@pytest.mark.parametrize("name", DETERMINED)
+@pytest.mark.parametrize("name", REFERENCED)
 @pytest.mark.parametrize("num_tasks", [1, 2])
 def test_reference_where_a_parameter_is_as_long_as_there_are_tasks(name, num_tasks):
     """Two tasks and a parameter of leading size two: the task axis must not be confused with the parameter's axis."""
     for family in ("normal", "opposite"):
         if ROWS[name].fewest <= num_tasks:
             assert_reference(name, {}, family, num_tasks, np.float64, 2e-6)
+
+
+def test_where_signs_agree_no_task_ascends_in_any_coordinate():
+    """Without rounding: the mean of numbers of one sign has that sign."""
+    tx = mtl.sign_agreement()
+    update = jax.jit(lambda G: tx.update(G, tx.init(G[0]))[0])
+    for family in FAMILIES_AND_ILL_CONDITIONED:
+        G = jnp.asarray(stack(family, 3, P), jnp.float32)
+        assert (G * update(G) >= 0).all(), family
+
+
+@pytest.mark.parametrize("num_tasks", [3, 5, 7, 10])
+def test_agreement_is_counted_without_rounding(num_tasks):
+    """A threshold of m/K, however it is rounded, keeps what m more tasks want than not."""
+    signs = np.where(np.tri(num_tasks + 1, num_tasks, -1), 1.0, -1.0).T  # column j has j positive entries
+    for m in range(num_tasks + 1):
+        for threshold in (m / num_tasks, jnp.float32(m / num_tasks), round(m / num_tasks, 7)):
+            tx = mtl.sign_agreement(threshold)
+            update, _ = tx.update(jnp.asarray(signs), tx.init(jnp.zeros(num_tasks + 1)))
+            np.testing.assert_array_equal(update != 0, (np.abs(signs.sum(axis=0)) >= m) & (signs.sum(axis=0) != 0))
+
+
+@pytest.mark.parametrize("num_tasks", [1, 2, 3, 8, 21])
+def test_median_over_any_number_of_tasks_present(num_tasks):
+    rng = np.random.default_rng(num_tasks)
+    tx = mtl.coordinate_median()
+    step = jax.jit(lambda G, present: tx.update(G, tx.init(G[0]), task_mask=present)[0])
+    for count in range(1, num_tasks + 1):
+        G = rng.integers(-2, 3, size=(num_tasks, P)).astype(np.float32) * 10.0 ** rng.integers(-18, 18)
+        present = rng.permutation(num_tasks) < count
+        spoiled = np.where(present[:, None], G, np.nan)
+        np.testing.assert_allclose(step(spoiled, present), np.median(G[present], axis=0), rtol=1e-6)
+
+
+LEAKS = [0.0, 0.3, 1.0, [0.0, 0.2, 1.0]]
+
+
+@pytest.mark.parametrize("leak", LEAKS, ids=str)
+@pytest.mark.parametrize("present", [[True, True, True], [True, False, True]], ids=["all", "two"])
+def test_graddrop_in_law(leak, present):
+    """Every draw is the positive or the negative part, each as often as its share, coordinate by coordinate."""
+    draws, present = 4000, np.asarray(present)
+    G = stack("normal", 3, P)
+    G[:, 0], G[:, 1], G[:, 2] = 0, np.abs(G[:, 1]), -np.abs(G[:, 2])
+    tx = mtl.graddrop(leak=leak, key=1)
+    grads = tree(jnp.asarray(np.where(present[:, None], G, np.nan), jnp.float32))
+
+    @jax.jit
+    def drawn():
+        def step(state, _):
+            update, state = tx.update(grads, state, task_mask=jnp.asarray(present))
+            return state, flat(update)
+
+        return jax.lax.scan(step, tx.init(zeros()), length=draws)[1]
+
+    updates = np.asarray(drawn(), float)
+    up, down, share = reference.graddrop_law(G[present], np.asarray(leak)[present] if np.ndim(leak) else leak)
+    ups, downs = (np.abs(updates - value) < 1e-5 for value in (up, down))
+    assert (ups | downs).all()
+    assert not updates[:, 0].any()
+    np.testing.assert_allclose(updates[:, 1:3], np.tile(np.where([1, 0], up[1:3], down[1:3]), (draws, 1)), rtol=1e-5)
+    decided = np.abs(up - down) > 1e-4
+    deviation = np.sqrt(share * (1 - share) / draws)
+    assert (np.abs(ups.mean(axis=0) - share) <= 4.5 * deviation + 1e-9)[decided].all()
+    expected = share * up + (1 - share) * down
+    assert (np.abs(updates.mean(axis=0) - expected) <= 4.5 * deviation * np.abs(up - down) + 1e-5).all()
+    if np.ndim(leak) == 0:
+        np.testing.assert_allclose(expected, G[present].sum(axis=0), atol=1e-12)
+    free = [j for j in range(3, P) if decided[j] and 0.05 < share[j] < 0.95]
+    if len(free) > 1:
+        correlations = np.corrcoef(ups[:, free].T) - np.eye(len(free))
+        assert np.abs(correlations).max() < 4.5 / np.sqrt(draws)
+
+
+@pytest.mark.parametrize("num_tasks", [2, 17, 40])
+def test_graddrop_of_many_tasks(num_tasks):
+    """More rows than one fused loop reads, at the ends of float32's range."""
+    G = stack("normal", num_tasks, P)
+    up, down, _ = reference.graddrop_law(G)
+    tx = mtl.graddrop()
+    step = jax.jit(lambda G: tx.update(G, tx.init(G[0]))[0])
+    for scale in (2.0**-60, 1.0, 2.0**60):
+        update = np.asarray(step(jnp.asarray(scale * G, jnp.float32)), float) / scale
+        assert (np.minimum(np.abs(update - up), np.abs(update - down)) < 1e-5 * num_tasks).all()
+
+
+def test_leaks_have_names():
+    grads, losses = jnp.asarray(stack("normal", 3, P), jnp.float32), {"a": 1.0, "b": 1.0, "c": 1.0}
+    named, by_order = (mtl.graddrop(leak=leak) for leak in ({"b": 0.5, "a": 0.0, "c": 1.0}, [0.0, 0.5, 1.0]))
+    one, _ = named.update(grads, named.init(jnp.zeros(P)), losses=losses)
+    np.testing.assert_array_equal(one, by_order.update(grads, by_order.init(jnp.zeros(P)))[0])
+    for tx, given in ((by_order, losses), (mtl.graddrop(leak=[0.0, 1.0]), None)):
+        with pytest.raises(ValueError, match="`leak` must have"):
+            tx.update(grads, tx.init(jnp.zeros(P)), losses=given)

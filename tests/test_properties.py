@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 from families import FAMILIES, stack
-from harness import EVERY, P, run
+from harness import EVERY, WEIGHED, P, run
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
@@ -55,12 +55,16 @@ def worst_change(name, G, vectors=lambda G: G):
     """The most negative <v, d>, relative to the norm of v and to the length of d without cancellation."""
     G = G.astype(np.float32).astype(float)
     norms, vectors = np.linalg.norm(G, axis=1), vectors(G)
-    weights = np.asarray(weigher(name)((G @ G.T).astype(np.float32)), float)
-    assert np.isfinite(weights).all()
-    length = norms @ np.abs(weights)
+    if name in WEIGHED:
+        weights = np.asarray(weigher(name)((G @ G.T).astype(np.float32)), float)
+        update, length = weights @ G, norms @ np.abs(weights)
+    else:
+        (update,), _ = run(name, G[None])
+        length = np.linalg.norm(update)
+    assert np.isfinite(update).all()
     length = max(length, norms.max()) if HOMOGENEOUS in ROWS[name].promises else length
     sizes = np.linalg.norm(vectors, axis=1)
-    return (vectors @ (weights @ G) / np.where(sizes > 0, sizes, 1)).min() / (length or 1)
+    return (vectors @ update / np.where(sizes > 0, sizes, 1)).min() / (length or 1)
 
 
 def mean_gradient(G):

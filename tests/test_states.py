@@ -61,10 +61,13 @@ def episodes():
     yield rng.choice(LOSSES, size=(WILD, K)), rng.choice(SIZES, size=(WILD, K))
 
 
+FORGETFUL = {"conflict_free_momentum": {"b2": 0.9}}  # Adam's squares: by default, 1e36 takes 80,000 steps to decay
+
+
 @pytest.mark.parametrize("name", STATEFUL)
 def test_states_stay_finite_and_recover(name):
     """After any finite losses and gradients, moderate steps are solved again, with updates of the usual length."""
-    tx = make(name, K)
+    tx = make(name, K, **FORGETFUL.get(name, {}))
     run = jax.jit(lambda *steps: scan(tx, tx.init(zeros()), *steps)[1])
     unit, calm = G / jnp.linalg.norm(G, axis=1, keepdims=True), jnp.asarray([1.0, 2.0, 4.0])
     last = []
@@ -213,10 +216,151 @@ def test_weights_may_be_zero():
     assert steps == [False, False, True]
 
 
+@pytest.mark.parametrize("size", [1e-18, 0.2, 1e18])
+def test_the_first_excess_of_many_coordinates_is_finite(size):
+    """Its value is the 1-norm of the gradient, 200 for 0.2: the exponential of that, as in TorchJD, overflows."""
+    tx = mtl.excess_mtl(num_tasks=2, learning_rate=1.0)
+    grads = jnp.full((2, 1000), size).at[1].multiply(2)
+    first, state = tx.update(grads, tx.init(grads[0]))
+    np.testing.assert_allclose(first, 3 * grads[0], rtol=1e-6)
+    np.testing.assert_allclose(state.method.first_excess, grads.sum(axis=1), rtol=1e-5)
+    np.testing.assert_array_equal(state.method.weights, [1, 1])
+    _, state = tx.update(grads.at[1].multiply(0.1), state)
+    excess = np.asarray([1 / np.sqrt(2), 0.01 / np.sqrt(1.01)])
+    np.testing.assert_allclose(state.method.weights, 2 * np.exp(excess) / np.exp(excess).sum(), rtol=1e-5)
+
+
+def test_a_task_without_gradient_waits():
+    """Until its first excess it has its share of the weights, and no other task's ratio is infinite."""
+    tx = mtl.excess_mtl(num_tasks=3, learning_rate=1.0)
+    state = tx.init(jnp.zeros(2))
+    for row in ([0.0, 0.0], [0.0, 0.0], [1.0, 1.0]):
+        _, state = tx.update(jnp.asarray([[1.0, 0], [0, 0.1], row]), state)
+        assert float(state.method.weights[2]) == pytest.approx(1, rel=1e-6)
+    _, state = tx.update(jnp.asarray([[1.0, 0], [0, 0.1], [0, 0]]), state)
+    assert float(state.method.weights[2]) < 0.9
+
+
+def test_an_excess_beyond_all_bounds():
+    """A ratio of 1e36 leaves the other task almost no weight, but enough to come back."""
+    tx = mtl.excess_mtl(num_tasks=2, learning_rate=1.0)
+    step, state = jax.jit(lambda G, s: tx.update(G, s)), tx.init(jnp.zeros(2))
+    for G in ([[1e-18, 0], [0, 1]], [[1e18, 0], [0, 1]]):
+        update, state = step(jnp.asarray(G), state)
+    assert all_finite((update, state))
+    np.testing.assert_allclose(state.method.weights, [2, np.finfo(np.float32).eps ** 2])
+    for _ in range(4000):
+        update, state = step(jnp.asarray([[1e-18, 0], [0, 1]]), state)
+    np.testing.assert_allclose(state.method.weights, [0, 2], atol=1e-6)
+
+
+@pytest.mark.parametrize("normalize", ["none", "l2", "loss", "loss+"])
+@pytest.mark.parametrize("projection", ["simplex", "softmax"])
+def test_moco_stays_on_the_simplex(projection, normalize):
+    """At any scale of the gradients and under any masks."""
+    tx = mtl.moco(num_tasks=K, gamma=1.0, projection=projection, normalize=normalize)
+    rng = np.random.default_rng(0)
+    sizes = 10.0 ** rng.integers(-18, 19, size=(500, K, 1)) * rng.integers(0, 2, size=(500, K, 1))
+    grads = (rng.normal(size=(500, K, P)) * sizes).astype(np.float32)
+    present = rng.uniform(size=(500, K)) < 0.6
+    losses = rng.choice([1.0, 1e3, 1e6], size=(500, K)).astype(np.float32)
+
+    def step(state, now):
+        update, state = tx.update(now[0], state, losses=now[1], task_mask=now[2])
+        return state, (state.method.weights, all_finite((update, state)), state.info.result)
+
+    run = jax.jit(lambda *now: jax.lax.scan(step, tx.init(jnp.zeros(P)), now)[1])
+    weights, finite, codes = run(grads, losses, present)
+    assert finite.all()
+    assert (codes[present.any(axis=1)] == SOLVED).all()
+    assert weights.min() >= 0
+    assert np.abs(weights.sum(axis=1) - 1).max() < 4 * K * np.finfo(np.float32).eps
+
+
+def test_conflict_free_momentum_waits_for_every_task():
+    """Zero, and Adam's average does not move, until all have been present; then one task in each step is enough."""
+    tx = mtl.conflict_free_momentum(num_tasks=K)
+    state = tx.init(zeros())
+    for t, task in enumerate((0, 0, 2, 0, 1, 2, 1)):
+        mask = jnp.arange(K) == task
+        update, state = tx.update(tree(jnp.where(mask[:, None], G, jnp.nan)), state, task_mask=mask)
+        assert flat(update).any() == (t >= 4)
+        assert int(state.method.steps) == max(t - 3, 0)
+        assert flat(state.method.root).any() == (t >= 4)
+        assert int(state.info.result) == SOLVED
+    np.testing.assert_array_equal(state.method.seen, [3, 2, 2])
+
+
+@pytest.mark.parametrize("length", [1e-18, 1.0, 1e18])
+def test_conflict_free_momentum_does_not_depend_on_the_scale(length):
+    """But for eps: squares of such gradients would underflow or overflow."""
+    tx = mtl.conflict_free_momentum(num_tasks=K, eps=0.0)
+    rows = G / jnp.linalg.norm(G, axis=1, keepdims=True)
+    updates = []
+    for scale in (1.0, length):
+        state = tx.init(zeros())
+        for grads in (rows, rows[:, ::-1], rows):
+            update, state = tx.update(tree(scale * grads), state)
+        assert int(state.info.result) == SOLVED
+        updates.append(flat(update))
+    np.testing.assert_allclose(*updates, rtol=1e-4)
+
+
+BUFFERED = [row.name for row in METHODS if "buffer_dtype" in inspect.signature(row.factory).parameters]
+
+
+def test_methods_with_buffers_have_a_dtype_for_them():
+    assert {row.name for row in METHODS if row.folder == "buffers"} == set(BUFFERED)
+
+
+@pytest.mark.parametrize("name", BUFFERED)
+def test_the_state_holds_as_many_parameters_as_documented(name):
+    """In the dtype asked for, by default the parameters'; leaves that are not floating keep theirs."""
+    params = {"w": jnp.zeros((5, 200), jnp.bfloat16), "count": jnp.zeros(1000, jnp.int32)}
+    multiple = K + 2 if "K + 2 times the parameters" in ROWS[name].factory.__doc__ else K
+    assert f"holds {'K + 2' if multiple > K else 'K'} times" in ROWS[name].factory.__doc__
+    for given, wanted in ((None, jnp.bfloat16), (jnp.float32, jnp.float32), ("float16", jnp.float16)):
+        leaves = [leaf for leaf in jax.tree.leaves(make(name, K, buffer_dtype=given).init(params)) if leaf.size >= 1000]
+        sizes = {dtype: sum(leaf.size for leaf in leaves if leaf.dtype == dtype) for dtype in (wanted, jnp.int32)}
+        assert sizes == {wanted: 1000 * multiple, jnp.int32: 1000 * multiple}
+        assert sum(leaf.size for leaf in leaves) == 2000 * multiple
+
+
+@pytest.mark.parametrize("name", BUFFERED)
+def test_wide_buffers_of_narrow_gradients_are_more_accurate(name):
+    """After 300 steps, beside float32 throughout on the same bfloat16 gradients."""
+    slow = {
+        "sam_gs": {"b1": 0.99},
+        "db_mtl": {"beta": 0.99},
+        "moco": {"beta": 0.01},
+        "conflict_free_momentum": {"b1": 0.99},
+    }
+    rows = jnp.asarray(np.random.default_rng(0).normal(1, 0.3, size=(300, K, P)), jnp.bfloat16)
+
+    def buffers(dtype, **own):
+        tx = make(name, K, **slow.get(name, {}), **own)
+
+        def step(state, grads):
+            return tx.update(grads, state, losses=ONES)[::-1]
+
+        state, updates = jax.jit(lambda rows: jax.lax.scan(step, tx.init(jnp.zeros(P, dtype)), rows))(
+            rows.astype(dtype)
+        )
+        assert updates.dtype == dtype
+        return np.concatenate([np.asarray(leaf, float) for leaf in jax.tree.leaves(state) if leaf.shape == (K, P)])
+
+    exact = buffers(jnp.float32)
+    narrow, wide = (np.abs(buffers(jnp.bfloat16, buffer_dtype=d) / exact - 1).max() for d in (None, "float32"))
+    assert wide < 1e-5
+    assert narrow > 0.01
+
+
 STEPS = 20_000
 
 
-@pytest.mark.parametrize(("name", "whole"), [("modo", 1), ("sdmgrad", 1), ("gradnorm", 3)])
+@pytest.mark.parametrize(
+    ("name", "whole"), [("modo", 1), ("sdmgrad", 1), ("gradnorm", 3), ("moco", 1), ("excess_mtl", 3)]
+)
 def test_weights_keep_their_sum_under_masks(name, whole):
     """Always, up to rounding: no weight is negative, and those of absent tasks keep every bit."""
     tx = make(name, K, **({"num_steps": 2} if name == "sdmgrad" else {}))

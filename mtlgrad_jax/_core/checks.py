@@ -85,6 +85,20 @@ def check_flag(name: str, value: Any) -> None:
         raise ValueError(f"`{name}` must be True or False, got {name}={value!r}.")
 
 
+def check_dtype(name: str, value: Any) -> None:
+    """Raise a ValueError unless `value` is None or a floating dtype that JAX can hold."""
+    if value is None:
+        return
+    try:
+        dtype = jnp.dtype(value)
+    except TypeError:
+        dtype = np.dtype(object)
+    if not jnp.issubdtype(dtype, jnp.floating) or jax.dtypes.canonicalize_dtype(dtype) != dtype:
+        raise ValueError(
+            f"`{name}` must be a floating dtype or None, got {name}={value!r}. float64 needs jax_enable_x64."
+        )
+
+
 def check_function(name: str, value: Any) -> None:
     """Raise a ValueError unless `value` is callable."""
     if not callable(value):

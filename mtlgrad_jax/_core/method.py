@@ -232,8 +232,7 @@ def from_kernel(
     declared, wanted = declare("kernel", kernel, ("gramian", "present", "state"), arguments)
     _check_parts(init, num_tasks, fewest)
     check_flag("mean_like", mean_like)
-    if not isinstance(per_task, dict | None):
-        raise ValueError(f"`per_task` must be a dict of arguments by name, got per_task={per_task!r}.")
+    _check_per_task(per_task)
     known_tasks = num_tasks
 
     def init_fn(params: PyTree) -> MethodState:
@@ -251,11 +250,7 @@ def from_kernel(
         matrix = _matrix(gramian, known_tasks) if "gramian" in wanted or crossed else None
         K = _count_tasks(gramian if matrix is None else matrix, losses, known_tasks)
         check_num_tasks(known_tasks, K)
-        for name, values in (per_task or {}).items():
-            if callable(values):
-                values = jax.tree.map(jnp.zeros_like, jax.eval_shape(values))
-            if values is not None:
-                task_vector(name, values, num_tasks=K, names=task_names(losses))
+        _check_fit(per_task, K, losses)
         step = read_step(declared, K, name=_name(kernel), gramian=matrix, losses=losses, task_mask=task_mask, **extra)
         given = {"present": step.present, "state": state.method, **step.values}
         solved = kernel(**{name: given[name] for name in wanted})
@@ -279,6 +274,7 @@ def from_rule(
     *,
     arguments: Iterable[Argument] = (),
     num_tasks: int | None = None,
+    per_task: dict[str, PyTree] | None = None,
     fewest: int = 1,
 ) -> Method:
     """Make a method from a rule on the stack itself: coordinate-wise, or with a buffer for every task.
@@ -292,6 +288,7 @@ def from_rule(
       init: `init(params, num_tasks)` makes the method's own state; None for a method without state.
       arguments: other or stricter arguments of the update, such as `POSITIVE_LOSSES`.
       num_tasks: K, if the method keeps per-task state: axes whose length depends on K hold one entry per task.
+      per_task: the per-task arguments of the factory, checked against the tasks' names and number.
       fewest: tasks that must be present; with fewer, the gradient is their mean.
 
     Example:
@@ -306,6 +303,7 @@ def from_rule(
     """
     declared, wanted = declare("rule", rule, ("present", "state"), arguments, positional=1)
     _check_parts(init, num_tasks, fewest)
+    _check_per_task(per_task)
     known_tasks = num_tasks
 
     def init_fn(params: PyTree) -> MethodState:
@@ -322,6 +320,7 @@ def from_rule(
     ) -> tuple[PyTree, MethodState]:
         K = stacks.num_tasks(task_grads)
         check_num_tasks(known_tasks, K)
+        _check_fit(per_task, K, losses)
         step = read_step(declared, K, name=_name(rule), losses=losses, task_mask=task_mask, **extra)
         step = step.also(jnp.all(stacks.finite_tasks(task_grads) | ~step.present))
         given = {"present": step.present, "state": state.method, **step.values}
@@ -376,6 +375,19 @@ def _check_parts(init: Any, num_tasks: Any, fewest: Any) -> None:
     if num_tasks is not None:
         check_count("num_tasks", num_tasks, at_least=1)
     check_count("fewest", fewest, at_least=1)
+
+
+def _check_per_task(per_task: Any) -> None:
+    if not isinstance(per_task, dict | None):
+        raise ValueError(f"`per_task` must be a dict of arguments by name, got per_task={per_task!r}.")
+
+
+def _check_fit(per_task: dict[str, PyTree] | None, num_tasks: int, losses: PyTree) -> None:
+    for name, values in (per_task or {}).items():
+        if callable(values):
+            values = jax.tree.map(jnp.zeros_like, jax.eval_shape(values))
+        if values is not None:
+            task_vector(name, values, num_tasks=num_tasks, names=task_names(losses))
 
 
 def _name(formula: Any) -> str:

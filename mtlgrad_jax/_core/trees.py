@@ -1,6 +1,6 @@
 """Splitting a tree into groups of leaves and merging them again."""
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
 import jax
@@ -106,7 +106,9 @@ def unaliased(tree: PyTree, other: PyTree = None) -> PyTree:
     return jax.tree.map(own, tree)
 
 
-def draw_like(sample: Callable[[Array, tuple[int, ...]], Array], key: Array, leaves: list[Array]) -> list[Array]:
+def draw_like(
+    sample: Callable[[Array, tuple[int, ...]], Array], key: Array, leaves: Sequence[Array | jax.ShapeDtypeStruct]
+) -> list[Array]:
     """Return `sample(key, shape)` for every leaf; short leaves share one draw, since draws are slow to compile."""
     short = [leaf.size <= _SHORT for leaf in leaves]
     ends = np.cumsum([leaf.size for leaf, shares in zip(leaves, short, strict=True) if shares])

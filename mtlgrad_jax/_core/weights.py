@@ -1,5 +1,6 @@
 """Arithmetic on K weights that methods share."""
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, PyTree
 
@@ -13,9 +14,14 @@ def uniform(present: Present) -> Float[Array, " K"]:
     return present / jnp.maximum(jnp.sum(present), 1).astype(accumulator_dtype())
 
 
+def one_for_all(values: PyTree) -> bool:
+    """Return whether a per-task argument of a factory is one number for all tasks."""
+    return jax.tree_util.all_leaves([values]) and jnp.ndim(values) == 0
+
+
 def of_tasks(name: str, values: PyTree, present: Present, default: Float[Array, " K"] | float) -> Float[Array, " K"]:
     """Return a per-task argument of a factory as an array, or the default for None; zero for absent tasks."""
-    values = default if values is None else task_vector(name, values)
+    values = default if values is None else values if one_for_all(values) else task_vector(name, values)
     return jnp.where(present, values, 0).astype(accumulator_dtype())
 
 

@@ -356,6 +356,20 @@ def test_db_mtl(beta, sigma, shape):
     np.testing.assert_allclose(ours, wanted, atol=1e-10)
 
 
+@every_shape
+def test_moco(shape):
+    """LibMTL without the decay of its rates: gradients of length l_i, and a softmax for a projection."""
+    grads, losses = sequence(shape), losses_of(shape[0], steps=6)
+    y, w, wanted = np.zeros(shape), np.full(shape[0], 1 / shape[0]), []
+    for G, loss in zip(grads, losses, strict=True):
+        y = y - 0.5 * (y - units(G) * loss[:, None])
+        w = w - 0.1 * (y @ y.T + 0.2 * np.eye(len(w))) @ w
+        w = np.exp(w) / np.exp(w).sum()
+        wanted.append(w @ y)
+    kwargs = {"beta": 0.5, "gamma": 0.1, "rho": 0.2, "projection": "softmax", "normalize": "unit_loss"}
+    np.testing.assert_allclose(updates("moco", grads, losses, num_tasks=shape[0], **kwargs), wanted, atol=1e-10)
+
+
 @pytest.mark.parametrize("alpha", [0.12, 1.5])
 def test_gradnorm_by_autograd(alpha):
     """Algorithm 1 with torch's autograd and Adam on the raw weights; LibMTL has a softmax in between."""

@@ -214,6 +214,68 @@ def test_trimmed_mean(trim, shape):
     np.testing.assert_allclose(update("trimmed_mean", G, trim=trim), agg.TrimmedMean(trim)(tensor(G)), atol=1e-14)
 
 
+@pytest.mark.parametrize("leak", [None, [0.0, 0.3, 1.0]], ids=["without leak", "leak"])
+def test_graddrop_of_the_same_draws(monkeypatch, leak):
+    """With one set of uniform numbers on both sides; TorchJD divides by zero in an empty column, without effect."""
+    import jax
+    import jax.numpy as jnp
+
+    import mtlgrad_jax as mtl
+
+    G, rng = stack("normal", 3, 200), np.random.default_rng(0)
+    G[:, :2], G[:, 2:9] = 0, np.abs(G[:, 2:9])
+    tx = mtl.graddrop() if leak is None else mtl.graddrop(leak=leak)
+    peer = agg.GradDrop(leak=None if leak is None else tensor(leak))
+    with jax.enable_x64(True):
+        for _ in range(5):
+            draws = rng.uniform(size=200)
+            monkeypatch.setattr(torch, "rand", lambda *shape, draws=draws, **_: tensor(draws))
+            monkeypatch.setattr(jax.random, "uniform", lambda key, shape, dtype, draws=draws: jnp.asarray(draws, dtype))
+            ours, _ = tx.update(jnp.asarray(G), tx.init(jnp.zeros(200)))
+            np.testing.assert_allclose(ours, peer(tensor(G)), rtol=1e-12, atol=1e-14)
+
+
+def test_graddrop_in_law():
+    """The means of many draws on both sides, and the sum of the gradients, which is their expectation."""
+    import jax
+    import jax.numpy as jnp
+
+    import mtlgrad_jax as mtl
+
+    G, draws = stack("normal", 3, 20), 4000
+    tx, wanted = mtl.graddrop(key=1), G.sum(axis=0)
+    grads = jnp.asarray(G, jnp.float32)
+    step = jax.jit(lambda: jax.lax.scan(lambda s, _: tx.update(grads, s)[::-1], tx.init(grads[0]), length=draws)[1])
+    torch.manual_seed(0)
+    peer = agg.GradDrop()
+    means = (
+        np.asarray(step(), float).mean(axis=0),
+        torch.stack([peer(tensor(G)) for _ in range(draws)]).mean(dim=0).numpy(),
+    )
+    deviation = np.sqrt(np.maximum(G, 0).sum(axis=0) * np.maximum(-G, 0).sum(axis=0) / draws)
+    for mean in means:
+        assert (np.abs(mean - wanted) <= 4.5 * deviation + 1e-5).all()
+
+
+@pytest.mark.parametrize("rate", [0.01, 1.0])
+@every_shape
+def test_excess_mtl(rate, shape):
+    """With one warm-up step, which only sets the first excess. TorchJD's weights sum to 1; its 1e-7s are negligible."""
+    grads = 1e3 * sequence(shape, steps=10) * np.linspace(1, 0.1, 10)[:, None, None]
+    peer = agg.ExcessMTL(robust_step_size=rate, n_warmup_steps=1)
+    wanted = [len(G) * peer(tensor(G)).numpy() for G in grads]
+    ours = updates("excess_mtl", grads, num_tasks=shape[0], learning_rate=rate)
+    np.testing.assert_allclose(ours, wanted, rtol=1e-8, atol=1e-8 * size(grads))
+
+
+def test_excess_mtl_decides_in_its_first_step_without_warm_up():
+    """TorchJD exponentiates the first excess itself, here 200 and 400; the official code only stores it."""
+    G = np.full((2, 1000), 0.2) * [[1.0], [2.0]]
+    wanted = agg.ExcessMTLWeighting()(tensor(G)).numpy()
+    np.testing.assert_allclose(wanted, [0, 1], atol=1e-12)
+    np.testing.assert_allclose(updates("excess_mtl", [G], num_tasks=2, learning_rate=1.0)[0], G.sum(axis=0))
+
+
 @pytest.mark.parametrize("progress", [0.0, 0.02, 0.5])
 @pytest.mark.parametrize("primary", [0, -1])
 @pytest.mark.parametrize("shape", [(2, 5), (3, 7), (5, 7), (5, 3)], ids=str)

@@ -8,10 +8,11 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from jax.typing import DTypeLike
 from jaxtyping import Array, Int, PyTree
 
 from mtlgrad_jax import stacks
-from mtlgrad_jax._core.checks import Number, check_count, check_number
+from mtlgrad_jax._core.checks import Number, check_count, check_dtype, check_number
 from mtlgrad_jax._core.method import Losses, Method, from_rule
 from mtlgrad_jax._core.row import HOMOGENEOUS, PERMUTATION, Row, num_tasks_only
 from mtlgrad_jax._core.step import POSITIVE_LOSSES
@@ -25,7 +26,7 @@ class DBMTLState(NamedTuple):
     step: Int[Array, " K"]  # steps in which each task was present
 
 
-def db_mtl(num_tasks: int, beta: Number = 0.9, sigma: Number = 0.0) -> Method:
+def db_mtl(num_tasks: int, beta: Number = 0.9, sigma: Number = 0.0, buffer_dtype: DTypeLike | None = None) -> Method:
     r"""Balance losses by their logarithm and gradients by their norm.
 
     .. math:: q_i \leftarrow \beta_k q_i + (1 - \beta_k) \, g_i / l_i, \qquad
@@ -35,10 +36,13 @@ def db_mtl(num_tasks: int, beta: Number = 0.9, sigma: Number = 0.0) -> Method:
     skipped and counted. Without bias correction the first step is shorter by a factor of 1 - beta. Task-specific
     parameters should get the gradient of the log loss too.
 
+    The state holds K times the parameters.
+
     Args:
       num_tasks: K.
       beta: momentum, in [0, 1). The paper tries 0.1, 0.5 and 0.9.
       sigma: decay of the momentum in the step number k, >= 0: 0 (official code) or 0.5 (also tried in the paper).
+      buffer_dtype: dtype of the K buffers; the parameters' for None.
 
     Example:
       >>> import jax.numpy as jnp, mtlgrad_jax as mtl
@@ -51,9 +55,10 @@ def db_mtl(num_tasks: int, beta: Number = 0.9, sigma: Number = 0.0) -> Method:
     check_count("num_tasks", num_tasks, at_least=1)
     check_number("beta", beta, at_least=0, below=1)
     check_number("sigma", sigma, at_least=0)
+    check_dtype("buffer_dtype", buffer_dtype)
 
     def init(params: PyTree, num_tasks: int) -> DBMTLState:
-        momentum = stacks.zeros(params, num_tasks)
+        momentum = stacks.zeros(params, num_tasks, buffer_dtype)
         return DBMTLState(momentum, jnp.zeros((num_tasks,), jnp.int32))
 
     def rule(task_grads: PyTree, *, losses: Losses, present: Present, state: DBMTLState) -> tuple[PyTree, DBMTLState]:

@@ -11,10 +11,11 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax import lax
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, PyTree
 
 from mtlgrad_jax import stacks
-from mtlgrad_jax._core.checks import Number, check_choice, check_count, check_number
+from mtlgrad_jax._core.checks import Number, check_choice, check_count, check_dtype, check_number
 from mtlgrad_jax._core.method import Method, from_rule
 from mtlgrad_jax._core.row import PERMUTATION, Row, num_tasks_only
 from mtlgrad_jax._core.tasks import accumulator_dtype
@@ -41,6 +42,7 @@ def sam_gs(
     reduction: Literal["mean", "min"] = "mean",
     epsilon: Literal["code", "paper"] = "code",
     aligned: Literal["momentum", "sum"] = "momentum",
+    buffer_dtype: DTypeLike | None = None,
 ) -> Method:
     r"""Equalise gradients of dissimilar length; scale similar ones by their momentum, coordinate by coordinate.
 
@@ -59,6 +61,8 @@ def sam_gs(
     where the official code scales by K. The method neither uses angles nor removes conflicts. A zero gradient has
     similarity 0 to a nonzero gradient and 1 to another zero gradient.
 
+    The state holds K times the parameters.
+
     Args:
       num_tasks: K.
       gamma: similarity :math:`\gamma` >= 0 below which gradients are equalised: 0 for never, above 1 for always. The
@@ -71,6 +75,7 @@ def sam_gs(
       epsilon: added to h ("code"), or also to its root ("paper").
       aligned: what to do with gradients of similar length: scale them by momentum, or sum them if their pairwise
         products are positive on average ("sum": PAMGS, a follow-up; the order of its tests is a reconstruction).
+      buffer_dtype: dtype of the K buffers; the parameters' for None.
 
     Example:
       >>> import jax.numpy as jnp, mtlgrad_jax as mtl
@@ -87,12 +92,12 @@ def sam_gs(
     check_choice("reduction", reduction, ("mean", "min"))
     check_choice("epsilon", epsilon, ("code", "paper"))
     check_choice("aligned", aligned, ("momentum", "sum"))
+    check_dtype("buffer_dtype", buffer_dtype)
 
     def init(params: PyTree, num_tasks: int) -> SAMGSState:
         zero = jnp.zeros((), accumulator_dtype())
-        return SAMGSState(
-            stacks.zeros(params, num_tasks), jnp.zeros((num_tasks,), jnp.int32), zero, jnp.zeros((), jnp.int32)
-        )
+        seen, step = (jnp.zeros(shape, jnp.int32) for shape in ((num_tasks,), ()))
+        return SAMGSState(stacks.zeros(params, num_tasks, buffer_dtype), seen, zero, step)
 
     def rule(task_grads: PyTree, *, present: Present, state: SAMGSState) -> tuple[PyTree, SAMGSState]:
         norms = jnp.where(present, stacks.task_norms(task_grads), 0)

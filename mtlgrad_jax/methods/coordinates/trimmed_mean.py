@@ -5,10 +5,10 @@ The definition follows TorchJD, which trims a number of rows; the paper trims a 
 
 from collections.abc import Callable
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
+from mtlgrad_jax import stacks
 from mtlgrad_jax._core.checks import check_count
 from mtlgrad_jax._core.control import repeat
 from mtlgrad_jax._core.method import Method, from_rule
@@ -43,8 +43,6 @@ def trimmed_mean(trim: int = 1) -> Method:
         count = jnp.sum(present)
 
         def leaf_mean(leaf: Array) -> Array:
-            if not jnp.issubdtype(leaf.dtype, jnp.floating):
-                return jnp.zeros(leaf.shape[1:], leaf.dtype)
             dtype = jnp.promote_types(leaf.dtype, jnp.float32)
             share = 1 / jnp.maximum(count - 2 * trim, 1).astype(dtype)
 
@@ -59,9 +57,9 @@ def trimmed_mean(trim: int = 1) -> Method:
             none = [jnp.full(leaf.shape[1:], value, dtype) for value in (jnp.inf, -jnp.inf, 0)]
             start = (none[0],) * trim, (none[1],) * trim, none[2]
             unrolled = len(leaf) * (2 * trim + 1) <= _UNROLLED
-            return repeat(0, len(leaf), visit, start, unrolled=unrolled)[-1].astype(leaf.dtype)
+            return repeat(0, len(leaf), visit, start, unrolled=unrolled)[-1]
 
-        return jax.tree.map(leaf_mean, task_grads)
+        return stacks.by_coordinate(leaf_mean, task_grads)
 
     return from_rule(rule, fewest=2 * trim + 1)
 

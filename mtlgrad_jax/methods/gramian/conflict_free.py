@@ -6,7 +6,7 @@ The paper and its code use the stacked gradients; here the pseudo-inverse of the
 from typing import Literal
 
 import jax.numpy as jnp
-from jaxtyping import Array, PyTree
+from jaxtyping import Array, Float, PyTree
 
 from mtlgrad_jax._core.checks import check_choice, check_numbers
 from mtlgrad_jax._core.method import Gramian, Method, Weights, from_kernel
@@ -43,16 +43,21 @@ def conflict_free(length: Length = "projection", weights: PyTree = None) -> Meth
     check_numbers("weights", weights, optional=True, nonzero=True)
 
     def kernel(*, gramian: Gramian, present: Present) -> Weights:
-        C, inverse_norms = cosines(gramian)
-        rows = inverse_norms > 0
-        b, products = direction_of_products(C, jnp.where(rows, of_tasks("weights", weights, present, 1.0), 0))
-        square = b @ products
-        norms = jnp.where(rows, 1 / jnp.where(rows, inverse_norms, 1), 0)
-        total = norms @ products if length == "projection" else _mean(length, norms, rows) * jnp.sum(products)
-        scale = jnp.where(square > 0, total / jnp.where(square > 0, square, 1), 0)
-        return scale * b * inverse_norms
+        return equal_cosines(gramian, of_tasks("weights", weights, present, 1.0), length)
 
     return from_kernel(kernel, per_task={"weights": weights})
+
+
+def equal_cosines(gramian: Gramian, ratios: Float[Array, " K"], length: Length) -> Float[Array, " K"]:
+    """Return the weights of the update whose cosines with the gradients are in the given ratios."""
+    C, inverse_norms = cosines(gramian)
+    rows = inverse_norms > 0
+    b, products = direction_of_products(C, jnp.where(rows, ratios, 0))
+    square = b @ products
+    norms = jnp.where(rows, 1 / jnp.where(rows, inverse_norms, 1), 0)
+    total = norms @ products if length == "projection" else _mean(length, norms, rows) * jnp.sum(products)
+    scale = jnp.where(square > 0, total / jnp.where(square > 0, square, 1), 0)
+    return scale * b * inverse_norms
 
 
 def _mean(kind: Length, norms: Array, rows: Present) -> Array:

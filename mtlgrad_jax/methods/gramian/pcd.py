@@ -16,7 +16,7 @@ from mtlgrad_jax._core.checks import Number, check_count, check_number, check_nu
 from mtlgrad_jax._core.method import Gramian, Method, Weights, from_kernel
 from mtlgrad_jax._core.row import HOMOGENEOUS, LINEAR, Row, num_tasks_only
 from mtlgrad_jax._core.tasks import accumulator_dtype
-from mtlgrad_jax._core.weights import Present, of_tasks
+from mtlgrad_jax._core.weights import Present, of_tasks, one_for_all
 from mtlgrad_jax.solvers import progress_direction
 
 
@@ -68,13 +68,12 @@ def pcd(num_tasks: int, primary: int | PyTree = 0, progress: PyTree = 0.02, deca
         raise ValueError(f"`primary` must be < num_tasks={num_tasks}, got primary={primary}.")
     check_numbers("progress", progress, at_least=0, at_most=1)
     check_number("decay", decay, at_least=0, below=1)
-    for_all = jax.tree_util.all_leaves([progress]) and jnp.ndim(progress) == 0
 
     def init(num_tasks: int) -> PCDState:
         return PCDState(jnp.zeros((num_tasks,), accumulator_dtype()), jnp.zeros((num_tasks,), jnp.int32))
 
     def kernel(*, gramian: Gramian, present: Present, state: PCDState) -> tuple[Weights, PCDState]:
-        shares = jnp.where(present, progress, 0) if for_all else of_tasks("progress", progress, present, 0.0)
+        shares = of_tasks("progress", progress, present, 0.0)
         step = optax.safe_increment(state.step)
         now = jnp.sqrt(jnp.diagonal(gramian))
         largest = jnp.maximum(state.norm, now)
@@ -87,7 +86,7 @@ def pcd(num_tasks: int, primary: int | PyTree = 0, progress: PyTree = 0.02, deca
         weights = solved.value * scale / jnp.where(scale[primary] > 0, scale[primary], 1)
         return solved._replace(value=jnp.where(present[primary], weights, jnp.nan)), PCDState(norm, step)
 
-    per_task = named if for_all else {**named, "progress": progress}
+    per_task = named if one_for_all(progress) else {**named, "progress": progress}
     return from_kernel(kernel, init, num_tasks=num_tasks, per_task=per_task)
 
 
