@@ -724,7 +724,7 @@ def moco(shape, beta=0.1, gamma=0.1, rho=0.1, projection="simplex", normalize="n
 
 @stateful
 def conflict_free_momentum(shape, b1=0.9, b2=0.999, eps=1e-8):
-    """Liu et al. 2025 (M-ConFIG), Algorithm 1, for any number of momenta per step: Adam on ConFIG of all m̂."""
+    """Liu et al. 2025 (M-ConFIG), for any number of momenta per step: Adam on ConFIG of all m̂."""
     m, t, fake, s, steps = np.zeros(shape), np.zeros((shape[0], 1)), 0.0, 0.0, 0
 
     def step(G, L, p):

@@ -317,8 +317,8 @@ def test_methods_with_buffers_have_a_dtype_for_them():
 def test_the_state_holds_as_many_parameters_as_documented(name):
     """In the dtype asked for, by default the parameters'; leaves that are not floating keep theirs."""
     params = {"w": jnp.zeros((5, 200), jnp.bfloat16), "count": jnp.zeros(1000, jnp.int32)}
-    multiple = K + 2 if "K + 2 times the parameters" in ROWS[name].factory.__doc__ else K
-    assert f"holds {'K + 2' if multiple > K else 'K'} times" in ROWS[name].factory.__doc__
+    words = {"The state holds K times the parameters.": K, "The state holds K + 2 times the parameters.": K + 2}
+    [multiple] = [number for text, number in words.items() if text in ROWS[name].factory.__doc__]
     for given, wanted in ((None, jnp.bfloat16), (jnp.float32, jnp.float32), ("float16", jnp.float16)):
         leaves = [leaf for leaf in jax.tree.leaves(make(name, K, buffer_dtype=given).init(params)) if leaf.size >= 1000]
         sizes = {dtype: sum(leaf.size for leaf in leaves if leaf.dtype == dtype) for dtype in (wanted, jnp.int32)}

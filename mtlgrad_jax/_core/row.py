@@ -35,7 +35,8 @@ class Row:
       functions: functions and stacks that the update requires besides the arguments that the method declares.
       fewest: present tasks below which it falls back to their mean.
       checked: what it was compared with.
-      randomized: whether it draws random numbers; permutation and masks then hold in distribution.
+      randomized: whether it draws random numbers; permutation, continuity and masks then hold in
+        distribution.
     """
 
     factory: Callable[..., Any]

@@ -98,7 +98,7 @@ def test_an_update_sends_one_gramian_and_gathers_nothing(name, mesh, grads):
         np.testing.assert_allclose(update[leaf], alone[leaf], rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["mean", "mgda", "cagrad", "uw", "db_mtl", "sam_gs"])
+@pytest.mark.parametrize("name", ["mean", "mgda", "cagrad", "uw", "db_mtl", "sam_gs", "excess_mtl", "graddrop"])
 def test_explicitly_sharded_parameters(name, grads):
     """The axes of jax.make_mesh are explicit: products that sum over them must specify the output sharding."""
     mesh = jax.make_mesh((8,), ("model",), axis_types=(AxisType.Explicit,))
@@ -113,7 +113,12 @@ def test_explicitly_sharded_parameters(name, grads):
 
 OTHERS = {
     "trimmed_mean": lambda: mtl.trimmed_mean(),
+    "coordinate_median": lambda: mtl.coordinate_median(),
+    "sign_agreement": lambda: mtl.sign_agreement(rescale=True),
     "db_mtl": lambda: mtl.db_mtl(num_tasks=K),
+    "excess_mtl": lambda: mtl.excess_mtl(num_tasks=K),
+    "moco": lambda: mtl.moco(num_tasks=K),
+    "conflict_free_momentum": lambda: mtl.conflict_free_momentum(num_tasks=K),
     "update_every": lambda: mtl.update_every(mtl.mgda(), K, 2),
     "with_metrics(smoothed)": lambda: mtl.with_metrics(mtl.smoothed(mtl.mgda(), K), K),
     "with_metrics(trimmed_mean)": lambda: mtl.with_metrics(mtl.trimmed_mean(), K),

@@ -1,4 +1,4 @@
-"""M-ConFIG, ConFIG on momenta (Liu, Chu & Thuerey 2025, arXiv 2408.11104, Algorithm 1).
+"""M-ConFIG, ConFIG on momenta (Liu, Chu & Thuerey 2025, arXiv 2408.11104).
 
 Follows the official code (PseudoMomentumOperator). The paper updates the momentum of one task in each step, which saves
 the backward passes of the others: here those of the tasks in `task_mask`.
