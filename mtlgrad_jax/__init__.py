@@ -46,6 +46,7 @@ from mtlgrad_jax.methods.losses.slaw import slaw as slaw
 from mtlgrad_jax.methods.losses.bmtl import bmtl as bmtl
 from mtlgrad_jax.methods.mixed.gradnorm import gradnorm as gradnorm
 from mtlgrad_jax.methods.mixed.emtl import emtl as emtl
+from mtlgrad_jax.methods.mixed.pivrg import pivrg as pivrg
 from mtlgrad_jax.methods.coordinates.trimmed_mean import trimmed_mean as trimmed_mean
 from mtlgrad_jax.methods.buffers.db_mtl import db_mtl as db_mtl
 from mtlgrad_jax.methods.buffers.sam_gs import sam_gs as sam_gs

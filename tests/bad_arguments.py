@@ -33,6 +33,7 @@ BAD = {
     "slaw": ({"num_tasks": 0}, {"num_tasks": 2.0}, {"beta": -0.1}, {"beta": 1.1}),
     "bmtl": ({"temperature": 0.0}, {"temperature": -1.0}, {"normalize": "no"}),
     "gradnorm": ({"num_tasks": 0}, {"alpha": -1.0}, {"learning_rate": -0.1}),
+    "pivrg": ({"bound": 1.0}, {"min_temperature": 0.0}),
     "emtl": ({"strength": -1.0}, {"strength": "weak"}),
     "trimmed_mean": ({"trim": -1}, {"trim": 0.1}),
     "db_mtl": ({"num_tasks": 0}, {"beta": 1.0}, {"beta": -0.1}, {"sigma": -1.0}),

@@ -289,21 +289,33 @@ def conicgrad(G, L, c=0.5):
 
 @weighted
 def fairgrad(G, L, alpha=2.0):
-    """Ban & Ji 2024: GGᵀw = w^(-1/α), w > 0; zero rows take no part. Raises if 0 is a convex combination.
+    """Ban & Ji 2024: GGᵀw = w^(-1/α), w > 0; zero rows take no part. Raises if 0 is a convex combination."""
+    return alpha_fair(G, np.ones(len(G)), alpha)
 
-    Newton's method in log z, z_i = n_i w_i, on the cosines C: (Cz)_i = b_i z_i^(-1/α), b_i = n_i^(1/α - 1). Its step is
-    a descent step for the convex φ(z) = zᵀCz/2 - Σ b_i ψ(z_i), ψ' = z^(-1/α). There is no solution if vᵀG = 0 for some
-    v >= 0, v != 0: it would have <g_i, d> > 0 for all i, but Σ v_i <g_i, d> = 0.
+
+@weighted
+def pivrg(G, L, scores, bound=2.0, min_temperature=10.0):
+    """Official code: GGᵀw = (p/w)^(1/2), p = K softmax(s/T), T = max((max s - min s)/log b, T0)."""
+    p = np.exp((scores - scores.max()) / max(np.ptp(scores) / np.log(bound), min_temperature))
+    return alpha_fair(G, len(G) * p / p.sum(), 2.0)
+
+
+def alpha_fair(G, priority, alpha):
+    """GGᵀw = (q/w)^(1/α), w > 0, q the priorities; zero rows take no part. Raises if 0 is a convex combination.
+
+    Newton's method in log z, z_i = n_i w_i, on the cosines C: (Cz)_i = b_i z_i^(-1/α), b_i = q_i^(1/α) n_i^(1/α - 1).
+    Its step is a descent step for the convex φ(z) = zᵀCz/2 - Σ b_i ψ(z_i), ψ' = z^(-1/α). There is no solution if
+    vᵀG = 0 for some v >= 0, v != 0: it would have <g_i, d> > 0 for all i, but Σ v_i <g_i, d> = 0.
     """
     n = norms(G)
     if not n.all():
         w = np.zeros(len(G))
-        w[n > 0] = fairgrad.weights(G[n > 0], None, alpha) if n.any() else 0
+        w[n > 0] = alpha_fair(G[n > 0], priority[n > 0], alpha) if n.any() else 0
         return w
     U, size = divide(G, n), n.max()
     if np.linalg.norm(min_norm(U) @ U) < 1e-13:
         raise ValueError("Pareto-stationary rows: no alpha-fair point.")
-    C, b, p = U @ U.T, (n / size) ** (1 / alpha - 1), 1 - 1 / alpha
+    C, b, p = U @ U.T, priority ** (1 / alpha) * (n / size) ** (1 / alpha - 1), 1 - 1 / alpha
 
     def phi(u):
         z = np.exp(u)
@@ -721,6 +733,7 @@ REFERENCES = {
     "conicgrad": conicgrad,
     "nash_mtl": nash_mtl,
     "fairgrad": fairgrad,
+    "pivrg": pivrg,
     "imtl_g": imtl_g,
     "aligned_mtl": aligned_mtl,
     "upgrad": upgrad,

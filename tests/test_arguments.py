@@ -146,7 +146,8 @@ def test_numbers_and_flags_in_any_form(function, parameter):
     """Numpy numbers and flags, arrays of one number, and traced values."""
     if isinstance(parameter.default, bool):
         return use(function, **{parameter.name: np.bool_(parameter.default)})
-    for value in (0.5, np.float32(0.5), np.asarray(0.5), jnp.asarray(0.5), jnp.asarray(0.5, jnp.bfloat16)):
+    number = 1.5 if isinstance(parameter.default, float) and parameter.default > 1 else 0.5
+    for value in (number, *(make(number) for make in (np.float32, np.asarray, jnp.asarray, jnp.bfloat16))):
         use(function, **{parameter.name: value})
     return jax.eval_shape(lambda traced: use(function, **{parameter.name: traced}), np.nan)
 

@@ -62,6 +62,8 @@ OPTIONS = [
     ("bmtl", {"temperature": 0.1}),
     ("bmtl", {"temperature": 2.0, "normalize": False}),
     ("gradnorm", {"alpha": 0.12, "learning_rate": 0.1}),
+    ("pivrg", {"scores": (0.0, 0.0, 0.0)}),
+    ("pivrg", {"scores": (-3.0, 150.0, 40.0), "bound": 5.0, "min_temperature": 1.0}),
     ("emtl", {"strength": 0.0}),
     ("emtl", {"strength": 30.0}),
     ("trimmed_mean", {"trim": 0}),
@@ -115,7 +117,7 @@ def assert_reference(name, kwargs, family, num_tasks, dtype, tolerance):
         try:
             wanted = reference.REFERENCES[name](grads[part], losses[part], present[part], **arguments)
         except ValueError:  # no solution of the equation at Pareto-stationary points, or several medians on a line
-            assert name in ("fairgrad", "nash_mtl", "geometric_median")
+            assert name in ("fairgrad", "nash_mtl", "pivrg", "geometric_median")
             continue
         promises = ROWS[name].promises
         rounding = 10 * np.finfo(dtype).eps / tolerance * size[part]
@@ -245,8 +247,9 @@ def test_the_primary_task_has_a_name():
 @pytest.mark.parametrize("name", [name for name, row in ROWS.items() if NON_CONFLICTING in row.promises])
 def test_no_task_ascends_in_float32(name):
     """As stated in the README, on the gradients themselves."""
-    method, K = ROWS[name].factory(), 3
-    weigh = jax.jit(lambda G: method.weigh(mtl.stacks.gramian(G), method.init(None)))
+    K = 3
+    method = make_row(ROWS[name], K)
+    weigh = jax.jit(lambda G: method.weigh(mtl.stacks.gramian(G), method.init(None), losses=jnp.arange(1.0, K + 1)))
     stacks = [stack(family, K, 3, draw) for family in FAMILIES_AND_ILL_CONDITIONED for draw in range(5)]
     stacks += [
         np.array([[1e-10, 1e-10, 0], [-1e10, 0.5e10, 0], [0, 0, 1]]),

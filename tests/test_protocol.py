@@ -414,7 +414,11 @@ def test_injected_hyperparameters(name):
     }
     static = [key for key in inspect.signature(row.factory).parameters if key not in defaults]
     injected = optax.inject_hyperparams(row.factory, static_args=static)
-    schedules = {key: (lambda step, value=value: value * 0.5 ** (step + 1)) for key, value in defaults.items()}
+    floors = {key: float(value > 1) for key, value in defaults.items()}
+    schedules = {
+        key: (lambda step, value=value, floor=floors[key]: floor + (value - floor) * 0.5 ** (step + 1))
+        for key, value in defaults.items()
+    }
     own = {**row.kwargs(K), **FIXED.get(name, {})}
     tx = injected(**own, **schedules)
     state = tx.init(zeros())

@@ -10,7 +10,7 @@
 | `_max_min` | the best worst-case direction in a ball | cagrad |
 | `_conic` | the best worst-case direction in a cone | conicgrad |
 | `_progress` | the nearest direction with some progress for all | pcd |
-| `_alpha_fair` | M w = w^(-1/alpha) | nash_mtl, fairgrad |
+| `_alpha_fair` | M w = (q/w)^(1/alpha) | nash_mtl, fairgrad, pivrg |
 | `_geometric_median` | the least sum of distances | geometric_median |
 | `_eigen` | eigen-decompositions with relative cut-offs | aligned_mtl, imtl_g, conflict_free |
 | `_simplex` | the Euclidean projection on the simplex | modo, sdmgrad |
