@@ -41,11 +41,14 @@ from mtlgrad_jax.methods.gramian.avgnorm import avgnorm as avgnorm
 from mtlgrad_jax.methods.gramian.slw import slw as slw
 from mtlgrad_jax.methods.two_batches.modo import modo as modo
 from mtlgrad_jax.methods.two_batches.sdmgrad import sdmgrad as sdmgrad
+from mtlgrad_jax.methods.two_batches.ferero import ferero as ferero
 from mtlgrad_jax.methods.losses.uw import uw as uw
 from mtlgrad_jax.methods.losses.slaw import slaw as slaw
 from mtlgrad_jax.methods.losses.bmtl import bmtl as bmtl
 from mtlgrad_jax.methods.mixed.gradnorm import gradnorm as gradnorm
 from mtlgrad_jax.methods.mixed.emtl import emtl as emtl
+from mtlgrad_jax.methods.mixed.epo import epo as epo
+from mtlgrad_jax.methods.mixed.pmtl import pmtl as pmtl
 from mtlgrad_jax.methods.mixed.pivrg import pivrg as pivrg
 from mtlgrad_jax.methods.coordinates.trimmed_mean import trimmed_mean as trimmed_mean
 from mtlgrad_jax.methods.buffers.db_mtl import db_mtl as db_mtl
