@@ -42,6 +42,7 @@ from mtlgrad_jax.methods.gramian.avgnorm import avgnorm as avgnorm
 from mtlgrad_jax.methods.gramian.slw import slw as slw
 from mtlgrad_jax.methods.two_batches.modo import modo as modo
 from mtlgrad_jax.methods.two_batches.sdmgrad import sdmgrad as sdmgrad
+from mtlgrad_jax.methods.two_batches.ferero import ferero as ferero
 from mtlgrad_jax.methods.losses.uw import uw as uw
 from mtlgrad_jax.methods.losses.slaw import slaw as slaw
 from mtlgrad_jax.methods.losses.bmtl import bmtl as bmtl
@@ -64,6 +65,9 @@ from mtlgrad_jax.methods.losses.ntk import ntk as ntk
 from mtlgrad_jax.methods.mixed.gradnorm import gradnorm as gradnorm
 from mtlgrad_jax.methods.mixed.imtl import imtl as imtl
 from mtlgrad_jax.methods.mixed.emtl import emtl as emtl
+from mtlgrad_jax.methods.mixed.epo import epo as epo
+from mtlgrad_jax.methods.mixed.pmtl import pmtl as pmtl
+from mtlgrad_jax.methods.mixed.pivrg import pivrg as pivrg
 from mtlgrad_jax.methods.coordinates.trimmed_mean import trimmed_mean as trimmed_mean
 from mtlgrad_jax.methods.coordinates.coordinate_median import coordinate_median as coordinate_median
 from mtlgrad_jax.methods.coordinates.sign_agreement import sign_agreement as sign_agreement

@@ -214,13 +214,13 @@ def progress_distance(M, primary, progress):
     return float(np.sqrt(min_norm_value(scaled)) * asked.max())
 
 
-def alpha_fair_residual(M, w, alpha):
-    """Max_i |(Mw)_i - w_i^(-1/α)| / ((|M|w)_i + w_i^(-1/α)) over the rows that are not zero; infinite unless w > 0."""
+def alpha_fair_residual(M, w, alpha, priority=1.0):
+    """Max_i |(Mw)_i - u_i| / ((|M|w)_i + u_i), u_i = (q_i/w_i)^(1/α), over the nonzero rows; infinite unless w > 0."""
     M, w, n = _cast(M, w)
-    M, w = M[np.ix_(n > 0, n > 0)], w[n > 0]
+    M, w, q = M[np.ix_(n > 0, n > 0)], w[n > 0], np.broadcast_to(priority, n.shape)[n > 0]
     if not (np.isfinite(w).all() and (w > 0).all()):
         return np.inf
-    wanted = w ** (-1 / alpha)
+    wanted = (q / w) ** (1 / alpha)
     return float(np.max(abs(M @ w - wanted) / (abs(M) @ w + wanted), initial=0))
 
 

@@ -75,6 +75,13 @@ def run(name, grads, losses=None, present=None, dtype=np.float32, **kwargs):
         return np.asarray(updates, float), state
 
 
+def under_names(values, names="abc"):
+    """Per-task arguments of a row, which are lists, or tuples of lists, under the tasks' names."""
+    if isinstance(values, list):
+        return dict(zip(names, values, strict=True))
+    return tuple(under_names(value, names) for value in values) if isinstance(values, tuple) else values
+
+
 def raises_naming(argument):
     """A pattern for errors in the common form: the argument, the requirement, and the value given."""
     return re.compile(rf"^`{argument}` must .*", re.DOTALL)

@@ -320,21 +320,79 @@ def conicgrad(G, L, c=0.5):
 
 @weighted
 def fairgrad(G, L, alpha=2.0):
-    """Ban & Ji 2024: GGᵀw = w^(-1/α), w > 0; zero rows take no part. Raises if 0 is a convex combination.
+    """Ban & Ji 2024: GGᵀw = w^(-1/α), w > 0; zero rows take no part. Raises if 0 is a convex combination."""
+    return alpha_fair(G, np.ones(len(G)), alpha)
 
-    Newton's method in log z, z_i = n_i w_i, on the cosines C: (Cz)_i = b_i z_i^(-1/α), b_i = n_i^(1/α - 1). Its step is
-    a descent step for the convex φ(z) = zᵀCz/2 - Σ b_i ψ(z_i), ψ' = z^(-1/α). There is no solution if vᵀG = 0 for some
-    v >= 0, v != 0: it would have <g_i, d> > 0 for all i, but Σ v_i <g_i, d> = 0.
+
+@weighted
+def pivrg(G, L, scores, bound=2.0, min_temperature=10.0):
+    """Official code: GGᵀw = (p/w)^(1/2), p = K softmax(s/T), T = max((max s - min s)/log b, T0)."""
+    p = np.exp((scores - scores.max()) / max(np.ptp(scores) / np.log(bound), min_temperature))
+    return alpha_fair(G, len(G) * p / p.sum(), 2.0)
+
+
+def vertices(A, b):
+    """All vertices of {w in the simplex, Aw >= b}, up to rounding."""
+    K = A.shape[1]
+    rows, floors = np.vstack([np.eye(K), A]), np.append(np.zeros(K), b)
+    found = []
+    for active in itertools.combinations(range(len(rows)), K - 1):
+        basis = np.vstack([rows[list(active)], np.ones(K)])
+        if np.linalg.cond(basis / norms(basis).clip(1e-300)[:, None]) < 1e10:
+            w = np.linalg.solve(basis, np.append(floors[list(active)], 1))
+            if w.min() >= -1e-11 and np.all(A @ w - b >= -1e-11 * (abs(A) @ abs(w) + abs(b))):
+                found.append(w)
+    return np.array(found).reshape(-1, K)
+
+
+@weighted
+def epo(G, L, preference=None, tolerance=1e-4, relaxed=False):
+    """Official code of Mahapatra & Rajan 2020, with its two linear programs solved by enumerating all vertices.
+
+    Raises if several vertices with different Gᵀw are optimal.
+    """
+    K, n = len(G), norms(G)
+    r = np.ones(K) if preference is None else preference
+    share = r * L / (r * L).sum()
+    mu = share @ np.log(K * share)
+    a = r * (np.log(K * share) - mu)
+    M, size = G @ G.T, np.where(n > 0, n, 1)
+    c, blur = M @ a, 1e-12 * n * (n @ abs(a))
+    up, worst = c > blur, r * L >= (1 - 1e-14) * (r * L).max()
+    if mu > tolerance:
+        objective = c
+        floors = np.where(worst, 0, np.where(up, -np.inf, np.minimum(c, 0))) if up.any() else np.zeros(K)
+        A, b = divide(M, size)[floors > -np.inf], (floors / size)[floors > -np.inf]
+    else:
+        objective, A, b = M.sum(axis=0), divide(M, size), np.zeros(K)
+        if not relaxed:
+            A, b = np.vstack([A, c / size.max()]), np.append(b, min(0, c.max()) / size.max())
+    corners = vertices(A, b)
+    if not len(corners):
+        return r / r.sum()
+    values = corners @ objective
+    best = corners[values >= values.max() - 1e-10 * abs(objective).max()]
+    if np.ptp(best @ G, axis=0).max() > 1e-7 * n.max():
+        raise ValueError("Several optimal directions.")
+    return best[0]
+
+
+def alpha_fair(G, priority, alpha):
+    """GGᵀw = (q/w)^(1/α), w > 0, q the priorities; zero rows take no part. Raises if 0 is a convex combination.
+
+    Newton's method in log z, z_i = n_i w_i, on the cosines C: (Cz)_i = b_i z_i^(-1/α), b_i = q_i^(1/α) n_i^(1/α - 1).
+    Its step is a descent step for the convex φ(z) = zᵀCz/2 - Σ b_i ψ(z_i), ψ' = z^(-1/α). There is no solution if
+    vᵀG = 0 for some v >= 0, v != 0: it would have <g_i, d> > 0 for all i, but Σ v_i <g_i, d> = 0.
     """
     n = norms(G)
     if not n.all():
         w = np.zeros(len(G))
-        w[n > 0] = fairgrad.weights(G[n > 0], None, alpha) if n.any() else 0
+        w[n > 0] = alpha_fair(G[n > 0], priority[n > 0], alpha) if n.any() else 0
         return w
     U, size = divide(G, n), n.max()
     if np.linalg.norm(min_norm(U) @ U) < 1e-13:
         raise ValueError("Pareto-stationary rows: no alpha-fair point.")
-    C, b, p = U @ U.T, (n / size) ** (1 / alpha - 1), 1 - 1 / alpha
+    C, b, p = U @ U.T, priority ** (1 / alpha) * (n / size) ** (1 / alpha - 1), 1 - 1 / alpha
 
     def phi(u):
         z = np.exp(u)
@@ -857,6 +915,50 @@ def sdmgrad(shape, lam=0.3, learning_rate=10.0, momentum=0.5, num_steps=20, pref
     return step
 
 
+@stateful
+def ferero(shape, preference=None, learning_rate=0.1, strength=0.5, normalize=True):
+    """Chen et al. 2024 on one batch: λ = λ_f + Bᵀλ_h with B an orthonormal basis of the complement of r, h = Bl.
+
+    λ_f <- Π(λ_f - γ GGᵀw), λ_h <- λ_h - γ (B GGᵀw - c h), w <- λ/‖λ‖₁. Absent tasks keep their λ_f and Bᵀλ_h; of the
+    others' Bᵀλ_h the part along r is dropped.
+    """
+    kept, nu = np.full(shape[0], 1 / shape[0]), np.zeros(shape[0])
+    ray = np.ones(shape[0]) if preference is None else np.asarray(preference)
+
+    def step(G, L, p):
+        B = np.linalg.qr(np.column_stack([ray[p], np.eye(len(G))]))[0][:, 1:].T
+        (f, total), h = rest(kept, p), B @ nu[p]
+        w = f + B.T @ h
+        slope = G @ (w / (abs(w).sum() if normalize else 1) @ G)
+        f, h = simplex(f - learning_rate * slope), h - learning_rate * (B @ slope - strength * B @ L)
+        kept[p], nu[p] = f * total, B.T @ h
+        w = f + B.T @ h
+        return w / (abs(w).sum() if normalize else 1) @ G
+
+    return step
+
+
+@stateful
+def pmtl(shape, preferences, index, initial_steps=0):
+    """Lin et al. 2019: d = min-norm point of the hull of the g_i and of (u_j - u_k)ᵀG for (u_j - u_k)ᵀl > 0.
+
+    While initial steps are left and there are such j, only of the latter. u at unit length, of the tasks present.
+    """
+    left = initial_steps
+
+    def step(G, L, p):
+        nonlocal left
+        u = divide(np.asarray(preferences, float)[:, p], norms(np.asarray(preferences, float)[:, p]))
+        apart = u[norms(u) > 0] - u[index]
+        rows = apart[apart @ L > 1e-14 * np.linalg.norm(L)] if u[index].any() else apart[:0]
+        only = left > 0 and len(rows) > 0
+        left = left - 1 if only else 0
+        V = rows @ G if only else np.vstack([G, rows @ G])
+        return min_norm(V) @ V
+
+    return step
+
+
 # -------------------------------------------------------------------------------------------- scalarizations of losses
 
 
@@ -1066,6 +1168,10 @@ REFERENCES = {
     "conicgrad": conicgrad,
     "nash_mtl": nash_mtl,
     "fairgrad": fairgrad,
+    "pivrg": pivrg,
+    "epo": epo,
+    "ferero": ferero,
+    "pmtl": pmtl,
     "imtl_g": imtl_g,
     "aligned_mtl": aligned_mtl,
     "upgrad": upgrad,

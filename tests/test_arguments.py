@@ -48,6 +48,7 @@ WRONG = {
         *(np.zeros((1, 2), np.uint32), jax.random.split(jax.random.key(0), 2)),
     ),
     PyTree: ("x", {}, *([1.0, value] for value in (np.nan, np.inf, 1j, "x", True, None)), np.full(K, -np.inf)),
+    Sequence[PyTree] | jax.Array: (3, "x", [], [[0.0] * K], [[1.0, -1.0, 1.0]], [[1.0, np.nan, 1.0]]),
     int | PyTree: ("x", -1, K, 1.5, True, [True, True, False], [0, 1, 0]),
     jax.Array: (3, np.float32(1), [1.0] * K, dict.fromkeys("abc", 1.0), np.ones(K + 1)),
     DTypeLike: ("x", 3, "int32", jnp.int8, bool, np.float64, jnp.complex64),
@@ -156,7 +157,8 @@ def test_numbers_and_flags_in_any_form(function, parameter):
     """Numpy numbers and flags, arrays of one number, and traced values."""
     if isinstance(parameter.default, bool):
         return use(function, **{parameter.name: np.bool_(parameter.default)})
-    for value in (0.5, np.float32(0.5), np.asarray(0.5), jnp.asarray(0.5), jnp.asarray(0.5, jnp.bfloat16)):
+    number = 1.5 if isinstance(parameter.default, float) and parameter.default > 1 else 0.5
+    for value in (number, *(make(number) for make in (np.float32, np.asarray, jnp.asarray, jnp.bfloat16))):
         use(function, **{parameter.name: value})
     return jax.eval_shape(lambda traced: use(function, **{parameter.name: traced}), np.nan)
 
@@ -165,7 +167,8 @@ def test_numbers_and_flags_in_any_form(function, parameter):
 @pytest.mark.usefixtures("unchecked")
 def test_a_preference_for_nobody_is_refused(zero):
     """Weights of `constant`, by contrast, may all be zero."""
-    preferring = [(f, p.name) for f, p in ARGUMENTS if p.name in ("preference", "weights") and f is not mtl.constant]
+    other = (mtl.constant, mtl.epo, mtl.ferero)  # the last two take no zero at all
+    preferring = [(f, p.name) for f, p in ARGUMENTS if p.name in ("preference", "weights") and f not in other]
     assert len(preferring) == 5
     for function, argument in preferring:
         with pytest.raises(ValueError, match=raises_naming(argument)):

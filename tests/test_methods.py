@@ -82,6 +82,16 @@ OPTIONS = [
     ("relobralo", {"rho": 1.0, "alpha": 0.5, "temperature": 0.1}),
     ("ntk", {"scale": "mean"}),
     ("gradnorm", {"alpha": 0.12, "learning_rate": 0.1}),
+    ("epo", {"preference": (0.2, 1.0, 3.0)}),
+    ("epo", {"tolerance": 10.0}),
+    ("epo", {"tolerance": 10.0, "relaxed": True, "preference": (0.2, 1.0, 3.0)}),
+    ("pmtl", {"index": 1}),
+    ("pmtl", {"index": 2, "initial_steps": 2}),
+    ("pmtl", {"preferences": ((0.0, 1.0, 0.0), (1.0, 0.0, 0.0), (0.0, 3.0, 4.0)), "index": 2}),
+    ("ferero", {"preference": (0.2, 1.0, 3.0)}),
+    ("ferero", {"learning_rate": 0.01, "strength": 3.0, "normalize": False}),
+    ("pivrg", {"scores": (0.0, 0.0, 0.0)}),
+    ("pivrg", {"scores": (-3.0, 150.0, 40.0), "bound": 5.0, "min_temperature": 1.0}),
     ("emtl", {"strength": 0.0}),
     ("emtl", {"strength": 30.0}),
     ("trimmed_mean", {"trim": 0}),
@@ -141,8 +151,8 @@ def assert_reference(name, kwargs, family, num_tasks, dtype, tolerance):
     for part in slices:
         try:
             wanted = reference.REFERENCES[name](grads[part], losses[part], present[part], **arguments)
-        except ValueError:  # no solution of the equation at Pareto-stationary points, or several medians on a line
-            assert name in ("fairgrad", "nash_mtl", "geometric_median")
+        except ValueError:  # no alpha-fair point at Pareto-stationary points; several medians, or optima of a program
+            assert name in ("fairgrad", "nash_mtl", "pivrg", "geometric_median", "epo")
             continue
         promises = ROWS[name].promises
         rounding = 10 * np.finfo(dtype).eps / tolerance * size[part]
@@ -272,8 +282,9 @@ def test_the_primary_task_has_a_name():
 @pytest.mark.parametrize("name", [name for name in WEIGHED if NON_CONFLICTING in ROWS[name].promises])
 def test_no_task_ascends_in_float32(name):
     """As stated in the README, on the gradients themselves."""
-    method, K = ROWS[name].factory(), 3
-    weigh = jax.jit(lambda G: method.weigh(mtl.stacks.gramian(G), method.init(None)))
+    K = 3
+    method = make_row(ROWS[name], K)
+    weigh = jax.jit(lambda G: method.weigh(mtl.stacks.gramian(G), method.init(None), losses=jnp.arange(1.0, K + 1)))
     stacks = [stack(family, K, 3, draw) for family in FAMILIES_AND_ILL_CONDITIONED for draw in range(5)]
     stacks += [
         np.array([[1e-10, 1e-10, 0], [-1e10, 0.5e10, 0], [0, 0, 1]]),

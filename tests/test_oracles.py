@@ -10,7 +10,7 @@ import numpy as np
 import optax
 import pytest
 from flax import linen, nnx
-from harness import WEIGHED
+from harness import WEIGHED, under_names
 from jax import lax
 from jax.flatten_util import ravel_pytree
 
@@ -831,14 +831,13 @@ def three(params, x):
     return {"seg": jnp.mean((o[:, 0] - 1) ** 2), "depth": jnp.mean(jnp.abs(o[:, 1] + o[:, 0])), "ac": jnp.mean(o**2)}
 
 
-def under_names(values):
-    return dict(zip(("ac", "depth", "seg"), values, strict=True))
+NAMES = ("ac", "depth", "seg")
 
 
 @pytest.mark.nightly
 @pytest.mark.parametrize("row", [registry.ROWS[name] for name in WEIGHED], ids=lambda row: row.name)
 def test_both_routes_give_the_same_numbers(row):
-    kwargs = {name: under_names(v) if isinstance(v, list) else v for name, v in row.kwargs(3).items()}
+    kwargs = {name: under_names(v, NAMES) for name, v in row.kwargs(3).items()}
     tx, method = row.factory(**kwargs), row.factory(**kwargs)
     step = mtl.balanced_value_and_grad(three, method)
 
@@ -852,7 +851,7 @@ def test_both_routes_give_the_same_numbers(row):
     params, states = MLP, (tx.init(MLP), method.init(None))
     masks = [[True] * 3, [True, False, True], [True] * 3, [False, True, False], [False] * 3]
     for i, mask in enumerate(masks):
-        mask = under_names([jnp.asarray(entry) for entry in mask])
+        mask = under_names([jnp.asarray(entry) for entry in mask], NAMES)
         (update, gradient), states, losses, norms = both(params, states, normal(10 + i, 8, 4), mask)
         chex.assert_trees_all_close(*losses, rtol=1e-6)
         size = float(max(optax.tree.norm(update), norms.max()))

@@ -28,6 +28,7 @@ from harness import (
     raises_naming,
     run,
     tree,
+    under_names,
     zeros,
 )
 from reference import pcgrad_outcomes
@@ -280,8 +281,7 @@ def test_a_broken_loss_is_a_counted_zero_update(name, compiled):
 def test_named_tasks(name):
     """Names are sorted; a mask must have the same names."""
     smallest = ROWS[name].kwargs(K) if name in EVERY else {}
-    per_task = {key: values for key, values in smallest.items() if isinstance(values, list)}
-    per_task = {key: dict(zip("abc", values, strict=True)) for key, values in per_task.items()}
+    per_task = {key: under_names(values) for key, values in smallest.items() if isinstance(values, (list, tuple))}
     tx = make(name, K, **per_task) if per_task else FACTORIES[name]()
     grads, losses, _ = arguments()
     named = dict(zip("abc", losses, strict=True))
@@ -414,7 +414,11 @@ def test_injected_hyperparameters(name):
     }
     static = [key for key in inspect.signature(row.factory).parameters if key not in defaults]
     injected = optax.inject_hyperparams(row.factory, static_args=static)
-    schedules = {key: (lambda step, value=value: value * 0.5 ** (step + 1)) for key, value in defaults.items()}
+    floors = {key: float(value > 1) for key, value in defaults.items()}
+    schedules = {
+        key: (lambda step, value=value, floor=floors[key]: floor + (value - floor) * 0.5 ** (step + 1))
+        for key, value in defaults.items()
+    }
     own = {**row.kwargs(K), **FIXED.get(name, {})}
     own = {key: value for key, value in own.items() if key not in schedules}
     tx = injected(**own, **schedules)

@@ -222,6 +222,13 @@ def check_alpha_fair(M):
         judge_alpha_fair(judged, alpha, w, TOLERANCE[M.dtype.name] + powers)
 
 
+def check_alpha_fair_with_priorities(M):
+    q = np.logspace(-2, 2, len(M), dtype=M.dtype)
+    w = checked(solvers.alpha_fair(M, jnp.asarray(2, M.dtype), q), 100 * TOLERANCE[M.dtype.name])
+    assert certificates.alpha_fair_residual(M.astype(float), w, 2, q) <= 2 * TOLERANCE[M.dtype.name]
+    assert certificates.conflict(M.astype(float), w) <= TOLERANCE[M.dtype.name]
+
+
 CHECKS = {name.removeprefix("check_"): check for name, check in list(globals().items()) if name.startswith("check_")}
 
 

@@ -4,16 +4,17 @@
 |---|---|---|
 | `_interior_point` | quadratic programs with bounds | `_nonnegative_qp`, `_capped_min_norm` |
 | `_nonnegative_qp` | min x^T Q x / 2 - q^T x over x >= 0 | most of the following |
-| `_min_norm` | the min-norm point of a convex hull | mgda |
+| `_min_norm` | the min-norm point of a convex hull | mgda, pmtl |
 | `_capped_min_norm` | the same with bounded weights | capped_mgda |
 | `_dual_cone` | projection on the dual cone, of the rows or their sum | upgrad, dualproj, non_conflicting |
 | `_max_min` | the best worst-case direction in a ball | cagrad |
 | `_conic` | the best worst-case direction in a cone | conicgrad |
 | `_progress` | the nearest direction with some progress for all | pcd |
-| `_alpha_fair` | M w = w^(-1/alpha) | nash_mtl, fairgrad |
+| `_alpha_fair` | M w = (q/w)^(1/alpha) | nash_mtl, fairgrad, pivrg |
 | `_geometric_median` | the least sum of distances | geometric_median |
 | `_eigen` | eigen-decompositions with relative cut-offs | aligned_mtl, imtl_g, conflict_free |
-| `_simplex` | the Euclidean projection on the simplex | modo, sdmgrad |
+| `_linear_program` | linear programs over a simplex | epo |
+| `_simplex` | the Euclidean projection on the simplex | modo, sdmgrad, ferero |
 
 All accept Gramians that are positive semidefinite up to rounding, of any rank and with rows of any scale.
 """
@@ -27,6 +28,7 @@ from mtlgrad_jax.solvers._eigen import cosines as cosines
 from mtlgrad_jax.solvers._eigen import direction_of_products as direction_of_products
 from mtlgrad_jax.solvers._eigen import significant_eigh as significant_eigh
 from mtlgrad_jax.solvers._geometric_median import geometric_median as geometric_median
+from mtlgrad_jax.solvers._linear_program import linear_program as linear_program
 from mtlgrad_jax.solvers._max_min import max_min_direction as max_min_direction
 from mtlgrad_jax.solvers._min_norm import min_norm as min_norm
 from mtlgrad_jax.solvers._progress import progress_direction as progress_direction
@@ -35,6 +37,7 @@ from mtlgrad_jax.solvers._solution import RESULTS as RESULTS
 from mtlgrad_jax.solvers._solution import Solution as Solution
 from mtlgrad_jax.solvers._solution import inverse_sqrt as inverse_sqrt
 from mtlgrad_jax.solvers._solution import normalized as normalized
+from mtlgrad_jax.solvers._solution import shift as shift
 
 __all__ = [
     "RESULTS",
@@ -46,6 +49,7 @@ __all__ = [
     "direction_of_products",
     "geometric_median",
     "inverse_sqrt",
+    "linear_program",
     "max_min_direction",
     "min_norm",
     "normalized",
@@ -53,5 +57,6 @@ __all__ = [
     "project_rows",
     "project_simplex",
     "project_weights",
+    "shift",
     "significant_eigh",
 ]

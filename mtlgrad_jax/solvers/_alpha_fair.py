@@ -1,10 +1,11 @@
-r"""The alpha-fair equation M w = w^(-1/alpha), w > 0 (FairGrad; Nash-MTL for alpha = 1).
+r"""The alpha-fair equation M w = (q/w)^(1/alpha), w > 0 (FairGrad; Nash-MTL for alpha = 1; PIVRG with priorities q).
 
-It is the stationarity condition of the strictly convex  w^T M w / 2 - sum_i w_i^(1-1/alpha) / (1-1/alpha).  In terms of
-w = v / n, n the row norms, it is  C v = p v^(-1/alpha)  with the cosines C and p = n^(1/alpha-1): the matrix no longer
-holds the tasks' scales. Newton's method predicts the contribution of the other tasks to each row; each v_i then solves
-its own scalar equation, in log v, with that contribution. Weights wrong by orders of magnitude are thus corrected in
-one step. The line search uses the derivative along the path, which suffers less from rounding than the value.
+It is the stationarity condition of the strictly convex  w^T M w / 2 - sum_i q_i^(1/alpha) w_i^(1-1/alpha) /
+(1-1/alpha).  In terms of w = v / n, n the row norms, it is  C v = p v^(-1/alpha)  with the cosines C and
+p = q^(1/alpha) n^(1/alpha-1): the matrix no longer holds the tasks' scales. Newton's method predicts the contribution
+of the other tasks to each row; each v_i then solves its own scalar equation, in log v, with that contribution. Weights
+wrong by orders of magnitude are thus corrected in one step. The line search uses the derivative along the path, which
+suffers less from rounding than the value.
 
 At a Pareto-stationary point the equation has no solution; the shift of the diagonal by (K + SHIFT) eps then bounds w,
 and G^T w is as small as the shift allows.
@@ -30,13 +31,18 @@ _PATIENCE = 4  # steps that do not halve the residual before it counts as roundi
 
 @partial(jax.jit, static_argnames="max_steps")
 def alpha_fair(
-    gramian: Float[Array, "K K"], alpha: Float[Array, ""] | float, *, max_steps: int = _MAX_STEPS
+    gramian: Float[Array, "K K"],
+    alpha: Float[Array, ""] | float,
+    priority: Float[Array, " K"] | None = None,
+    *,
+    max_steps: int = _MAX_STEPS,
 ) -> Solution:
-    """Return the solution of M w = w^(-1/alpha) on the nonzero rows, and zero on the zero rows.
+    """Return the solution of M w = (q/w)^(1/alpha) on the nonzero rows, and zero on the zero rows.
 
     Args:
       gramian: inner products of the rows.
       alpha: fairness, > 0. Weights below the smallest float, as for large alpha, come out as zero.
+      priority: q > 0; 1 for None.
       max_steps: maximum number of factorisations.
     """
     dtype, K = gramian.dtype, gramian.shape[0]
@@ -49,7 +55,7 @@ def alpha_fair(
     log_size = jnp.where(rows, -jnp.log(jnp.where(rows, inverse / smallest, 1)), 0)  # row norms, 0 for the largest
     diagonal = 1 + shift(gramian)
     off = gramian * inverse[:, None] * inverse[None, :] * (1 - jnp.eye(K, dtype=dtype))
-    log_p = (beta - 1) * log_size
+    log_p = (beta - 1) * log_size + (0 if priority is None else beta * jnp.log(priority))
 
     def sides(x: Array, v: Array) -> tuple[Array, Array]:
         return off @ v + diagonal * v, jnp.exp(log_p - beta * x)
