@@ -26,12 +26,15 @@ SIZE = 20
 WORST = [1.0, 1.0]  # reference point of the hypervolume
 END = 0.02  # a smaller loss counts as an end of the front
 LEARNING_RATE = 0.02
-METHODS = {
-    "constant": lambda r: mtl.constant(r),
-    "tchebycheff": lambda r: mtl.tchebycheff(r),
-    "stch": lambda r: mtl.stch(0.02, r),
-    "pbi": lambda r: mtl.pbi(1 - r),
-    "cosmos": lambda r: mtl.cosmos(4.0, 1 - r),
+METHODS = {  # from a preference, and all of them
+    "constant": lambda r, _: mtl.constant(r),
+    "tchebycheff": lambda r, _: mtl.tchebycheff(r),
+    "stch": lambda r, _: mtl.stch(0.02, r),
+    "pbi": lambda r, _: mtl.pbi(1 - r),
+    "cosmos": lambda r, _: mtl.cosmos(4.0, 1 - r),
+    "epo": lambda r, _: mtl.epo(r),
+    "pmtl": lambda r, every: mtl.pmtl(1 - every, jnp.argmin(jnp.abs(every - r).sum(axis=1)), initial_steps=300),
+    "ferero": lambda r, _: mtl.ferero(2, 1 - r),
 }
 
 
@@ -47,9 +50,10 @@ def true_front(count=2001):
     return -np.expm1(-((t - [1.0, -1.0]) ** 2))
 
 
-def optimizer(method):
-    """Map a preference to the method's optimizer."""
-    return lambda preference: mtl.chain(METHODS[method](preference), optax.adam(LEARNING_RATE))
+def optimizer(method, preferences, steps):
+    """Map a preference to the method's optimizer, whose learning rate falls to zero."""
+    rate = optax.cosine_decay_schedule(LEARNING_RATE, steps)
+    return lambda preference: mtl.chain(METHODS[method](preference, preferences), optax.adam(rate))
 
 
 def measure(preferences, steps):
@@ -58,7 +62,7 @@ def measure(preferences, steps):
     found = {}
     for name in METHODS:
         began = time.perf_counter()
-        x, _ = mtl.pareto_front(losses_fn, optimizer(name), start, preferences, steps=steps)
+        x, _ = mtl.pareto_front(losses_fn, optimizer(name, preferences, steps), start, preferences, steps=steps)
         losses = np.asarray(jax.block_until_ready(jax.vmap(losses_fn)(x)))
         found[name] = losses, time.perf_counter() - began
     return found

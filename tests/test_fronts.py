@@ -18,10 +18,12 @@ from mtlgrad_jax.diagnostics import hypervolume, plot_front, simplex_lattice
 def test_a_front_in_one_program_is_that_of_one_training_after_the_other(name):
     preferences, steps = np.array([[0.3, 0.7], [0.6, 0.4]]), 30
     start = jnp.linspace(-0.3, 0.4, pareto.SIZE)
-    x, losses = mtl.pareto_front(pareto.losses_fn, pareto.optimizer(name), start, preferences, steps=steps)
+    x, losses = mtl.pareto_front(
+        pareto.losses_fn, pareto.optimizer(name, preferences, steps), start, preferences, steps=steps
+    )
     assert losses.shape == (2, steps, 2)
     for i, preference in enumerate(preferences):
-        tx = pareto.optimizer(name)(jnp.asarray(preference))
+        tx = pareto.optimizer(name, preferences, steps)(jnp.asarray(preference))
 
         @jax.jit
         def step(params, state, tx=tx):

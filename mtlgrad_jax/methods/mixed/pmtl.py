@@ -1,8 +1,8 @@
 """PMTL, Pareto multi-task learning (Lin et al. 2019, arXiv 1912.12854).
 
-Follows the paper and the official synthetic example (Xi-L/ParetoMTL), with any number of tasks instead of two. The
-official MultiMNIST script also multiplies the weights by K / sum |w|, and first takes at most two epochs of initial
-steps (`initial_steps` here).
+Follows the official synthetic example (Xi-L/ParetoMTL), with any number of tasks instead of two; of the paper, only the
+abstract was used. The official MultiMNIST script also multiplies the weights by K / sum |w|, and first takes at most
+two epochs of initial steps (`initial_steps` here).
 """
 
 from collections.abc import Sequence
@@ -28,7 +28,7 @@ class PMTLState(NamedTuple):
     initial: Int[Array, ""]  # initial steps left
 
 
-def pmtl(preferences: Sequence[PyTree] | Array, index: int | Array, initial_steps: int = 0) -> Method:
+def pmtl(preferences: Sequence[PyTree] | np.ndarray | Array, index: int | Array, initial_steps: int = 0) -> Method:
     r"""Find a Pareto-optimal point in one of several sectors of the losses, that of a reference vector.
 
     .. math:: w = B^T \arg\min_{v \in \Delta} \big\| G^T B^T v \big\|, \qquad
