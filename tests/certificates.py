@@ -108,7 +108,7 @@ def conic_gap(M, c, weights, rounding=0, enough=0):
     (H² - max(V, 0)²)/(tr(M)/K), V the value of d's direction and H an upper bound; at least the amount by which the
     cosine falls short of c. The support function h of the feasible set gives H = h(g_w) for any w on the simplex: those
     for which d is the direction of g_w + m g0, the vertices and the min-norm point; then, if the gap is still above
-    `enough`, the min-norm points of g_i + m g0 for many m, beginning with those that hardly move the smallest row.
+    `enough`, the min-norm points of g_i + m g0 for many m, the best of which is refined.
     """
     M, weights, n = _cast(M, weights)
     K, scale, F = len(M), np.trace(M) / len(M), _factor(M)
@@ -131,10 +131,23 @@ def conic_gap(M, c, weights, rounding=0, enough=0):
     tried = [weights.clip(0), (weights - weights.min()).clip(0)]
     best = min([*np.eye(K), min_norm_point(M), *(w / w.sum() for w in tried if w.any())], key=support)
     first = 1e-4 * min(1, n[n > 0].min() / length)
-    for m in sorted(np.geomspace(first, 1e4, 97), key=lambda m: abs(np.log(m))):
+    logs = np.linspace(np.log(first), np.log(1e4), 97)
+
+    def shifted(log_m):
+        moved = F + np.exp(log_m) * np.outer(F @ mean, np.ones(K))
+        return min_norm_point(moved.T @ moved)
+
+    nearest = None
+    for log_m in sorted(logs, key=abs):
         if gap(best) > enough:
-            moved = F + m * np.outer(F @ mean, np.ones(K))
-            best = min(best, min_norm_point(moved.T @ moved), key=support)
+            w = shifted(log_m)
+            if support(w) < support(best):
+                best, nearest = w, log_m
+    if gap(best) > enough and nearest is not None:
+        step = logs[1] - logs[0]
+        between = {"bounds": (nearest - step, nearest + step), "options": {"xatol": 1e-12}}
+        log_m = scipy.optimize.minimize_scalar(lambda log_m: support(shifted(log_m)), **between).x
+        best = min(best, shifted(log_m), key=support)
     return float(np.max([gap(best), c - d @ (F @ mean) / (length * least), 0]))
 
 
