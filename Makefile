@@ -26,6 +26,7 @@ nightly: $(INSTALLED)  ## the rest of it
 tables: $(INSTALLED)  ## write what the rows say and what tests find about them into docs/
 	PYTHONPATH=. $(BIN)/python docs/tables.py
 	PYTHONPATH=.:tests $(BIN)/python tests/property_table.py
+	PYTHONPATH=.:tests $(BIN)/python tests/checked_table.py
 
 sharded: $(INSTALLED)  ## on eight virtual devices
 	JAX_NUM_CPU_DEVICES=8 $(BIN)/python -m pytest tests/sharded $(ARGS)

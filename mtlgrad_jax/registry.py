@@ -8,7 +8,7 @@ from typing import Any
 
 from mtlgrad_jax import methods, wrappers
 from mtlgrad_jax._core.method import Method
-from mtlgrad_jax._core.row import NON_CONFLICTING, SCALE_FREE, Row
+from mtlgrad_jax._core.row import DESCENT, NON_CONFLICTING, SCALE_FREE, Row
 
 FOLDERS = {
     "losses": "losses only: one plain backward pass",
@@ -90,11 +90,23 @@ def describe(row: Row) -> str:
 
 def markdown_table() -> str:
     """Return the table of methods."""
-    rows = ["| method | looks at | native scale | state | guarantee | reference |", "|---|---|---|---|---|---|"]
+    titles = [
+        "method",
+        "looks at",
+        "update needs",
+        "native scale",
+        "state",
+        "guarantees",
+        "reference",
+        "checked against",
+    ]
+    rows = [titles, ["---"] * len(titles)]
     for row in METHODS:
-        promises = ", ".join(sorted(row.promises & {NON_CONFLICTING, SCALE_FREE})) or "-"
-        rows.append(f"| `{row.name}` | {FOLDERS[row.folder]} | {row.scale} | {row.state} | {promises} | {row.paper} |")
-    return "\n".join(rows)
+        promises = ", ".join(sorted(row.promises & {NON_CONFLICTING, DESCENT, SCALE_FREE})) or "-"
+        wanted = ", ".join(f"`{name}`" for name in needs(row)) or "-"
+        looks = [FOLDERS[row.folder], wanted, row.scale, row.state, promises, row.paper, row.checked]
+        rows.append([f"`{row.name}`", *looks])
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in rows)
 
 
 def _document() -> None:
