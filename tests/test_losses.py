@@ -276,10 +276,18 @@ def test_groups_of_go4align_are_the_best_ones():
 
 def test_ldc_mtl_draws_the_weighted_losses_together():
     """At the optimum of the penalty alone, for fixed losses."""
-    method = mtl.ldc_mtl(K, penalty=10.0, optimizer=optax.adam(0.02))
-    _, state = over(method, np.broadcast_to([1.0, 2.0, 1.5], (600, K)))
-    scaled = jax.nn.sigmoid(state.method.logits.value) * np.array([1.0, 2.0, 1.5])
+    method, losses = mtl.ldc_mtl(K, penalty=10.0, optimizer=optax.adam(0.02)), jnp.asarray([1.0, 2.0, 1.5])
+    state, _ = jax.lax.scan(lambda s, _: weights_of(method, losses, s)[::-1], method.init(None), length=600)
+    scaled = jax.nn.sigmoid(state.method.logits.value) * losses
     assert np.ptp(scaled) < 0.02 * scaled.max()
+
+
+def test_weights_of_ldc_mtl_depend_on_the_order_and_may_be_negative():
+    """Each loss is compared with its neighbours; one above both is weighed up, one below both down, by 2 lambda."""
+    scale = 1 / (1 + np.exp(-1.0))
+    for losses, signs in (([1.0, 3, 1], [-1, 2, -1]), ([3.0, 1, 2], [1, -2, 1]), ([1.0, 2, 3], [-1, 0, 1])):
+        weights, _ = weights_of(mtl.ldc_mtl(K, penalty=1.0), losses)
+        np.testing.assert_allclose(weights, 1 / K + scale * np.array(signs), rtol=1e-5)
 
 
 def test_rows_of_losses_say_what_they_cost():

@@ -37,9 +37,9 @@ def _walk(step, method, start, inputs, extra):
     return np.stack(results), state
 
 
-def weigh(name, gramians, losses=None, cross_gramian=None, **kwargs):
+def weigh(name, gramians, losses=None, cross_gramian=None, new_losses=None, **kwargs):
     """Weights (T, K) of a method on Gramians (T, K, K), and its last state."""
-    given = {"losses": losses, "cross_gramian": cross_gramian}
+    given = {"losses": losses, "cross_gramian": cross_gramian, "new_losses": new_losses}
     extra = {key: np.asarray(value, float) for key, value in given.items() if value is not None}
     gramians = np.asarray(gramians, float)
     with jax.enable_x64(True):

@@ -1,16 +1,22 @@
 """Parity with LibMTL and the official repositories: their formulas in numpy, from gradients, in float64.
 
-The sources are LibMTL 4336804 and the repositories named in the tests. Most of these formulas use vectors; this library
-uses Gramians.
+The sources are LibMTL 4336804, all of whose weightings are here (but RLW, which is TorchJD's too),
+rainx0r/metaworld-algorithms 30c9991 and the repositories named in the tests. Most of these formulas use vectors; this
+library uses Gramians.
 """
 
 import itertools
 
+import jax
+import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from families import stack
 from peerlib import size, update, updates, weigh, weights
 from scipy import optimize
+
+import mtlgrad_jax as mtl
 
 torchjd = pytest.importorskip("torchjd", reason="the formulas go with the extra 'peers'")
 torch = pytest.importorskip("torch", reason="the formulas go with the extra 'peers'")
@@ -100,13 +106,27 @@ def test_cagrad_and_its_rescaling(rescale, divisor, shape, family):
 @pytest.mark.parametrize("reduction", ["sum", "mean"])
 @every_shape
 def test_pcgrad_in_the_official_order(reduction, shape):
-    """Its shuffle has no effect, so the order is 0 to K-1; tum-pbs/ConFIG does the same. metaworld takes the mean."""
+    """Its shuffle has no effect, so the order is 0 to K-1, as in tum-pbs/ConFIG. rainx0r/mtrl takes the mean."""
     G = stack("normal", *shape)
     rows = G.copy()
     for i, j in itertools.permutations(range(len(G)), 2):
         rows[i] -= min(rows[i] @ G[j], 0) / (G[j] @ G[j]) * G[j]
     ours = update("pcgrad", G, order="fixed", reduction=reduction)
     np.testing.assert_allclose(ours, getattr(rows, reduction)(axis=0), atol=1e-12)
+
+
+def test_pcgrad_of_two_tasks_and_its_weights():
+    """LibMTL lets a task meet itself, in random order; of two tasks neither is turned around, so nothing differs."""
+    G = 1e3 * np.asarray([[-4.0, 1, 1], [6, 1, 1]])
+    for orders in itertools.product(([0, 1], [1, 0]), repeat=2):
+        rows, reported = G.copy(), np.ones(2)
+        for i, order in enumerate(orders):
+            for j in order:
+                product = min(rows[i] @ G[j], 0) / (G[j] @ G[j] + 1e-8)
+                rows[i] -= product * G[j]
+                reported[j] -= product
+        np.testing.assert_allclose(update("pcgrad", G), rows.sum(axis=0), rtol=1e-9)
+        np.testing.assert_allclose(weights("pcgrad", G), reported, rtol=1e-9)
 
 
 def vaccinate(grads, target, beta, on_conflict=False):
@@ -144,14 +164,54 @@ def test_gradvac_with_a_fixed_target(shape):
     np.testing.assert_allclose(ours, vaccinate(grads, 0.5, 0.0), atol=1e-9)
 
 
+def test_gradvac_for_every_layer():
+    """LibMTL's granularities beside the whole model, layers and matrices, have target cosines of their own."""
+    grads = sequence((3, 7)) + 0.3
+    parts = {"b": slice(0, 2), "w": slice(2, 7)}
+    wanted = {name: vaccinate(grads[:, :, part], 0.0, 0.5) for name, part in parts.items()}
+    with jax.enable_x64(True):
+        tx = mtl.grouped(mtl.gradvac(num_tasks=3, beta=0.5, order="fixed"), lambda path: jax.tree_util.keystr(path))
+        state, step = (
+            tx.init({name: jnp.zeros(part.stop - part.start) for name, part in parts.items()}),
+            jax.jit(tx.update),
+        )
+        for t, G in enumerate(grads):
+            ours, state = step({name: jnp.asarray(G[:, part]) for name, part in parts.items()}, state)
+            for name in parts:
+                np.testing.assert_allclose(ours[name], wanted[name][t], atol=1e-9)
+
+
+def impartial(G):
+    """The weights of all but the first from differences of gradients and of unit gradients (LibMTL, Nash-MTL code)."""
+    D, U = G[0] - G[1:], units(G)[0] - units(G)[1:]
+    rest = G[0] @ U.T @ np.linalg.inv(D @ U.T)
+    return np.asarray([1 - rest.sum(), *rest])
+
+
 @every_family
 @every_shape
 def test_imtl_g_in_closed_form(family, shape):
-    """The weights of all but the first from differences of gradients and of unit gradients (LibMTL, Nash-MTL code)."""
+    """Its direction, up to the sign, is that of ConFIG."""
     G = stack(family, *shape)
-    D, U = G[0] - G[1:], units(G)[0] - units(G)[1:]
-    rest = G[0] @ U.T @ np.linalg.inv(D @ U.T)
-    np.testing.assert_allclose(weights("imtl_g", G), [1 - rest.sum(), *rest], rtol=1e-8, atol=1e-9)
+    np.testing.assert_allclose(weights("imtl_g", G), impartial(G), rtol=1e-8, atol=1e-9)
+    ours, config = update("imtl_g", G), update("conflict_free", G)
+    assert abs(ours @ config) == pytest.approx(np.linalg.norm(ours) * np.linalg.norm(config), rel=1e-9)
+
+
+@every_shape
+def test_imtl(shape):
+    """LibMTL: the closed form on e^s g, and s descends the sum of e^s l - s whatever the weights, here with Adam."""
+    grads, losses = sequence(shape), losses_of(shape[0], steps=6)
+    s = torch.zeros(shape[0], dtype=torch.float64, requires_grad=True)
+    adam, wanted = torch.optim.Adam([s], lr=0.025), []
+    for G, loss in zip(grads, losses, strict=True):
+        scales = np.exp(s.detach().numpy())
+        wanted.append(impartial(scales[:, None] * G) * scales)
+        adam.zero_grad()
+        (torch.exp(s) * torch.tensor(loss) - s).sum().backward()
+        adam.step()
+    ours, _ = weigh("imtl", grads @ grads.transpose(0, 2, 1), losses, num_tasks=shape[0])
+    np.testing.assert_allclose(ours, wanted, rtol=1e-6, atol=1e-9)
 
 
 @pytest.mark.parametrize("scale", ["min", "median", "rmse"])
@@ -204,6 +264,16 @@ def test_nash_mtl_fixed_point(family, shape):
     np.testing.assert_allclose(alpha * (G @ G.T @ alpha), 1, rtol=1e-9)
 
 
+def test_nash_mtl_of_libmtl_in_two_lengths():
+    """It divides the Gramian by its Frobenius norm, so its weights are ours times the root of that, then clips d."""
+    G = stack("normal", 3, 7)
+    A = G @ G.T / np.linalg.norm(G @ G.T)
+    alpha = weights("nash_mtl", G) * np.sqrt(np.linalg.norm(G @ G.T))
+    np.testing.assert_allclose(alpha * (A @ alpha), 1, rtol=1e-9)
+    clipped = alpha @ G / max(np.linalg.norm(alpha @ G), 1)
+    np.testing.assert_allclose(clipped, update("nash_mtl", G) / np.sqrt(3), rtol=1e-9)
+
+
 def test_nash_mtl_of_two_tasks():
     G = stack("normal", 2, 5)
     cosine = units(G)[0] @ units(G)[1]
@@ -249,6 +319,14 @@ def test_dual_cone_projections_by_nnls(family, shape):
 
     np.testing.assert_allclose(update("dualproj", G), project(G.mean(axis=0)), atol=1e-9)
     np.testing.assert_allclose(update("upgrad", G), np.mean([project(g) for g in G], axis=0), atol=1e-9)
+
+
+def test_upgrad_with_regularization():
+    """LibMTL, as TorchJD: 1e-4 on the diagonal of the Gramian divided by its trace."""
+    G = stack("opposite", 3, 7)
+    root = np.linalg.cholesky(G @ G.T / np.trace(G @ G.T) + 1e-4 * np.eye(3)).T
+    wanted = sum(u + optimize.nnls(root, -root @ u)[0] for u in np.eye(3) / 3)
+    np.testing.assert_allclose(weights("upgrad", G, regularization=1e-4), wanted, rtol=1e-9, atol=1e-12)
 
 
 @every_family
@@ -370,6 +448,57 @@ def test_moco(shape):
     np.testing.assert_allclose(updates("moco", grads, losses, num_tasks=shape[0], **kwargs), wanted, atol=1e-10)
 
 
+def test_moco_with_decaying_rates():
+    """LibMTL's defaults: both rates over the root of the step."""
+    grads, losses = sequence((3, 7)), losses_of(3, steps=6)
+    y, w = np.zeros((3, 7)), np.full(3, 1 / 3)
+    with jax.enable_x64(True):
+        static = {"num_tasks": 3, "rho": 0.0, "projection": "softmax", "normalize": "unit_loss"}
+        tx = optax.inject_hyperparams(mtl.moco, static_args=tuple(static))(
+            beta=lambda t: 0.5 / jnp.sqrt(t + 1.0), gamma=lambda t: 0.1 / jnp.sqrt(t + 1.0), **static
+        )
+        state, step = tx.init(jnp.zeros(7)), jax.jit(tx.update)
+        for k, (G, loss) in enumerate(zip(grads, losses, strict=True), 1):
+            y = y - 0.5 / np.sqrt(k) * (y - units(G) * loss[:, None])
+            w = w - 0.1 / np.sqrt(k) * y @ y.T @ w
+            w = np.exp(w) / np.exp(w).sum()
+            ours, state = step(jnp.asarray(G), state, losses=jnp.asarray(loss))
+            np.testing.assert_allclose(ours, w @ y, atol=1e-6)
+
+
+@every_shape
+def test_excess_mtl(shape):
+    """LibMTL, as the official code: the first step only sets the excess. Its 1e-7 is negligible here."""
+    grads = 1e3 * sequence(shape)
+    squares, first, w, wanted = 0, None, np.ones(shape[0]), []
+    for G in grads:
+        squares = squares + G**2
+        excess = (G**2 / np.sqrt(squares + 1e-7)).sum(axis=1)
+        if first is None:
+            first = excess
+        else:
+            w = w * np.exp(0.01 * excess / first)
+            w = len(w) * w / w.sum()
+        wanted.append(w @ G)
+    np.testing.assert_allclose(updates("excess_mtl", grads, num_tasks=shape[0]), wanted, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("leak", [0.0, 0.3])
+def test_graddrop_at_a_representation(monkeypatch, leak):
+    """LibMTL multiplies gradients at an activation by its sign; for a batch of one, we do so before and after."""
+    rng = np.random.default_rng(0)
+    G, h, U = rng.normal(size=(3, 50)), rng.normal(size=50), rng.uniform(size=50)
+    signed = G * np.sign(h)
+    P = 0.5 * (1 + signed.sum(axis=0) / (np.abs(signed).sum(axis=0) + 1e-7))
+    kept = np.where(signed > 0, P > U, P < U)
+    wanted = (G * (leak + (1 - leak) * kept)).sum(axis=0)
+    monkeypatch.setattr(jax.random, "uniform", lambda key, shape, dtype: jnp.asarray(U, dtype))
+    with jax.enable_x64(True):
+        tx = mtl.graddrop(leak)
+        ours, _ = tx.update(jnp.asarray(signed), tx.init(jnp.zeros(50)))
+    np.testing.assert_allclose(np.asarray(ours) * np.sign(h), wanted, atol=1e-12)
+
+
 @pytest.mark.parametrize("alpha", [0.12, 1.5])
 def test_gradnorm_by_autograd(alpha):
     """Algorithm 1 with torch's autograd and Adam on the raw weights; LibMTL has a softmax in between."""
@@ -390,6 +519,27 @@ def test_gradnorm_by_autograd(alpha):
     np.testing.assert_allclose(ours, wanted, atol=1e-7)
 
 
+@pytest.mark.parametrize("alpha", [0.12, 1.5])
+def test_gradnorm_of_softmax_weights(alpha):
+    """LibMTL learns p in the weights K softmax(p): at equal weights, its derivatives are ours less their mean.
+
+    It does not learn in the first epoch, whose mean losses are its first ones. At rate zero weights stay equal, and
+    Adam's average of the derivatives shows them.
+    """
+    grads, losses = sequence((3, 7)), losses_of(3, steps=6)
+    p, average = torch.ones(3, dtype=torch.float64, requires_grad=True), np.zeros(3)
+    for G, loss in zip(grads, losses, strict=True):
+        weighted = 3 * torch.softmax(p, dim=0) * torch.tensor(norms(G))
+        rate = torch.tensor(loss / losses[0])
+        target = (weighted.mean() * (rate / rate.mean()) ** alpha).detach()
+        (slope,) = torch.autograd.grad((weighted - target).abs().sum(), p)
+        average = 0.9 * average + 0.1 * slope.numpy()
+    gramians = grads @ grads.transpose(0, 2, 1)
+    _, state = weigh("gradnorm", gramians, losses, num_tasks=3, alpha=alpha, learning_rate=0.0)
+    ours = np.asarray(state.method.weights.optimizer[0].mu)
+    np.testing.assert_allclose(ours - ours.mean(), average, atol=1e-12)
+
+
 @pytest.mark.parametrize("init", [0.0, -0.5])
 def test_uw_by_autograd(init):
     """The weighted sum of losses and half the log-variances (from 0, in LibMTL from -0.5), with torch's Adam."""
@@ -403,6 +553,67 @@ def test_uw_by_autograd(init):
         adam.step()
     ours, _ = weigh("uw", grads @ grads.transpose(0, 2, 1), losses, num_tasks=3, init=init)
     np.testing.assert_allclose(ours, wanted, atol=1e-7)
+
+
+def derivatives(objective, losses):
+    """The derivatives of a torch function of K losses."""
+    values = torch.tensor(losses, requires_grad=True)
+    return torch.autograd.grad(objective(values), values)[0].numpy()
+
+
+def test_equal_weights_and_the_geometric_mean():
+    """LibMTL's EW adds the losses; its GLS takes the root of their product."""
+    G, losses = stack("normal", 3, 7), losses_of(3)
+    np.testing.assert_allclose(update("sum", G), G.sum(axis=0), rtol=1e-12)
+    wanted = derivatives(lambda values: torch.pow(values.prod(), 1 / 3), losses)
+    np.testing.assert_allclose(weights("gls", G, losses), wanted, rtol=1e-12)
+
+
+def test_dwa_by_epochs():
+    """LibMTL: a softmax of the ratios of mean losses over the last two epochs, here of three steps; at first equal."""
+    losses = losses_of(3, steps=12)
+    means, wanted = losses.reshape(4, 3, 3).mean(axis=1), np.ones((4, 3))
+    for epoch in (2, 3):
+        e = np.exp(means[epoch - 1] / means[epoch - 2] / 2)
+        wanted[epoch] = 3 * e / e.sum()
+    ours, _ = weigh("dwa", [np.eye(3)] * 12, losses, num_tasks=3, window=3)
+    np.testing.assert_allclose(ours, np.repeat(wanted, 3, axis=0), rtol=1e-12)
+
+
+@pytest.mark.parametrize("mu", [0.3, 1.0])
+def test_the_recipe_of_stch(mu):
+    """LibMTL, with epochs of two steps: log-losses in two, and in one that measures the nadir; then the maximum."""
+    losses, wanted = losses_of(3, steps=12), []
+    nadir = torch.tensor(losses[4:6].mean(axis=0))
+
+    def second(values):
+        logs = torch.log(values / nadir + 1e-20)
+        return 3 * mu * torch.log(torch.exp((logs - logs.max().detach()) / mu).sum())
+
+    for t, loss in enumerate(losses):
+        wanted.append(derivatives(second if t >= 6 else lambda values: torch.log(values + 1e-20).sum(), loss))
+    ours, _ = weigh("stch_mtl", [np.eye(3)] * 12, losses, num_tasks=3, warmup_steps=4, nadir_steps=2, mu=mu)
+    np.testing.assert_allclose(ours, wanted, rtol=1e-12)
+
+
+@pytest.mark.parametrize("gamma", [0.0, 0.01])
+def test_famo_on_the_same_batch(gamma):
+    """LibMTL: losses before and after each step, on its batch. Its 1e-8 is negligible for these losses."""
+    before, after = losses_of(3, steps=8), losses_of(3, steps=8, seed=1)
+    xi = torch.zeros(3, dtype=torch.float64, requires_grad=True)
+    adam, wanted = torch.optim.Adam([xi], lr=0.1, weight_decay=gamma), []
+    for old, new in zip(before, after, strict=True):
+        z = torch.softmax(xi, dim=-1)
+        total = (z / torch.tensor(old)).sum().detach()
+        wanted.append(derivatives(lambda values, z=z, total=total: (values.log() * z.detach() / total).sum(), old))
+        (xi.grad,) = torch.autograd.grad(z, xi, torch.tensor(np.log(old + 1e-8) - np.log(new + 1e-8)))
+        adam.step()
+    told = np.concatenate([np.ones((1, 3)), after[:-1]])
+    own = {"num_tasks": 3, "learning_rate": 0.1, "gamma": gamma}
+    ours, state = weigh("famo", [np.eye(3)] * 8, before, new_losses=told, **own)
+    np.testing.assert_allclose(ours, wanted, rtol=1e-6)
+    if not gamma:  # a softmax does not change with the sum of its arguments
+        assert abs(np.asarray(state.method.logits.optimizer[0].mu).sum()) < 1e-15
 
 
 SLOPES = {2: [-1, 1], 3: [-3 / 2, 2, -1 / 2], 4: [-11 / 6, 3, -3 / 2, 1 / 3], 5: [-25 / 12, 4, -3, 4 / 3, -1 / 4]}
@@ -472,6 +683,65 @@ def test_ntk_of_the_official_code_and_of_jaxpi():
     t = losses_of(3)
     for kwargs, wanted in (({}, t.sum() / t), ({"scale": "mean"}, t.mean() / t)):
         np.testing.assert_allclose(weights("ntk", np.eye(3), traces=tuple(t), **kwargs), wanted, rtol=1e-12)
+
+
+@pytest.mark.parametrize("order", [*itertools.permutations(range(3))])
+def test_pcgrad_of_metaworld_algorithms(order):
+    """rainx0r/metaworld-algorithms shuffles the tasks, lets each meet all, itself included, and takes the mean.
+
+    Here no task meets itself with a conflict. Its 1e-8 is negligible.
+    """
+    rows = 1e3 * np.asarray([[1.0, 0.3, 0], [-0.7, 1, 0], [-0.4, -0.8, 0.9]])[list(order)]
+    projected = rows.copy()
+    for i, j in itertools.product(range(3), range(3)):
+        projected[i] -= min(projected[i] @ rows[j] / (rows[j] @ rows[j] + 1e-8), 0) * rows[j]
+    with jax.enable_x64(True):
+        tx, params = mtl.pcgrad(order="fixed", reduction="mean"), {"actor": jnp.zeros((2, 1)), "scale": jnp.zeros(())}
+        grads = {"actor": jnp.asarray(rows[:, :2, None]), "scale": jnp.asarray(rows[:, 2])}
+        ours, _ = tx.update(grads, tx.init(params), params)
+    np.testing.assert_allclose(ours["actor"][:, 0], projected[:, :2].mean(axis=0), rtol=1e-9)
+    np.testing.assert_allclose(ours["scale"], projected[:, 2].mean(), rtol=1e-9)
+
+
+def test_one_order_for_all_tasks_has_the_same_mean():
+    """metaworld-algorithms shuffles once, so it has six of our eight equally likely sums, and their expectation."""
+    G = np.asarray([[1.0, 0.3, 0], [-0.7, 1, 0], [-0.4, -0.8, 0.9]])
+
+    def project(order):
+        rows = G.copy()
+        for i, j in itertools.product(range(3), order):
+            rows[i] -= min(rows[i] @ G[j], 0) / (G[j] @ G[j]) * G[j] if i != j else 0
+        return rows.sum(axis=0)
+
+    theirs = {tuple(project(order).round(9)) for order in itertools.permutations(range(3))}
+    ours = {tuple((w @ G).round(9)) for w in weigh("pcgrad", [G @ G.T] * 200)[0]}
+    assert (len(theirs), len(ours)) == (6, 8)
+    assert theirs < ours
+    np.testing.assert_allclose(np.mean(list(theirs), axis=0), np.mean(list(ours), axis=0), atol=1e-8)
+
+
+@pytest.mark.parametrize("constant", [True, False])
+def test_gradnorm_of_metaworld_algorithms(constant):
+    """It takes its step with the weights after their update, and Adam's epsilon is 1e-5, negligible here.
+
+    It also differentiates the targets, which Algorithm 1 of the paper holds constant.
+    """
+    grads, losses = 1e3 * sequence((3, 7), steps=12), losses_of(3, steps=12)
+    w = torch.ones(3, dtype=torch.float64, requires_grad=True)
+    adam, theirs = torch.optim.Adam([w], lr=0.025, eps=1e-5), []
+    for G, loss in zip(grads, losses, strict=True):
+        weighted = w * torch.tensor(norms(G))
+        rate = torch.tensor(loss / (losses[0] + 1e-12))
+        target = weighted.mean() * (rate / (rate.mean() + 1e-12)) ** 1.5
+        adam.zero_grad()
+        (weighted - (target.detach() if constant else target)).abs().sum().backward()
+        adam.step()
+        w.data *= 3 / w.data.sum()
+        theirs.append(w.detach().numpy().copy())
+    gramians = grads @ grads.transpose(0, 2, 1)
+    ours, _ = weigh("gradnorm", gramians, losses, num_tasks=3, alpha=1.5)
+    error = np.abs(ours[1:] - theirs[:-1]).max()
+    assert error < 1e-7 if constant else error > 0.01
 
 
 @pytest.mark.parametrize(("num_steps", "rate"), [(1, 0.01), (5, 0.01), (5, 0.4)])

@@ -6,6 +6,7 @@ import pytest
 from peerlib import weigh
 
 import mtlgrad_jax as mtl
+from mtlgrad_jax.registry import ROWS
 
 torch = pytest.importorskip("torch", reason="parity needs the extra 'peers'")
 scalarization = pytest.importorskip("torchjd.scalarization", reason="parity needs the extra 'peers'")
@@ -27,6 +28,30 @@ def derivatives(scalarize, losses):
 
 def ours(name, losses, **kwargs):
     return weigh(name, np.broadcast_to(np.eye(K), (len(losses), K, K)), losses, **kwargs)[0]
+
+
+COVERED = {
+    "Constant": "constant",
+    "COSMOS": "cosmos",
+    "DWA": "dwa",
+    "FAMO": "famo",
+    "GeometricMean": "gls",
+    "IMTLL": "imtl_l",
+    "Mean": "mean",
+    "PBI": "pbi",
+    "Random": "rlw",
+    "STCH": "stch",
+    "Sum": "sum",
+    "UW": "uw",
+}
+"""Their scalarizers, and ours, which the tests here compare."""
+
+
+def test_every_scalarizer_has_a_counterpart():
+    """A new release of TorchJD fails here until its new scalarizers are compared."""
+    assert set(scalarization.__all__) - {"Scalarizer"} == set(COVERED)
+    for name in COVERED.values():
+        assert name in ROWS
 
 
 STATELESS = {

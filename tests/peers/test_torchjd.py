@@ -11,6 +11,8 @@ import pytest
 from families import stack
 from peerlib import size, update, updates, weigh, weights
 
+from mtlgrad_jax.registry import ROWS
+
 torchjd = pytest.importorskip("torchjd", reason="parity needs the extra 'peers'")
 torch = pytest.importorskip("torch", reason="parity needs the extra 'peers'")
 
@@ -45,6 +47,42 @@ def assert_direction(ours, peer, tolerance):
 def fixed_order(monkeypatch):
     """TorchJD visits the tasks in the order 0 to K-1."""
     monkeypatch.setattr(torch, "randperm", torch.arange)
+
+
+BASES = {"Aggregator", "GramianWeightedAggregator", "WeightedAggregator", "Weighting"}
+COVERED = {
+    "AlignedMTL": "aligned_mtl",
+    "CAGrad": "cagrad",
+    "ConFIG": "conflict_free",
+    "Constant": "constant",
+    "CRMOGM": "smoothed",
+    "DualProj": "dualproj",
+    "ExcessMTL": "excess_mtl",
+    "FairGrad": "fairgrad",
+    "GradDrop": "graddrop",
+    "GradVac": "gradvac",
+    "IMTLG": "imtl_g",
+    "Krum": "krum",
+    "Mean": "mean",
+    "MGDA": "mgda",
+    "MoDo": "modo",
+    "NashMTL": "nash_mtl",
+    "PCD": "pcd",
+    "PCGrad": "pcgrad",
+    "Random": "rlw",
+    "SDMGrad": "sdmgrad",
+    "Sum": "sum",
+    "TrimmedMean": "trimmed_mean",
+    "UPGrad": "upgrad",
+}
+"""Their aggregators and weightings, and ours, which the tests here compare."""
+
+
+def test_every_aggregator_has_a_counterpart():
+    """A new release of TorchJD fails here until its new methods are compared."""
+    assert {name.removesuffix("Weighting") for name in set(agg.__all__) - BASES} == set(COVERED)
+    for name in COVERED.values():
+        assert name in ROWS
 
 
 @every_shape
@@ -212,6 +250,23 @@ def test_krum(byzantine, selected, family, shape):
 def test_trimmed_mean(trim, shape):
     G = stack("normal", *shape)
     np.testing.assert_allclose(update("trimmed_mean", G, trim=trim), agg.TrimmedMean(trim)(tensor(G)), atol=1e-14)
+
+
+def test_random_weights_of_the_same_draws(monkeypatch):
+    """RLW of LibMTL is the same: a softmax of standard normal numbers."""
+    import jax
+    import jax.numpy as jnp
+
+    import mtlgrad_jax as mtl
+
+    G, rng = stack("normal", 3, 7), np.random.default_rng(0)
+    with jax.enable_x64(True):
+        tx = mtl.rlw()
+        for draws in rng.normal(size=(5, 3)):
+            monkeypatch.setattr(torch, "randn", lambda *shape, draws=draws, **_: tensor(draws))
+            monkeypatch.setattr(jax.random, "normal", lambda key, shape, dtype, draws=draws: jnp.asarray(draws, dtype))
+            ours, _ = tx.update(jnp.asarray(G), tx.init(jnp.zeros(7)))
+            np.testing.assert_allclose(ours, agg.Random()(tensor(G)), rtol=1e-12)
 
 
 @pytest.mark.parametrize("leak", [None, [0.0, 0.3, 1.0]], ids=["without leak", "leak"])

@@ -17,6 +17,7 @@ torchjd = pytest.importorskip("torchjd", reason="the traps are shown on the extr
 torch = pytest.importorskip("torch", reason="the traps are shown on the extra 'peers'")
 
 from torchjd import aggregation as agg  # noqa: E402
+from torchjd import scalarization  # noqa: E402
 from torchjd.linalg import QuadprogProjector  # noqa: E402
 
 import mtlgrad_jax as mtl  # noqa: E402
@@ -145,6 +146,47 @@ def test_default_dtype_eps_drops_true_components_in_aligned_mtl():
     kept = np.linalg.eigvalsh(G @ G.T) > 2 * np.finfo(np.float32).eps
     assert kept.sum() == 1
     np.testing.assert_allclose(update("aligned_mtl", G), [1e-4, 1e-4], rtol=1e-9)
+
+
+def derivatives(objective, losses, dtype=torch.float64):
+    values = torch.tensor(np.asarray(losses, float), dtype=dtype, requires_grad=True)
+    return torch.autograd.grad(objective(values), values)[0].numpy()
+
+
+def loss_weights(name, losses, **kwargs):
+    return weights(name, np.eye(len(losses)), losses, **kwargs)
+
+
+def test_torchjd_famo_ignores_small_losses():
+    """Section 2.11: 1e-8 is added to every loss, so that all smaller ones count alike."""
+    losses = 1e-10 * np.asarray([1.0, 3])
+    np.testing.assert_allclose(derivatives(scalarization.FAMO(2).double(), losses), 0.5, atol=0.01)
+    np.testing.assert_allclose(loss_weights("famo", losses, num_tasks=2), [0.75, 0.25], rtol=1e-9)
+
+
+def test_torchjd_pbi_loses_its_penalty_at_small_losses():
+    """Section 2.8: 1e-12 is added to the squared distance from the ray."""
+    preference, losses = (0.2, 0.3, 0.5), np.asarray([1.0, 1, 2])
+    peer = scalarization.PBI(5.0, tensor(preference))
+    assert abs(derivatives(peer, 1e-8 * losses) - derivatives(peer, losses)).max() > 2
+    ours = [loss_weights("pbi", scale * losses, preference=preference, theta=5.0) for scale in (1e-8, 1.0)]
+    np.testing.assert_allclose(ours[0], ours[1], rtol=1e-6)
+
+
+def test_libmtl_gls_is_nan_where_the_product_underflows():
+    """Section 2.5: in float32, at losses of 1e-12."""
+    losses = np.full(4, 1e-12)
+    assert np.isnan(derivatives(lambda values: torch.pow(values.prod(), 1 / 4), losses, torch.float32)).all()
+    ours, _ = mtl.gls().weigh(None, mtl.gls().init(None), losses=jnp.asarray(losses, jnp.float32))
+    np.testing.assert_allclose(ours, 0.25, rtol=1e-5)
+
+
+def test_libmtl_gls_reports_the_weights_of_other_tasks():
+    """Section 2.5: its reported weights l / (K prod(l)) are larger for larger losses, those it applies are smaller."""
+    losses = np.asarray([1.0, 4])
+    np.testing.assert_allclose(losses / (2 * losses.prod()), [0.125, 0.5])
+    np.testing.assert_allclose(derivatives(lambda values: torch.pow(values.prod(), 1 / 2), losses), [1, 0.25])
+    np.testing.assert_allclose(loss_weights("gls", losses), [1, 0.25], rtol=1e-12)
 
 
 # --- regularisation and iteration limits
@@ -441,7 +483,31 @@ def test_torchjd_imtl_g_moves_where_unit_gradients_cancel():
         np.testing.assert_allclose(update(name, scaled), 0, atol=1e-12)
 
 
+def test_config_by_least_squares_of_full_rank_leaves_the_span():
+    """Section 1.9: by a factorisation that assumes full rank, as torch's solver on GPUs, rounding makes up a direction.
+
+    With a pair of parallel gradients, the direction is the sum of two unit gradients.
+    """
+    worst = 1.0
+    for draw in range(30):
+        a, b = units(np.random.default_rng(draw).normal(size=(2, 7)))
+        G = np.stack([a, 3 * a, 2 * b])
+        narrow = (G / norms(G)[:, None]).astype(np.float32)
+        Q, R = np.linalg.qr(narrow.T)
+        worst = min(worst, cosine(Q @ np.linalg.solve(R.T, np.ones(3, np.float32)), a + b))
+        assert cosine(update("conflict_free", G), a + b) > 1 - 1e-12
+    assert worst < 0.95
+
+
 # --- definitions that differ
+
+
+def test_libmtl_mgda_of_features_sums_over_the_batch():
+    """Section 1.2: gradients at features may cancel within the batch; the official code flattens them."""
+    Z = np.asarray([[[1.0, 0], [-1, 0]], [[0, 1], [0, 1]]])  # task, batch, feature
+    np.testing.assert_array_equal(norms(Z.sum(axis=1)), [0, 2])
+    ours, _ = mtl.mgda().update(jnp.asarray(Z), mtl.mgda().init(jnp.zeros((2, 2))))
+    np.testing.assert_allclose(ours, Z.mean(axis=0), atol=1e-6)
 
 
 def test_cagrad_has_the_same_c_for_different_steps():
@@ -519,6 +585,60 @@ def test_gradnorm_weights_stay_positive():
     ours, _ = weigh("gradnorm", gramians, [losses] * 5, num_tasks=3, alpha=1.5, learning_rate=rate)
     assert ours.min() >= 0
     np.testing.assert_allclose(ours.sum(axis=1), 3)
+
+
+def test_samsung_gradnorm_weights_do_not_keep_their_sum():
+    """Section 3.1: it learns from normalised weights, but multiplies the losses by the others."""
+    raw = torch.ones(3, dtype=torch.float64, requires_grad=True)
+    adam, d = torch.optim.Adam([raw], lr=0.1), torch.tensor(norms(PLAIN))
+    for _ in range(20):
+        weighted = 3 * raw / raw.sum() * d
+        adam.zero_grad()
+        (weighted - weighted.mean().detach()).abs().sum().backward()
+        adam.step()
+    assert abs(raw.detach().sum() - 3) > 0.1
+    ours, _ = weigh("gradnorm", [PLAIN @ PLAIN.T] * 20, np.ones((20, 3)), num_tasks=3, alpha=2.0, learning_rate=0.1)
+    np.testing.assert_allclose(ours.sum(axis=1), 3)
+
+
+def test_dwa_of_the_nash_mtl_code_takes_losses_for_ratios():
+    """Section 2.3: its two windows of 25 steps begin with ones, so until step 50 it divides losses by ones.
+
+    These losses are constant. SamsungLabs/MTL does the same; both also divide the sum of the weighted losses by K.
+    """
+    losses, costs, peers = np.asarray([10.0, 0.1]), np.ones((50, 2)), []
+    for t in range(60):
+        costs = np.vstack([costs[1:], losses])
+        e = np.exp(costs[25:].mean(axis=0) / costs[:25].mean(axis=0) / 2)
+        peers.append(2 * e / e.sum() if t > 25 else np.ones(2))
+    assert peers[26].max() > 1.8
+    np.testing.assert_allclose(peers[50], 1)
+    ours, _ = weigh("dwa", [np.eye(2)] * 60, [losses] * 60, num_tasks=2, window=25)
+    np.testing.assert_allclose(ours, 1)
+
+
+def test_libmtl_moco_stays_near_equal_weights():
+    """Section 3.4: a softmax of weights in [0, 1] forgets them; the projection goes to the first task, the shorter."""
+    G, w = np.asarray([[0.1, 0], [0.8, 0.6]]), np.full(2, 0.5)
+    for _ in range(200):
+        w = w - 0.1 * G @ G.T @ w
+        w = np.exp(w) / np.exp(w).sum()
+    assert abs(w - 0.5).max() < 0.03
+    own = {"num_tasks": 2, "beta": 1.0, "rho": 0.0}
+    np.testing.assert_allclose(updates("moco", [G] * 200, projection="softmax", **own)[-1], w @ G, rtol=1e-9)
+    np.testing.assert_allclose(updates("moco", [G] * 200, **own)[-1], G[0], atol=1e-12)
+
+
+def test_samsung_graddrop_has_one_sign_and_the_opposite_leak():
+    """Section 4.1: it draws once for a whole representation, and a leak of 0 drops nothing."""
+    G, U = np.asarray([[2.0, 1], [-4, 1]]), np.linspace(0.05, 0.95, 10)[:, None]
+    total = G.sum(axis=1)
+    kept = np.where(total > 0, U < 0.5, U > 0.5)  # the totals are 3 and -3
+    for leak, found in ((0.0, [[-2, 2]]), (1.0, [[-4, 1], [2, 1]])):
+        np.testing.assert_array_equal(np.unique((leak * kept + 1 - leak) @ G, axis=0), found)
+    for leak, found in ((1.0, [[-2, 2]]), (0.0, [[-4, 2], [2, 2]])):
+        drawn = updates("graddrop", [G] * 40, leak=leak)
+        np.testing.assert_allclose(np.unique(drawn.round(9), axis=0), found)
 
 
 def test_uw_settles_where_variances_are_the_losses():
