@@ -24,6 +24,7 @@ from mtlgrad_jax.methods.gramian.capped_mgda import capped_mgda as capped_mgda
 from mtlgrad_jax.methods.gramian.pcgrad import pcgrad as pcgrad
 from mtlgrad_jax.methods.gramian.gradvac import gradvac as gradvac
 from mtlgrad_jax.methods.gramian.cagrad import cagrad as cagrad
+from mtlgrad_jax.methods.gramian.imgrad import imgrad as imgrad
 from mtlgrad_jax.methods.gramian.conicgrad import conicgrad as conicgrad
 from mtlgrad_jax.methods.gramian.nash_mtl import nash_mtl as nash_mtl
 from mtlgrad_jax.methods.gramian.fairgrad import fairgrad as fairgrad

@@ -250,17 +250,15 @@ def gradvac(shape, beta=0.01, target=None, update="always", order="fixed"):
     return step
 
 
-@weighted
-def cagrad(G, L, c=0.4, rescale="none"):
-    """Liu et al. 2021: max_d min_i <g_i, d> subject to ‖d - g0‖ <= r = c‖g0‖, by its dual min_w <g_w, g0> + r‖g_w‖.
+def best_in_ball(G, r):
+    """The v >= 0 of d = g0 + Gᵀv = argmax_d min_i <g_i, d> over ‖d - g0‖ <= r, by its dual min_w <g_w, g0> + r‖g_w‖.
 
     If g_w != 0, the dual's optimality conditions are those of the min-norm point of the rows g_i + ηg0 with
     η = ‖g_w‖/r, and ‖g_w(η)‖/η falls with η, so that η is a root; d = g0 + r g_w/‖g_w‖. If 0 is a convex combination of
     the rows, g0 + g_w(η)/η tends to the point nearest g0 without conflict as η -> 0. If this point is within r of g0,
     it is optimal (with value 0, like all points of the ball without conflict), and there is no root.
     """
-    K, g0, size = len(G), G.mean(axis=0), norms(G).max()
-    r = c * np.linalg.norm(g0)
+    g0, size = G.mean(axis=0), norms(G).max()
 
     def w(log_eta):
         return min_norm(G + np.exp(log_eta) * g0)
@@ -268,21 +266,42 @@ def cagrad(G, L, c=0.4, rescale="none"):
     def excess(log_eta):
         return np.linalg.norm(w(log_eta) @ G) / r - np.exp(log_eta)
 
-    def step():
-        if r == 0:
-            return np.zeros(K)
-        if np.linalg.norm(min_norm(G) @ G) <= 1e-13 * size:
-            v = nnls(G.T, -g0)
-            if np.linalg.norm(v @ G) <= r * (1 + 1e-12):
-                return v
-        high = np.log(2 * size / r)
-        low = high - 1
-        while excess(low) < 0:
-            low -= 1
-        v = w(scipy.optimize.brentq(excess, low, high, xtol=1e-15, rtol=1e-15))
-        return r * v / np.linalg.norm(v @ G)
+    if r == 0:
+        return np.zeros(len(G))
+    if np.linalg.norm(min_norm(G) @ G) <= 1e-13 * size:
+        v = nnls(G.T, -g0)
+        if np.linalg.norm(v @ G) <= r * (1 + 1e-12):
+            return v
+    high = np.log(2 * size / r)
+    low = high - 1
+    while excess(low) < 0:
+        low -= 1
+    v = w(scipy.optimize.brentq(excess, low, high, xtol=1e-15, rtol=1e-15))
+    return r * v / np.linalg.norm(v @ G)
 
-    return (1 / K + step()) / {"none": 1, "1+c^2": 1 + c**2, "1+c": 1 + c}[rescale]
+
+@weighted
+def cagrad(G, L, c=0.4, rescale="none"):
+    """Liu et al. 2021: max_d min_i <g_i, d> subject to ‖d - g0‖ <= c‖g0‖."""
+    v = best_in_ball(G, c * np.linalg.norm(G.mean(axis=0)))
+    return (1 / len(G) + v) / {"none": 1, "1+c^2": 1 + c**2, "1+c": 1 + c}[rescale]
+
+
+@weighted
+def imgrad(G, L, c=0.8, rescale="none"):
+    """Zhou et al. 2025: d = g0 + r g_w/‖g_w‖ with r = c‖g0‖ and w = argmin (3/2 - φ)<g_w, g0> + φ r‖g_w‖.
+
+    φ is the cosine of g0 with the min-norm point, here at least 1e-8. Divided by 3/2 - φ, the objective is the dual of
+    CAGrad with another radius.
+    """
+    g0 = G.mean(axis=0)
+    r, shortest = c * np.linalg.norm(g0), min_norm(G) @ G
+    length = np.linalg.norm(shortest) * np.linalg.norm(g0)
+    stationary = np.linalg.norm(shortest) <= 1e-13 * norms(G).max()
+    cos = 1e-8 if stationary else max(shortest @ g0 / length, 1e-8)
+    share = cos / (1.5 - cos)
+    v = best_in_ball(G, share * r) / share
+    return (1 / len(G) + v) / {"none": 1, "1+c^2": 1 + c**2, "1+c": 1 + c}[rescale]
 
 
 @stateless
@@ -1165,6 +1184,7 @@ REFERENCES = {
     "pcgrad": pcgrad,
     "gradvac": gradvac,
     "cagrad": cagrad,
+    "imgrad": imgrad,
     "conicgrad": conicgrad,
     "nash_mtl": nash_mtl,
     "fairgrad": fairgrad,

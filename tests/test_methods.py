@@ -29,6 +29,8 @@ OPTIONS = [
     ("pcgrad", {"reduction": "mean"}),
     ("cagrad", {"c": 0.9, "rescale": "1+c^2"}),
     ("cagrad", {"c": 0.1, "rescale": "1+c"}),
+    ("imgrad", {"c": 0.4, "rescale": "1+c^2"}),
+    ("imgrad", {"c": 2.0}),
     ("fairgrad", {"alpha": 0.5}),
     ("fairgrad", {"alpha": 10.0}),
     ("upgrad", {"regularization": 1e-4}),
@@ -252,6 +254,31 @@ def test_identities_of_the_papers():
     (update,), _ = run("cagrad", G[None], c=0.3)
     g0 = G.mean(axis=0)
     assert np.linalg.norm(update - g0) == pytest.approx(0.3 * np.linalg.norm(g0), rel=1e-4)
+
+
+@pytest.mark.parametrize("family", ["normal", "correlated", "non_stationary"])
+def test_imgrad_turns_as_cagrad_with_another_radius(family):
+    """The direction of d - g0 is that of CAGrad with the radius c φ / (3/2 - φ), the same for φ = 3/4."""
+    G = stack(family, 3, P)
+    g0, shortest = G.mean(axis=0), reference.min_norm(G) @ G
+    cosine = shortest @ g0 / np.linalg.norm(shortest) / np.linalg.norm(g0)
+    radius = 0.8 * cosine / (1.5 - cosine)
+    (update,), _ = run("imgrad", G[None], dtype=np.float64)
+    (other,), _ = run("cagrad", G[None], dtype=np.float64, c=radius)
+    np.testing.assert_allclose((update - g0) / 0.8, (other - g0) / radius, atol=1e-9)
+    assert np.linalg.norm(update - g0) == pytest.approx(0.8 * np.linalg.norm(g0))
+
+
+@pytest.mark.parametrize("num_tasks", [2, 3, 5])
+def test_imgrad_stays_in_its_ball_at_stationary_points(num_tasks):
+    """There the min-norm point is rounding alone, and its cosine could be anything."""
+    for family in ("opposite", "zero_row", "strongly_stationary", "nearly_opposite", "all_zero", "scales"):
+        G = stack(family, num_tasks, P).astype(np.float32).astype(float)
+        (update,), state = run("imgrad", G[None])
+        g0 = G.mean(axis=0)
+        assert int(state.info.result) == SOLVED
+        assert np.linalg.norm(update - g0) <= 0.8 * np.linalg.norm(g0) + 1e-6 * np.linalg.norm(G)
+        assert update @ g0 >= 0
 
 
 @pytest.mark.parametrize("normalization", ["l2", "loss", "loss+"])

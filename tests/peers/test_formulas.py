@@ -103,6 +103,25 @@ def test_cagrad_and_its_rescaling(rescale, divisor, shape, family):
     np.testing.assert_allclose(update("cagrad", G, c=0.4, **kwargs), d / divisor, atol=2e-5 * size(G))
 
 
+@every_shape
+@every_family
+def test_imgrad_of_the_official_code(shape, family):
+    """The dual of the NYUv2 script (zzpustc/IMGrad), which is CAGrad's with two factors, by SLSQP."""
+    G = stack(family, *shape)
+    A, K, g0 = G @ G.T / size(G) ** 2, len(G), G.mean(axis=0)
+    shortest = min_norm(A) @ G
+    cos = shortest @ g0 / np.linalg.norm(shortest) / np.linalg.norm(g0)
+    radius = 0.8 * np.sqrt(A.mean())
+
+    def dual(w):
+        return (1.5 - cos) * (A @ w).mean() + cos * radius * np.sqrt(w @ A @ w)
+
+    bounds, sums = [(0, 1)] * K, {"type": "eq", "fun": lambda w: w.sum() - 1}
+    w = optimize.minimize(dual, np.full(K, 1 / K), bounds=bounds, constraints=sums, options={"ftol": 1e-13}).x
+    d = G.mean(axis=0) + radius / np.sqrt(w @ A @ w) * w @ G
+    np.testing.assert_allclose(update("imgrad", G, rescale="1+c^2"), d / 1.64, atol=5e-5 * size(G))
+
+
 @pytest.mark.parametrize("reduction", ["sum", "mean"])
 @every_shape
 def test_pcgrad_in_the_official_order(reduction, shape):

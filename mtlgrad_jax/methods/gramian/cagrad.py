@@ -14,8 +14,10 @@ from mtlgrad_jax._core.row import DESCENT, HOMOGENEOUS, PERMUTATION, Row
 from mtlgrad_jax._core.weights import Present, uniform
 from mtlgrad_jax.solvers import max_min_direction
 
+Rescale = Literal["none", "1+c^2", "1+c"]
 
-def cagrad(c: Number = 0.4, rescale: Literal["none", "1+c^2", "1+c"] = "none") -> Method:
+
+def cagrad(c: Number = 0.4, rescale: Rescale = "none") -> Method:
     r"""Improve the worst-off task as much as a ball around the mean gradient allows.
 
     .. math:: d = \arg\max_d \min_i \langle g_i, d \rangle \quad \text{s.t.} \quad \|d - g_0\| \le c \|g_0\|
