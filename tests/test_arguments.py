@@ -48,7 +48,7 @@ WRONG = {
         *(np.zeros((1, 2), np.uint32), jax.random.split(jax.random.key(0), 2)),
     ),
     PyTree: ("x", {}, *([1.0, value] for value in (np.nan, np.inf, 1j, "x", True, None)), np.full(K, -np.inf)),
-    Sequence[PyTree] | jax.Array: (3, "x", [], [[0.0] * K], [[1.0, -1.0, 1.0]], [[1.0, np.nan, 1.0]]),
+    Sequence[PyTree] | np.ndarray | jax.Array: (3, "x", [], [[0.0] * K], [[1.0, -1.0, 1.0]], [[1.0, np.nan, 1.0]]),
     int | PyTree: ("x", -1, K, 1.5, True, [True, True, False], [0, 1, 0]),
     jax.Array: (3, np.float32(1), [1.0] * K, dict.fromkeys("abc", 1.0), np.ones(K + 1)),
     DTypeLike: ("x", 3, "int32", jnp.int8, bool, np.float64, jnp.complex64),
@@ -74,6 +74,9 @@ OTHERWISE = {
     ("ntk_traces", "residual_fns"): (3, None, {}),
     ("ntk_traces", "params"): (None, {}),
     ("ntk_traces", "points"): (3, None, {}, np.ones(2)),
+    ("pareto_front", "params"): (),  # any tree that the losses take
+    ("pareto_front", "batches"): (),  # likewise
+    ("pareto_front", "preferences"): (3.0, None, {}, {"a": np.ones(2), "b": np.ones(3)}),
     ("sam_perturbation", "params"): (),  # if a stack and parameters do not match, the error names the stack
 }
 """Trees that do not hold one number per task."""
@@ -99,6 +102,13 @@ TOOLS = {
     mtl.chain: {},
     mtl.accumulate: {"tx": mtl.mean(), "num_tasks": K, "steps": 2},
     mtl.has_updated: {"state": 0},
+    mtl.pareto_front: {
+        "losses_fn": losses_of,
+        "optimizer": lambda preference: mtl.chain(mtl.constant(preference), optax.sgd(0.1)),
+        "params": zeros(),
+        "preferences": np.eye(K),
+        "steps": 1,
+    },
     mtl.under: {},
     mtl.unstack: {"values": np.ones(K), "like": np.ones(K)},
     mtl.metrics: {"opt_state": 0},
@@ -169,7 +179,7 @@ def test_a_preference_for_nobody_is_refused(zero):
     """Weights of `constant`, by contrast, may all be zero."""
     other = (mtl.constant, mtl.epo, mtl.ferero)  # the last two take no zero at all
     preferring = [(f, p.name) for f, p in ARGUMENTS if p.name in ("preference", "weights") and f not in other]
-    assert len(preferring) == 5
+    assert len(preferring) == 9
     for function, argument in preferring:
         with pytest.raises(ValueError, match=raises_naming(argument)):
             use(function, **{argument: zero})
