@@ -77,6 +77,7 @@ from mtlgrad_jax.methods.buffers.db_mtl import db_mtl as db_mtl
 from mtlgrad_jax.methods.buffers.sam_gs import sam_gs as sam_gs
 from mtlgrad_jax.methods.buffers.moco import moco as moco
 from mtlgrad_jax.methods.buffers.excess_mtl import excess_mtl as excess_mtl
+from mtlgrad_jax.methods.buffers.gcond import gcond as gcond
 from mtlgrad_jax.methods.buffers.conflict_free_momentum import conflict_free_momentum as conflict_free_momentum
 from mtlgrad_jax.methods.sharpness.fs_mtl import fs_mtl as fs_mtl
 from mtlgrad_jax.methods.sharpness.samo import samo as samo

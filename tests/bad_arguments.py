@@ -75,6 +75,18 @@ BAD = {
     "sign_agreement": ({"threshold": -0.1}, {"threshold": 1.1}, {"threshold": None}, {"rescale": "no"}),
     "db_mtl": ({"num_tasks": 0}, {"beta": 1.0}, {"beta": -0.1}, {"sigma": -1.0}, {"buffer_dtype": "int8"}),
     "excess_mtl": ({"num_tasks": 0}, {"learning_rate": -0.1}, {"buffer_dtype": "float64"}),
+    "gcond": (
+        {"num_tasks": 0},
+        {"critical": -1.1},
+        {"main": 1.1},
+        {"weak": 1.1},
+        {"power": 0.0},
+        {"stability": 1.1},
+        {"window": -1},
+        {"decay": 1.0},
+        {"resolution": "hard"},
+        {"buffer_dtype": "int8"},
+    ),
     "moco": (
         {"num_tasks": 0},
         {"beta": 0.0},

@@ -763,6 +763,63 @@ def db_mtl(shape, beta=0.9, sigma=0.0):
 
 
 @stateful
+def gcond(
+    shape, critical=-0.8, main=-0.5, weak=0.0, power=2.0, stability=0.8, window=3, decay=0.95, resolution="smooth"
+):
+    """Alves Limarenko & Studenikina 2025, official code, `_project`, `_run_arbitrator` and `_get_effective_alpha`."""
+    previous, average, wins = np.zeros(shape), np.zeros(shape[0]), np.zeros(shape[0], int)
+
+    def cos(a, b):
+        size = np.linalg.norm(a) * np.linalg.norm(b)
+        return a @ b / size if size > 0 else 0.0
+
+    def angle(c):
+        if c >= main:
+            return np.pi / 2 * (1 - np.clip((c - main) / (weak - main), 0, 1)) if weak > main else 0.0
+        return np.pi / 2 * (1 + ((c - main) / (critical - main)) ** power) if c > critical else np.pi
+
+    def step(G, L, p):
+        R, n, tasks = G.copy(), norms(G), np.flatnonzero(p)
+        average[p] = np.where(average[p] > 0, decay * average[p] + (1 - decay) * n, n)
+
+        def second_wins(i, j):
+            tired = [window > 0 and wins[tasks[k]] >= window for k in (i, j)]
+            if tired[0] != tired[1]:
+                return tired[0]
+            length = np.linalg.norm(R[[i, j]], axis=1)
+            strength = length / average[tasks[[i, j]]]
+            steady = np.array([max(cos(R[k], previous[tasks[k]]), 0) for k in (i, j)])
+            score = stability * steady + (1 - stability) * strength / strength.sum()
+            longer = length[1] > (1 + 1e-12) * length[0]
+            return score[1] > score[0] if abs(score[1] - score[0]) > 1e-12 else longer
+
+        for _ in range(2 * np.count_nonzero(n)):
+            alive = np.flatnonzero(norms(R) > 0.01 * n)
+            pairs = [(cos(R[i], R[j]), i, j) for i, j in itertools.combinations(alive, 2)]
+            lowest = min(pairs, default=(np.inf,))[0]
+            if lowest >= weak - 1e-12:
+                break
+            c, i, j = next(pair for pair in pairs if pair[0] <= lowest + 1e-12)
+            a, b = (j, i) if second_wins(i, j) else (i, j)
+            onto = R[a] @ R[b] / np.array([R[b] @ R[b], R[a] @ R[a]])
+            if resolution == "smooth":
+                width = np.sin([angle(c), min(angle(c), np.pi / 2)])
+            else:
+                width = np.array([0 if c < main else 1, 1])
+            if resolution == "smooth" or c < main:
+                won = wins[tasks[a]] + 1
+                wins[p] = 0
+                wins[tasks[a]] = won
+            R[a], R[b] = R[a] - width[0] * onto[0] * R[b], R[b] - width[1] * onto[1] * R[a]
+            if resolution == "zones" and c < critical:
+                R[b] = 0
+        previous[p] = G
+        return R.sum(axis=0)
+
+    return step
+
+
+@stateful
 def excess_mtl(shape, learning_rate=1e-2):
     """He et al. 2024: e_i = Σ g²/√S, S += g²; w_i ∝ w_i exp(η e_i/e_i⁰) with Σ w = K, after task i's first e_i > 0."""
     S, first, w = np.zeros(shape), np.zeros(shape[0]), np.ones(shape[0])
@@ -1234,6 +1291,7 @@ REFERENCES = {
     "db_mtl": db_mtl,
     "sam_gs": sam_gs,
     "excess_mtl": excess_mtl,
+    "gcond": gcond,
     "moco": moco,
     "conflict_free_momentum": conflict_free_momentum,
 }

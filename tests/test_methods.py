@@ -111,6 +111,9 @@ OPTIONS = [
     ("sam_gs", {"gamma": 0.9, "reduction": "min"}),
     ("sam_gs", {"gamma": 0.0, "aligned": "sum"}),
     ("sam_gs", {"gamma": 0.95, "aligned": "sum"}),
+    ("gcond", {"critical": -0.9, "main": -0.2, "weak": 0.3, "power": 1.0, "window": 0}),
+    ("gcond", {"resolution": "zones"}),
+    ("gcond", {"resolution": "zones", "window": 1, "stability": 0.3, "decay": 0.5}),
 ]
 
 

@@ -25,8 +25,8 @@ def imgrad(c: Number = 0.8, rescale: Rescale = "none") -> Method:
     point of the gradients' convex hull. So w is that of CAGrad with the radius :math:`c \phi / (3/2 - \phi)`, the same
     for :math:`\phi` = 3/4. The smaller :math:`\phi` is, a sign of conflicts or of very different lengths, the more the
     worst-off tasks count. d stays in the ball of radius c. :math:`\phi` cannot be told from zero below the root of the
-    dtype's eps, which is its least value here. Where :math:`g_w = 0`, and its direction
-    undefined, :math:`d - g_0` is that of CAGrad with the smaller radius, times :math:`(3/2 - \phi) / \phi`.
+    dtype's eps, which is its least value here. Where :math:`g_w = 0`, and its
+    direction undefined, :math:`d - g_0` is that of CAGrad with the smaller radius, times :math:`(3/2 - \phi) / \phi`.
 
     Args:
       c: radius of the ball around the mean gradient, divided by its norm, >= 0: 0.8 in the official scripts. With
