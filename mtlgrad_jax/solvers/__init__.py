@@ -4,10 +4,10 @@
 |---|---|---|
 | `_interior_point` | quadratic programs with bounds | `_nonnegative_qp`, `_capped_min_norm` |
 | `_nonnegative_qp` | min x^T Q x / 2 - q^T x over x >= 0 | most of the following |
-| `_min_norm` | the min-norm point of a convex hull | mgda |
+| `_min_norm` | the min-norm point of a convex hull | mgda, imgrad |
 | `_capped_min_norm` | the same with bounded weights | capped_mgda |
 | `_dual_cone` | projection on the dual cone, of the rows or their sum | upgrad, dualproj, non_conflicting |
-| `_max_min` | the best worst-case direction in a ball | cagrad |
+| `_max_min` | the best worst-case direction in a ball | cagrad, imgrad |
 | `_conic` | the best worst-case direction in a cone | conicgrad |
 | `_progress` | the nearest direction with some progress for all | pcd |
 | `_alpha_fair` | M w = w^(-1/alpha) | nash_mtl, fairgrad |
