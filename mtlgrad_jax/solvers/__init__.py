@@ -4,17 +4,17 @@
 |---|---|---|
 | `_interior_point` | quadratic programs with bounds | `_nonnegative_qp`, `_capped_min_norm` |
 | `_nonnegative_qp` | min x^T Q x / 2 - q^T x over x >= 0 | most of the following |
-| `_min_norm` | the min-norm point of a convex hull | mgda, pmtl |
+| `_min_norm` | the min-norm point of a convex hull | mgda, imgrad, pmtl |
 | `_capped_min_norm` | the same with bounded weights | capped_mgda |
 | `_dual_cone` | projection on the dual cone, of the rows or their sum | upgrad, dualproj, non_conflicting |
-| `_max_min` | the best worst-case direction in a ball | cagrad |
+| `_max_min` | the best worst-case direction in a ball | cagrad, imgrad |
 | `_conic` | the best worst-case direction in a cone | conicgrad |
 | `_progress` | the nearest direction with some progress for all | pcd |
 | `_alpha_fair` | M w = (q/w)^(1/alpha) | nash_mtl, fairgrad, pivrg |
 | `_geometric_median` | the least sum of distances | geometric_median |
-| `_eigen` | eigen-decompositions with relative cut-offs | aligned_mtl, imtl_g, conflict_free |
+| `_eigen` | eigen-decompositions with relative cut-offs | aligned_mtl, imtl_g, imtl, conflict_free, gcond |
 | `_linear_program` | linear programs over a simplex | epo |
-| `_simplex` | the Euclidean projection on the simplex | modo, sdmgrad, ferero |
+| `_simplex` | the Euclidean projection on the simplex | modo, sdmgrad, ferero, moco |
 
 All accept Gramians that are positive semidefinite up to rounding, of any rank and with rows of any scale.
 """
