@@ -38,4 +38,5 @@ ROW = Row(
     paper="baseline",
     promises=frozenset({HOMOGENEOUS, CONTINUOUS, LINEAR}),
     kwargs=lambda num_tasks: {"weights": [1.0 + i for i in range(num_tasks)]},
+    checked="numpy float64 of the published formula; TorchJD",
 )

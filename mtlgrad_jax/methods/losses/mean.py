@@ -30,4 +30,5 @@ ROW = Row(
     scale="mean",
     paper="baseline",
     promises=frozenset({DESCENT, HOMOGENEOUS, PERMUTATION, CONTINUOUS, LINEAR}),
+    checked="numpy float64 of the published formula; TorchJD",
 )

@@ -76,6 +76,6 @@ ROW = Row(
     state="a random key",
     paper="Lin et al., TMLR 2022, arXiv 2111.10603",
     promises=frozenset({HOMOGENEOUS, PERMUTATION, CONTINUOUS, LINEAR}),
-    checked="the laws of the published distributions",
+    checked="the laws of the published distributions; TorchJD, in law",
     randomized=True,
 )

@@ -66,4 +66,5 @@ ROW = Row(
     paper="Kendall, Gal & Cipolla, CVPR 2018, arXiv 1705.07115",
     promises=frozenset({HOMOGENEOUS, PERMUTATION, CONTINUOUS, LINEAR}),
     kwargs=num_tasks_only,
+    checked="numpy float64 of the published formula; TorchJD",
 )
