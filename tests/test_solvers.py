@@ -792,3 +792,14 @@ def test_geometric_median_where_whole_newton_steps_are_too_long(dtype):
     M = families.gramian(families.stack("scales", 4, 3, 43), dtype)
     check_geometric_median(M)
     assert solvers.geometric_median(M, np.ones(4, bool)).steps < 20
+
+
+def test_geometric_median_of_two_rows_too_far_apart_for_the_dtype():
+    """Any point between them is a median; the weights sum to 1 whichever is taken."""
+    for draw in (201, 0, 1):
+        M = families.gramian(families.stack("scales", 2, 2, draw), "float32")
+        check_geometric_median(M)
+    for ratio in (1e7, 1e9, 1e15):
+        for G in ([[ratio, 0], [0, 1]], [[0, 1], [ratio, 0]], [[ratio, 0], [ratio, 0], [0, 1], [0, 1]]):
+            w = solvers.geometric_median(families.gramian(np.array(G), "float32"), np.ones(len(G), bool)).value
+            assert np.sum(w) == pytest.approx(1)

@@ -45,7 +45,9 @@ def geometric_median(
     n, pairs = jnp.diagonal(M), present[:, None] & present[None, :]
     squares = n[:, None] + n[None, :] - 2 * M
     squares = jnp.where(pairs & (squares > _EQUAL * eps * (n[:, None] + n[None, :])), squares, 0)
-    row = jnp.argmin(jnp.where(present, jnp.sqrt(squares).sum(axis=0), jnp.inf))
+    # Where half of the rows are that far away, sums are equal and any row will do, but only unmoved ones are in place.
+    sums = jnp.sqrt(squares).sum(axis=0) * jnp.where(scale < typical, 1 + len(M) * _EQUAL * eps, 1)
+    row = jnp.argmin(jnp.where(present, sums, jnp.inf))
     copies = jnp.sum(pairs[row] & (squares[row] == 0))
     N = jnp.where(pairs, M - M[row][:, None] - M[row][None, :] + M[row, row], 0)  # of the rows relative to the best one
     inverse = inverse_sqrt(squares[row])
