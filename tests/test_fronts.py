@@ -95,7 +95,6 @@ def test_calling_twice_compiles_once():
         ("preferences", {"preferences": 1.0}),
         ("preferences", {"preferences": {"a": np.ones(2), "b": np.ones(3)}}),
     ],
-    ids=str,
 )
 @pytest.mark.usefixtures("unchecked")
 def test_bad_arguments_of_a_front(name, change):
