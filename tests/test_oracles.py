@@ -927,7 +927,8 @@ def count_products(jaxpr):
         if eqn.primitive.name == "cond":
             branches.append([count_products(branch.jaxpr)[0] for branch in eqn.params["branches"]])
             continue
-        products += eqn.primitive.name == "dot_general"
+        matrices = any(getattr(operand.aval, "ndim", 0) > 1 for operand in eqn.invars)  # not two vectors of K numbers
+        products += eqn.primitive.name == "dot_general" and matrices
         for inner in (jaxpr for value in eqn.params.values() for jaxpr in subjaxprs(value)):
             more, nested = count_products(inner)
             products += more
@@ -945,7 +946,7 @@ def test_a_step_without_gramian_is_a_plain_step():
     plain, _ = count_products(jax.make_jaxpr(jax.value_and_grad(lambda p: flat(three(p, X)).sum()))(MLP).jaxpr)
     names = sorted(three(MLP, X))
     for row in [registry.ROWS[name] for name in WEIGHED]:
-        kwargs = {k: dict(zip(names, v, strict=True)) if isinstance(v, list) else v for k, v in row.kwargs(3).items()}
+        kwargs = {key: under_names(value, names) for key, value in row.kwargs(3).items()}
         always, conds = products_of_a_step(row.factory(**kwargs))
         without = row.folder == "losses"
         assert (always == plain) == without

@@ -51,7 +51,7 @@ def excess_mtl(num_tasks: int, learning_rate: Number = 1e-2, buffer_dtype: DType
       >>> first, state = tx.update(grads, state)
       >>> second, state = tx.update(grads * jnp.asarray([[1.0], [0.1]]), state)  # the second task has almost converged
       >>> first.tolist(), state.method.weights.tolist()
-      ([1.0, 1.0], [1.3283, 0.6717])
+      ([1.0, 1.0], [1.3351, 0.6649])
     """
     check_count("num_tasks", num_tasks, at_least=1)
     check_number("learning_rate", learning_rate, at_least=0)
