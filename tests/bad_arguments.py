@@ -51,7 +51,6 @@ BAD = {
         {"variant": "weighted"},
         {"window": 1},
         {"window": 2.0},
-        {"slope": "last"},
         {"every": 0},
     ),
     "relobralo": (

@@ -674,7 +674,7 @@ def weighing(factory):
 
 
 @weighing
-def softadapt(shape, beta=0.1, variant="original", window=2, slope="oldest", every=1):
+def softadapt(shape, beta=0.1, variant="original", window=2, every=1):
     """Heydari et al. 2019: w_i ∝ a_i exp(β s_i) with s_i the derivative of the polynomial through the last losses.
 
     A task with a shorter history has weight 1/K. Every `every` steps; between, the weights of the last time.
@@ -690,9 +690,8 @@ def softadapt(shape, beta=0.1, variant="original", window=2, slope="oldest", eve
             kept[tasks] = 1
             if len(old):
                 recent = np.array([history[i][-window:] for i in old])
-                place = 0 if slope == "oldest" else window - 1
                 lines = [np.polynomial.Polynomial.fit(range(window), row, window - 1) for row in recent]
-                s = np.array([line.deriv()(place) for line in lines])
+                s = np.array([line.deriv()(0) for line in lines])
                 if variant == "normalized":
                     s = s / (np.abs(s).sum() or 1)
                 e = np.exp(beta * s - (beta * s).max()) * (recent.mean(axis=1) if variant == "loss_weighted" else 1)

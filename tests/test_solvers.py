@@ -788,7 +788,7 @@ def test_one_compilation_a_shape(solver):
 
 
 def test_geometric_median_where_whole_newton_steps_are_too_long(dtype):
-    """Two rows nearly equal, two far away on opposite sides: Weiszfeld's steps alone take 400."""
+    """Two rows nearly equal, two far away on opposite sides: Weiszfeld's steps alone would be too many."""
     M = families.gramian(families.stack("scales", 4, 3, 43), dtype)
     check_geometric_median(M)
     assert solvers.geometric_median(M, np.ones(4, bool)).steps < 20

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, PyTree
 
+from mtlgrad_jax._core.checks import Number
 from mtlgrad_jax._core.tasks import accumulator_dtype, task_vector
 
 Present = Bool[Array, " K"]
@@ -52,6 +53,13 @@ def over_mean(values: Float[Array, " K"], among: Present) -> Float[Array, " K"]:
     """Return values divided by their mean over some tasks, so that over these they sum to the number of tasks."""
     mean = mean_of(values, among)
     return values / jnp.where(mean != 0, mean, 1)
+
+
+def softmax(values: Float[Array, " K"], among: Present, temperature: Number = 1.0) -> Float[Array, " K"]:
+    """Return exp(v/T) over its sum among some tasks, 0 for the others; finite even if v/T is not."""
+    largest = jnp.max(values, where=among, initial=jnp.finfo(values.dtype).min)
+    parts = jnp.where(among, jnp.exp(jnp.where(among, values - largest, 0) / temperature), 0)
+    return parts / jnp.maximum(jnp.sum(parts), 1)
 
 
 def share(weights: Float[Array, " K"], present: Present, whole: int = 1) -> Float[Array, ""]:

@@ -17,7 +17,7 @@ from mtlgrad_jax._core.method import Losses, Method, from_rule
 from mtlgrad_jax._core.row import CONTINUOUS, PERMUTATION, Row, num_tasks_only
 from mtlgrad_jax._core.step import POSITIVE_LOSSES
 from mtlgrad_jax._core.tasks import accumulator_dtype
-from mtlgrad_jax._core.weights import Present, on_simplex, share
+from mtlgrad_jax._core.weights import Present, on_simplex, share, softmax
 from mtlgrad_jax.solvers import project_simplex
 
 
@@ -95,7 +95,7 @@ def moco(
         start = on_simplex(state.weights, present)
         product = inverse * (gramian @ (inverse * start))
         point = start - gamma * (product + rho * start)
-        weights = project_simplex(point, present) if projection == "simplex" else _softmax(point, present)
+        weights = project_simplex(point, present) if projection == "simplex" else softmax(point, present)
         kept = MoCoState(tracked, weights * share(state.weights, present))
         return stacks.combine(jnp.where(present, weights * inverse, 0), tracked), kept
 
@@ -106,11 +106,6 @@ def moco(
 def _inverse(norms: Float[Array, " K"], among: Present) -> Float[Array, " K"]:
     positive = among & (norms > 0)
     return jnp.where(positive, 1 / jnp.where(positive, norms, 1), 0)
-
-
-def _softmax(point: Float[Array, " K"], among: Present) -> Float[Array, " K"]:
-    top = jnp.max(point, where=among, initial=jnp.finfo(point.dtype).min)
-    return on_simplex(jnp.exp(jnp.where(among, point, top) - top), among)
 
 
 ROW = Row(

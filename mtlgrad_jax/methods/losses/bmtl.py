@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from mtlgrad_jax._core.checks import Number, check_flag, check_number
 from mtlgrad_jax._core.method import Losses, Method, Weights, from_kernel
 from mtlgrad_jax._core.row import CONTINUOUS, HOMOGENEOUS, LINEAR, PERMUTATION, Row
-from mtlgrad_jax._core.weights import Present, over_mean
+from mtlgrad_jax._core.weights import Present, softmax
 
 
 def bmtl(temperature: Number = 1.0, normalize: bool = True) -> Method:
@@ -39,8 +39,7 @@ def bmtl(temperature: Number = 1.0, normalize: bool = True) -> Method:
     def kernel(*, losses: Losses, present: Present) -> Weights:
         if not normalize:
             return jnp.exp(losses / temperature) / temperature
-        largest = jnp.max(losses, where=present, initial=-jnp.inf)
-        return over_mean(jnp.exp((losses - largest) / temperature), present)
+        return jnp.sum(present) * softmax(losses, present, temperature)
 
     return from_kernel(kernel)
 

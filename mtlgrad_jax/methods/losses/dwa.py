@@ -6,7 +6,6 @@ window of the Nash-MTL code, which starts with ones in place of losses, is not f
 
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Float, Int
@@ -16,7 +15,7 @@ from mtlgrad_jax._core.method import Losses, Method, Weights, from_kernel
 from mtlgrad_jax._core.row import CONTINUOUS, HOMOGENEOUS, LINEAR, PERMUTATION, Row
 from mtlgrad_jax._core.step import EPOCH_END
 from mtlgrad_jax._core.tasks import accumulator_dtype
-from mtlgrad_jax._core.weights import Present
+from mtlgrad_jax._core.weights import Present, softmax
 
 
 class DWAState(NamedTuple):
@@ -76,11 +75,9 @@ def dwa(num_tasks: int, temperature: Number = 2.0, window: int | None = None) ->
         defined = (known == 2) & (last[1] != 0)
         largest = jnp.finfo(losses.dtype).max
         ratio = jnp.clip(jnp.where(defined, last[0] / jnp.where(defined, last[1], 1), 1), -largest, largest)
-        slowest = jnp.max(ratio, where=present, initial=-largest)
-        weights = jax.nn.softmax((ratio - slowest) / temperature, where=present)
         current = jnp.where(epoch_end, optax.safe_increment(state.current), state.current)
         following = DWAState(mean, count, jnp.full_like(state.epoch, state.current), last, known, current)
-        return jnp.sum(present) * weights, following
+        return jnp.sum(present) * softmax(ratio, present, temperature), following
 
     return from_kernel(kernel, start, num_tasks=num_tasks, arguments=() if window else (EPOCH_END,))
 

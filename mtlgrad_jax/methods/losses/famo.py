@@ -17,7 +17,7 @@ from mtlgrad_jax._core.method import Losses, Method, Weights, from_kernel
 from mtlgrad_jax._core.row import CONTINUOUS, HOMOGENEOUS, LINEAR, PERMUTATION, Row, num_tasks_only
 from mtlgrad_jax._core.step import LAGGED, Argument
 from mtlgrad_jax._core.tasks import accumulator_dtype
-from mtlgrad_jax._core.weights import Present, of_tasks, on_simplex, ratios
+from mtlgrad_jax._core.weights import Present, of_tasks, on_simplex, ratios, softmax
 
 
 class FAMOState(NamedTuple):
@@ -74,13 +74,13 @@ def famo(num_tasks: int, learning_rate: Number = 0.025, gamma: Number = 1e-3, mi
         excess = jnp.where(present, losses - bounds, 1)
         moved = present & (state.last == state.step - 1)
         old = state.logits.value
-        shares = jax.nn.softmax(old, where=moved)
+        shares = softmax(old, moved)
         before, after = (jnp.log(jnp.where(moved, seen - bounds, 1)) for seen in (state.losses, new_losses))
         change = before - after
         slope = jnp.where(moved, shares * (change - shares @ change) + gamma * old, 0)
         learned = descend(state.logits, slope, inner)
         logits = jax.tree.map(lambda new, previous: jnp.where(moved, new, previous), learned, state.logits)
-        z = jax.nn.softmax(logits.value, where=present)
+        z = softmax(logits.value, present)
         weights = on_simplex(ratios(z, excess, present), present)
         return weights, FAMOState(
             logits, losses, jnp.full_like(state.last, state.step), optax.safe_increment(state.step)

@@ -18,7 +18,7 @@ from mtlgrad_jax._core.random import Key, Seed, check_key, draw_key, make_key
 from mtlgrad_jax._core.row import CONTINUOUS, HOMOGENEOUS, LINEAR, PERMUTATION, Row, num_tasks_only
 from mtlgrad_jax._core.step import POSITIVE_LOSSES
 from mtlgrad_jax._core.tasks import accumulator_dtype
-from mtlgrad_jax._core.weights import Present, on_simplex
+from mtlgrad_jax._core.weights import Present, on_simplex, softmax
 
 
 class ReLoBRaLoState(NamedTuple):
@@ -77,27 +77,19 @@ def relobralo(
         following, draw = draw_key(state.key)
         remembers = jax.random.bernoulli(draw, rho)
         old = present & (state.step > 0)
-        weights, since_first, since_last = (
-            jnp.sum(old) * on_simplex(parts, old)
-            for parts in (
-                state.weights,
-                _relative(losses, state.first, temperature, old),
-                _relative(losses, state.last, temperature, old),
-            )
+        count = jnp.sum(old)
+        weights = count * on_simplex(state.weights, old)
+        since_first, since_last = (
+            count * softmax(jnp.minimum(losses / then, jnp.finfo(losses.dtype).max), old, temperature)
+            for then in (state.first, state.last)
         )
         memory = jnp.where(state.step > 1, alpha, 0)
         mixed = memory * jnp.where(remembers, weights, since_first) + (1 - memory) * since_last
-        weights = jnp.where(old, jnp.sum(old) * on_simplex(mixed, old), 1)
+        weights = jnp.where(old, count * on_simplex(mixed, old), 1)
         first = jnp.where(state.step > 0, state.first, losses)
         return weights, ReLoBRaLoState(weights, first, losses, optax.safe_increment(state.step), following)
 
     return from_kernel(kernel, start, arguments=(POSITIVE_LOSSES,), num_tasks=num_tasks)
-
-
-def _relative(losses: Losses, then: Losses, temperature: Number, among: Present) -> Float[Array, " K"]:
-    """Return the exponentials of the losses relative to earlier ones, the largest of which among some tasks is 1."""
-    ratios = jnp.minimum(losses / then, jnp.finfo(losses.dtype).max)
-    return jnp.exp((ratios - jnp.max(ratios, where=among, initial=0)) / temperature)
 
 
 ROW = Row(

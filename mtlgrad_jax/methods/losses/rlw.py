@@ -11,7 +11,7 @@ from mtlgrad_jax._core.method import Method, Weights, from_kernel
 from mtlgrad_jax._core.random import Key, Seed, check_key, draw_key, make_key
 from mtlgrad_jax._core.row import CONTINUOUS, HOMOGENEOUS, LINEAR, PERMUTATION, Row
 from mtlgrad_jax._core.tasks import accumulator_dtype
-from mtlgrad_jax._core.weights import Present
+from mtlgrad_jax._core.weights import Present, softmax
 
 Distribution = Literal["normal", "uniform", "dirichlet", "bernoulli", "constrained_bernoulli"]
 
@@ -54,7 +54,7 @@ def _draw(distribution: str, key: Array, present: Present) -> Float[Array, " K"]
     shape, dtype = present.shape, accumulator_dtype()
     if distribution in ("normal", "uniform"):
         numbers = getattr(jax.random, distribution)(key, shape, dtype)
-        return jax.nn.softmax(numbers, where=present)
+        return softmax(numbers, present)
     if distribution == "dirichlet":
         parts = jnp.where(present, jax.random.exponential(key, shape, dtype), 0)
         return parts / jnp.where(jnp.any(present), jnp.sum(parts), 1)

@@ -35,18 +35,17 @@ def softadapt(
     beta: Number = 0.1,
     variant: Literal["original", "normalized", "loss_weighted"] = "original",
     window: int = 2,
-    slope: Literal["oldest", "newest"] = "oldest",
     every: int = 1,
 ) -> Method:
     r"""Give the largest weights to the losses that fall most slowly.
 
     .. math:: w_i = \frac{a_i e^{\beta s_i}}{\sum_j a_j e^{\beta s_j}}
 
-    with :math:`s_i` the slope of task i's last losses, per step, by finite differences of the highest order that the
-    window allows, and :math:`a_i = 1` ("original"); the same with :math:`s_i / \sum_j |s_j|` for the slopes
-    ("normalized"); or :math:`a_i` the mean of the losses in the window ("loss_weighted", which the package recommends;
-    these must be positive, and a step with a loss <= 0 is skipped and counted). The losses of the same step are
-    included. Until a task's window is full its weight is 1/K.
+    with :math:`s_i` the slope of task i's last losses, per step, at the oldest of them as in the package, by finite
+    differences of the highest order that the window allows, and :math:`a_i = 1` ("original"); the same with :math:`s_i
+    / \sum_j |s_j|` for the slopes ("normalized"); or :math:`a_i` the mean of the losses in the window ("loss_weighted",
+    which the package recommends; these must be positive, and a step with a loss <= 0 is skipped and counted). The
+    losses of the same step are included. Until a task's window is full its weight is 1/K.
 
     Slopes of high order amplify the noise of batches: in absolute value, the coefficients for five losses add up to
     10.7, those for two to 2. Slopes are in units of the losses, so `beta` depends on their scale, unless normalized.
@@ -57,7 +56,6 @@ def softadapt(
       variant: "original", "normalized" or "loss_weighted".
       window: number n of losses of each task, >= 2. With 2, the slope is the difference of the last two. The package
         takes as many losses as it is given, 5 in its examples, with an accuracy order of n - 1.
-      slope: where in the window the slope is taken: at its oldest loss, as in the package, or at the newest.
       every: steps from one computation of the weights to the next, >= 1. The package's example computes them every 5
         epochs, from the losses of these epochs: `window=5, every=5` with one step an epoch.
 
@@ -74,9 +72,8 @@ def softadapt(
     check_number("beta", beta)
     check_choice("variant", variant, ("original", "normalized", "loss_weighted"))
     check_count("window", window, at_least=2)
-    check_choice("slope", slope, ("oldest", "newest"))
     check_count("every", every, at_least=1)
-    coefficients, total = _differences(window, slope)
+    coefficients, total = _differences(window)
 
     def start(num_tasks: int) -> SoftAdaptState:
         losses, weights = jnp.zeros((num_tasks, window), accumulator_dtype()), jnp.ones(num_tasks, accumulator_dtype())
@@ -105,16 +102,15 @@ def softadapt(
     return from_kernel(kernel, start, arguments=arguments, num_tasks=num_tasks, mean_like=True)
 
 
-def _differences(window: int, slope: str) -> tuple[list[float], float]:
-    """Return the coefficients of the slope at one end of equidistant values, divided by the sum of their sizes, and it.
+def _differences(window: int) -> tuple[list[float], float]:
+    """Return coefficients of the slope at the first of equidistant values, divided by the sum of their sizes, and it.
 
     They differentiate the polynomial through all values.
     """
     others = [(-1) ** (j + 1) * math.comb(window - 1, j) / j for j in range(1, window)]
-    oldest = [-math.fsum(others), *others]
-    total = math.fsum(map(abs, oldest))
-    ordered = oldest if slope == "oldest" else [-c for c in reversed(oldest)]
-    return [c / total for c in ordered], total
+    coefficients = [-math.fsum(others), *others]
+    total = math.fsum(map(abs, coefficients))
+    return [c / total for c in coefficients], total
 
 
 ROW = Row(

@@ -5,7 +5,6 @@ The recipe counts in epochs; here it counts in steps, for each task those in whi
 
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int, PyTree
@@ -15,7 +14,7 @@ from mtlgrad_jax._core.method import Losses, Method, Weights, from_kernel
 from mtlgrad_jax._core.row import CONTINUOUS, HOMOGENEOUS, LINEAR, PERMUTATION, Row
 from mtlgrad_jax._core.step import POSITIVE_LOSSES
 from mtlgrad_jax._core.tasks import accumulator_dtype
-from mtlgrad_jax._core.weights import Present, of_tasks
+from mtlgrad_jax._core.weights import Present, of_tasks, softmax
 
 
 class STCHMTLState(NamedTuple):
@@ -69,8 +68,7 @@ def stch_mtl(num_tasks: int, warmup_steps: int, nadir_steps: int, mu: Number = 1
         known = present & (state.step >= known_from)
         reference = state.nadir if nadir is None else of_tasks("nadir", nadir, known, 1.0)
         relative = jnp.log(losses) - jnp.log(jnp.where(known, reference, 1))
-        largest = jnp.max(relative, where=known, initial=-jnp.inf)
-        second = jnp.sum(known) * jax.nn.softmax((relative - largest) / mu, where=known)
+        second = jnp.sum(known) * softmax(relative, known, mu)
         count = state.step - warmup_steps + 1
         share = 1 / jnp.maximum(count, 1).astype(losses.dtype)
         mean = (1 - share) * state.nadir + share * losses
