@@ -19,7 +19,6 @@ from mtlgrad_jax._core.checks import Number, check_flag, check_function, check_n
 from mtlgrad_jax._core.method import check_transformation, reject_masked, skip_together
 from mtlgrad_jax._core.random import Key, Seed, check_key, draw_key, make_key
 from mtlgrad_jax._core.row import Row
-from mtlgrad_jax._core.tasks import present_tasks
 from mtlgrad_jax._core.trees import cut, draw_like, label_leaves, merge
 from mtlgrad_jax.oracles.losses import check_losses, flatten_losses, loss_of
 from mtlgrad_jax.oracles.perturbed import sam_perturbation
@@ -106,8 +105,6 @@ def samo(
         *,
         losses_fn: Callable[[PyTree], PyTree] | None = None,
         grad_fn: Callable[[PyTree, PyTree], PyTree] | None = None,
-        losses: PyTree = None,
-        task_mask: PyTree = None,
         **extra: Any,
     ) -> tuple[PyTree, SAMOState]:
         for name, given in (("params", params), ("losses_fn", losses_fn), ("grad_fn", grad_fn)):
@@ -147,15 +144,14 @@ def samo(
 
             return jnp.sign(at(probe) - at(-probe))
 
-        signs = each_task(sign, (np.arange(K), probes), "auto")
-        signs = stacks.once(jnp.where(present_tasks(task_mask, K, losses), signs, 0))
+        signs = stacks.once(each_task(sign, (np.arange(K), probes), "auto"))
         rows = jax.tree.map(lambda g: _repeat(g, K), mean_grad)
         rows = _put(rows, drawn, _rows(_pick(mean_grad, drawn), probes, signs, beta))
         groups = [(cut(rows, labels, label), cut(params, labels, label)) for label in dict.fromkeys(labels)]
         e = merge(params, *[sam_perturbation(*group, rho, adaptive=adaptive) for group in groups])
         task_grads = grad_fn(params, e)
         stacks.check_like("grad_fn", task_grads, e, rows=True)
-        gradient, new_inner = inner.update(task_grads, state.inner, params, losses=losses, task_mask=task_mask, **extra)
+        gradient, new_inner = inner.update(task_grads, state.inner, params, **extra)
         return skip_together(gradient, SAMOState(following, new_inner), state)
 
     return optax.GradientTransformationExtraArgs(init, update)
