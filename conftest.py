@@ -1,5 +1,6 @@
 """For all tests: cache compiled programs, group and mark the tests, and run the Python blocks of the Markdown pages."""
 
+from collections import Counter
 from pathlib import Path
 
 import jax
@@ -25,12 +26,18 @@ LARGE = 5  # tasks
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark the nightly tests, and run the tests of a method in sequence, so that they share compiled programs."""
+    taken: Counter[tuple[Path, str]] = Counter()
     for item in items:
         params = getattr(getattr(item, "callspec", None), "params", {})
         row = next((value for value in params.values() if isinstance(value, str) and value in OTHERS), None)
         large = isinstance(params.get("K"), int) and params["K"] >= LARGE
         if large or params.get("dtype") == "float64" or (row and not item.get_closest_marker("every_method")):
             item.add_marker(pytest.mark.nightly)
+        sample, function = item.get_closest_marker("sample"), (item.path, item.name.split("[")[0])
+        if sample and not item.get_closest_marker("nightly"):
+            taken[function] += 1
+            if taken[function] > sample.args[0]:
+                item.add_marker(pytest.mark.nightly)
         item.method = str(row or next((value for value in params.values() if isinstance(value, str)), ""))
     files = list(dict.fromkeys(item.path for item in items))
     items.sort(key=lambda item: (files.index(item.path), item.method))

@@ -10,6 +10,7 @@ from mtlgrad_jax import solvers as solvers
 
 from mtlgrad_jax.oracles import task_value_and_grad as task_value_and_grad
 from mtlgrad_jax.oracles import linearize as linearize
+from mtlgrad_jax.oracles import linearize_features as linearize_features
 from mtlgrad_jax.oracles import TaskJacobian as TaskJacobian
 from mtlgrad_jax.oracles import sam_value_and_grad as sam_value_and_grad
 from mtlgrad_jax.oracles import sam_perturbation as sam_perturbation

@@ -235,6 +235,7 @@ def draws(distribution, present, count=20_000):
     return np.asarray(jax.jit(jax.vmap(draw))(np.arange(count)), float)
 
 
+@pytest.mark.sample(5)
 @pytest.mark.parametrize("present", [(True,) * 4, (True, False, True, True), (False, False, True, False)])
 @pytest.mark.parametrize("distribution", ["normal", "uniform", "dirichlet", "bernoulli", "constrained_bernoulli"])
 def test_the_laws_of_rlw(distribution, present):

@@ -259,6 +259,7 @@ def test_identities_of_the_papers():
     assert np.linalg.norm(update - g0) == pytest.approx(0.3 * np.linalg.norm(g0), rel=1e-4)
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize("family", ["normal", "correlated", "non_stationary"])
 def test_imgrad_turns_as_cagrad_with_another_radius(family):
     """The direction of d - g0 is that of CAGrad with the radius c φ / (3/2 - φ), the same for φ = 3/4."""
@@ -272,6 +273,7 @@ def test_imgrad_turns_as_cagrad_with_another_radius(family):
     assert np.linalg.norm(update - g0) == pytest.approx(0.8 * np.linalg.norm(g0))
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("num_tasks", [2, 3, 5])
 def test_imgrad_stays_in_its_ball_at_stationary_points(num_tasks):
     """There the min-norm point is rounding alone, and its cosine could be anything."""
@@ -284,6 +286,7 @@ def test_imgrad_stays_in_its_ball_at_stationary_points(num_tasks):
         assert update @ g0 >= 0
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("normalization", ["l2", "loss", "loss+"])
 @pytest.mark.parametrize("exponent", [-57, 57])
 def test_normalised_mgda_is_scale_equivariant(normalization, exponent):
@@ -438,6 +441,7 @@ def walk_of_losses(steps, num_tasks=3, seed=0):
     return losses, rng.uniform(size=(steps, num_tasks)) < 0.7
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("variant", ["original", "normalized", "loss_weighted"])
 @pytest.mark.parametrize(("window", "every"), [(2, 1), (4, 3), (6, 1)])
 def test_softadapt_over_many_steps(window, every, variant):
@@ -448,6 +452,7 @@ def test_softadapt_over_many_steps(window, every, variant):
     np.testing.assert_allclose(weights, wanted, rtol=1e-9, atol=1e-12)
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("variant", ["original", "normalized", "loss_weighted"])
 def test_softadapt_where_slopes_say_nothing_or_too_much(variant):
     """Constant losses have equal weights, or their shares; slopes up to float32's largest number, and scales apart."""
@@ -510,6 +515,7 @@ def test_emtl_descends_the_objective_it_reconstructs():
             assert weights[np.argmax(losses / norms)] >= 1
 
 
+@pytest.mark.sample(5)
 @pytest.mark.parametrize("name", REFERENCED)
 @pytest.mark.parametrize("num_tasks", [1, 2])
 def test_reference_where_a_parameter_is_as_long_as_there_are_tasks(name, num_tasks):
@@ -554,6 +560,7 @@ def test_median_over_any_number_of_tasks_present(num_tasks):
 LEAKS = [0.0, 0.3, 1.0, [0.0, 0.2, 1.0]]
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("leak", LEAKS, ids=str)
 @pytest.mark.parametrize("present", [[True, True, True], [True, False, True]], ids=["all", "two"])
 def test_graddrop_in_law(leak, present):

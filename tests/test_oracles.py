@@ -392,6 +392,7 @@ def flax_nnx():
     return losses_fn, params
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("model", [rnn, remat, straight_through, flax_linen, flax_nnx])
 def test_the_operator_is_the_jacobian(model):
     losses_fn, params = model()

@@ -50,6 +50,7 @@ def kernel(name):
     return dense(name) @ dense(name).T
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("jitted", [False, True])
 @pytest.mark.parametrize("at_once", [1, 4])
 def test_exact_traces(at_once, jitted):

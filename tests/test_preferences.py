@@ -143,6 +143,7 @@ def test_epo_without_a_feasible_direction(grads, losses):
     np.testing.assert_allclose(update[:3], r / r.sum() @ grads)
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize(("rows", "columns"), [(1, 1), (2, 2), (4, 3), (6, 5), (11, 10), (41, 40)])
 def test_linear_programs(rows, columns, dtype):
     """Against HiGHS: the same programs are infeasible; the others reach its optimum without violating anything."""
@@ -170,6 +171,7 @@ def test_linear_programs(rows, columns, dtype):
 EPO_FAMILIES = sorted(set(EVERY) - {"huge"})  # whose float32 Gramian is not finite at many columns
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize(("num_tasks", "columns"), [(2, 5), (3, 3), (5, 3), (8, 6), (16, 8), (12, 40)])
 def test_epo_balances_on_every_family(num_tasks, columns, dtype):
     """The certificate: a feasible w, judged relative to the terms of each row, and HiGHS's optimum, in float64."""
@@ -271,6 +273,7 @@ class ByName:
         return self.method.update(grads, state, losses=named(losses))
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("name", fronts())
 def test_many_preferences_at_once(name):
     """A factory inside vmap: what trains several points of a front together does this."""

@@ -300,6 +300,7 @@ def test_heads_take_their_own_sam_gradient(joint):
     np.testing.assert_allclose(update["x"], np.mean(trunk), rtol=1e-12)
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.usefixtures("x64")
 def test_absent_tasks_may_hold_anything(mode):

@@ -531,6 +531,7 @@ def test_permuting_the_tasks_permutes_the_weights(name, dtype):
         np.testing.assert_allclose(permuted, w[order], rtol=0, atol=apart * abs(w).max())
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("exponent", [-60, -17, 1, 60])
 def test_powers_of_two_change_nothing_but_the_scale(exponent, dtype):
     """For integers, with Gramians that stay normal in float32 from 4^-60 to 4^60."""
@@ -570,6 +571,7 @@ def test_one_task(dtype):
     np.testing.assert_allclose(solved["alpha_fair"].value, [9 ** (-2 / 3)], rtol=1e-5)
 
 
+@pytest.mark.nightly
 @hypothesis.settings(max_examples=60, deadline=None)
 @hypothesis.given(
     hypothesis.extra.numpy.arrays(np.int64, (3, 4), elements=hypothesis.strategies.integers(-5, 5)),

@@ -254,6 +254,7 @@ def test_an_excess_beyond_all_bounds():
     np.testing.assert_allclose(state.method.weights, [0, 2], atol=1e-6)
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("normalize", ["none", "l2", "loss", "loss+"])
 @pytest.mark.parametrize("projection", ["simplex", "softmax"])
 def test_moco_stays_on_the_simplex(projection, normalize):
@@ -410,6 +411,7 @@ NESTED = {
 }
 
 
+@pytest.mark.sample(4)
 @pytest.mark.parametrize("name", [*STATEFUL, *NESTED])
 def test_resumed_training_is_bit_identical(name, tmp_path):
     """Six steps, and six with the optimizer's state stored by orbax and by flax after the third."""

@@ -28,6 +28,7 @@ def test_losses_at_known_points(point, expected):
     np.testing.assert_allclose(losses_fn(jnp.asarray(point, float), scale=0.1)[0], 0.1 * expected[0], atol=1e-3)
 
 
+@pytest.mark.nightly
 def test_a_tie_passes_the_gradient_of_both_sides():
     """At (0, 0) both factors are zero with slopes 1/2 and -1/2, the valleys are log(3.5) + 6 and the bowls -14.46."""
     slope = (np.log(3.5) + 6 + 14.46) / 2
@@ -76,6 +77,7 @@ def test_end_points(method):
         np.testing.assert_allclose(np.abs(outcomes[0].ends[~outcomes[0].on_front]), [[5.1, 2.2]] * 2, atol=0.2)
 
 
+@pytest.mark.nightly
 def test_sam_gs_reaches_the_optimum_from_each_of_its_starts():
     """When a run leaves its valley depends on rounding, which differs between CPUs, so one run says little."""
     runs = 100

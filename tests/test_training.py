@@ -57,6 +57,7 @@ def stepper(tx):
 COMMON = ("adam", "adamw", "lbfgs", "momentum", "noisy_sgd", "schedule")
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize(
     "name", [pytest.param(name, marks=() if name in COMMON else pytest.mark.nightly) for name in OPTIMIZERS]
 )
@@ -99,6 +100,7 @@ ENTRIES = {
 }
 
 
+@pytest.mark.sample(4)
 @pytest.mark.parametrize("name", ENTRIES)
 def test_the_method_is_found_wherever_it_is(name):
     tx = mtl.chain(ENTRIES[name](), optax.adam(0.1))
@@ -162,6 +164,7 @@ def test_line_searches_behind_a_loss_weighting(search):
     np.testing.assert_allclose(params, [1, -1], atol=0.02)
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize(
     "make", [lambda: mtl.imtl_g(), lambda: mtl.chain(mtl.imtl_g(), optax.adam(0.1)), lambda: mtl.uw(K)]
 )
@@ -237,6 +240,7 @@ ROUTES = {
 }
 
 
+@pytest.mark.sample(7)
 @pytest.mark.parametrize(
     ("name", "rows"),
     [
@@ -276,6 +280,7 @@ LEAN = {
 }
 
 
+@pytest.mark.sample(7)
 @pytest.mark.parametrize("rows", [None, 1])
 @pytest.mark.parametrize("name", LEAN)
 def test_a_jacobian_is_never_stored(name, rows):
@@ -297,6 +302,7 @@ def test_a_jacobian_is_never_stored(name, rows):
     assert temporaries < 8 * 4 * width**2
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("rows", [None, 2])
 def test_a_broken_task_is_dropped_from_a_jacobian(rows):
     """Only its row is not finite: an overflow stays in its task, even when multiplied by cotangents of zero."""

@@ -40,6 +40,7 @@ def weights_of(tx, **kwargs):
 MASKS = np.asarray([[1, 1, 0], [1, 1, 1], [0, 1, 1], [0, 0, 0], [1, 0, 1], [1, 1, 1]], bool)
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("decay", [0.0, 0.5, 0.9])
 def test_smoothed_averages_weights(decay):
     raw = weights_of(mtl.imtl_g(), masks=MASKS)
@@ -215,6 +216,7 @@ OUTER = {
 LABELS = {"b": "two", "w": "one"}
 
 
+@pytest.mark.sample(5)
 @pytest.mark.parametrize("outer", OUTER)
 @pytest.mark.parametrize("inner", [lambda m: mtl.update_every(m, K, 9), lambda m: mtl.smoothed(m, K)])
 def test_training_goes_on_after_a_skipped_step(inner, outer):
@@ -377,6 +379,7 @@ def first_rows(grads):
     return jax.tree.map(lambda leaf: leaf[0], grads)
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("uses", [None, USES])
 @pytest.mark.parametrize("mask", [(True, True, True), (True, True, False), (False, True, False)])
 def test_grouped_mean_is_the_mean(uses, mask):

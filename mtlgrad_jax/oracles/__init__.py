@@ -1,5 +1,6 @@
 """From losses to per-task gradients: stacked, or as products with their Jacobian."""
 
+from mtlgrad_jax.oracles.features import linearize_features as linearize_features
 from mtlgrad_jax.oracles.linearize import TaskJacobian as TaskJacobian
 from mtlgrad_jax.oracles.linearize import linearize as linearize
 from mtlgrad_jax.oracles.ntk import ntk_traces as ntk_traces

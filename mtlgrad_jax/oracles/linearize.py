@@ -55,9 +55,11 @@ class TaskJacobian(Jacobian):
         vjp: Callable[[PyTree], tuple[list[Array]]],
         rest: Rest,
         block: int | None = None,
+        bound: Array | None = None,
     ) -> None:
-        """Store the results of `linearize`."""
+        """Store the results of `linearize`; `bound` is a Gramian that stands in for its own."""
         self.losses, self.aux, self._vjp, self._rest, self._block = losses, aux, vjp, rest, block
+        self._bound = bound
         self.num_tasks = len(flatten_losses(losses))
 
     def pullback(self, weights: PyTree) -> PyTree:
@@ -93,6 +95,8 @@ class TaskJacobian(Jacobian):
         Raises:
           ValueError: 16-bit losses, or a backward pass that JAX cannot transpose, without `rows=`.
         """
+        if self._bound is not None:
+            return self._bound
         if self._block is not None:
             return self.gramians([[True] * len(self._rest.fixed)])[0][0]
         dtype = flatten_losses(self.losses).dtype
@@ -128,13 +132,21 @@ class TaskJacobian(Jacobian):
             leaves = self._vjp(cotangent)[0]
             return ([leaves[i] for i in positions],)
 
-        return TaskJacobian(self.losses, self.aux, vjp, rest, self._block)
+        return TaskJacobian(self.losses, self.aux, vjp, rest, self._block, self._bound)
 
     def gramians(self, groups: Groups) -> tuple[Float[Array, "groups K K"], Bool[Array, "groups K"]]:
         """Return the Gramian of each group of leaves, and which tasks have a nonzero entry there.
 
         Computed by blocks of rows, of one row each without `rows`, on and above the diagonal.
+
+        Raises:
+          ValueError: the Gramian is that of the features, which no group of leaves has.
         """
+        if self._bound is not None:
+            raise ValueError(
+                "`bound` must be False where several groups of leaves have a Gramian each, as in grouped: the features "
+                "have only one."
+            )
         units, places = self._units(), self._places(groups)
         blocks, size = units.shape[:2]
 
@@ -178,7 +190,11 @@ class TaskJacobian(Jacobian):
 
     def by_rows(self) -> "TaskJacobian":
         """Return the same Jacobian, computed by blocks of rows: a NaN or inf in a row then stays in that row."""
-        return TaskJacobian(self.losses, self.aux, self._vjp, self._rest, self._block or 1)
+        return TaskJacobian(self.losses, self.aux, self._vjp, self._rest, self._block or 1, self._bound)
+
+    def with_gramian(self, gramian: Float[Array, "K K"]) -> "TaskJacobian":
+        """Return the same Jacobian with another Gramian in place of its own."""
+        return TaskJacobian(self.losses, self.aux, self._vjp, self._rest, self._block, gramian)
 
     def finite_tasks(self) -> Bool[Array, " K"]:
         """Return for every task whether its whole gradient is finite, by blocks of rows."""

@@ -1,0 +1,154 @@
+"""`linearize_features` against jax.jacrev of the whole network, numpy in float64, and the flops of a plain step."""
+
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.flatten_util import ravel_pytree
+
+import mtlgrad_jax as mtl
+
+WIDTH, BATCH = 16, 8
+
+
+def normal(seed, *shape):
+    return jnp.asarray(np.random.default_rng(seed).normal(size=shape) / np.sqrt(shape[0]), jnp.float32)
+
+
+def network(K, named=True, width=WIDTH):
+    """A trunk with two features, and heads that also look at the trunk's scale directly."""
+    params = {
+        "trunk": {"w": normal(0, width, width), "v": normal(1, width, width), "scale": jnp.asarray(0.7)},
+        "heads": {f"task{i}": normal(2 + i, width, width) for i in range(K)},
+        "step": jnp.asarray(3),
+    }
+
+    def trunk(params, x):
+        hidden = jnp.tanh(x @ params["trunk"]["w"])
+        return {"low": hidden, "high": jnp.sin(hidden @ params["trunk"]["v"]), "count": jnp.asarray(2)}
+
+    def heads(params, features, x):
+        values = {}
+        for i, (name, w) in enumerate(params["heads"].items()):
+            out = jnp.tanh(features["high"] @ w) + features["low"]
+            values[name] = jnp.mean((params["trunk"]["scale"] * out - i) ** 2) / features["count"]
+        return values if named else jnp.stack(list(values.values()))
+
+    return params, normal(40, BATCH, width), trunk, heads
+
+
+def whole(trunk, heads):
+    return lambda params, x: heads(params, trunk(params, x), x)
+
+
+def jacobian_of(losses_fn, params, x):
+    """K×P in float64, by jax.jacrev over the floating leaves."""
+    floating = {"trunk": params["trunk"], "heads": params["heads"]}
+    vector, unravel = ravel_pytree(floating)
+
+    def losses(vector):
+        return jnp.stack(jax.tree.leaves(losses_fn({**unravel(vector), "step": params["step"]}, x)))
+
+    rows = jax.jacrev(losses)(vector)
+    return np.asarray(rows if rows.ndim == 2 else rows[0], np.float64), vector, unravel
+
+
+@pytest.mark.parametrize("rows", [None, 2])
+@pytest.mark.parametrize("named", [True, False])
+def test_the_operator_is_that_of_the_whole_network(named, rows):
+    params, x, trunk, heads = network(3, named)
+    J, _, unravel = jacobian_of(whole(trunk, heads), params, x)
+    weights = jnp.asarray([0.5, -1.0, 2.0])
+
+    @jax.jit
+    def products(params, x):
+        jacobian = mtl.linearize_features(trunk, heads, params, x, rows=rows)
+        stack = jacobian.rows()
+        return jacobian.losses, jacobian.gramian(), jacobian.pullback(weights), stack
+
+    losses, gramian, gradient, stack = products(params, x)
+    np.testing.assert_allclose(jax.tree.leaves(losses), jax.tree.leaves(whole(trunk, heads)(params, x)), rtol=1e-6)
+    np.testing.assert_allclose(gramian, J @ J.T, rtol=2e-6, atol=2e-6 * np.max(J @ J.T))
+    wanted = {**unravel(jnp.asarray(np.asarray(weights) @ J, jnp.float32)), "step": jnp.asarray(0)}
+    jax.tree.map(lambda got, want: np.testing.assert_allclose(got, want, atol=1e-6), gradient, wanted)
+    for i, row in enumerate(J):
+        own = {**unravel(jnp.asarray(row, jnp.float32)), "step": jnp.asarray(0)}
+        jax.tree.map(lambda got, want, i=i: np.testing.assert_allclose(got[i], want, atol=1e-6), stack, own)
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_the_bound_is_the_gramian_of_the_features(named):
+    """MGDA-UB: the weights are those of min-norm on the features' gradients, the gradient is the weighted sum."""
+    params, x, trunk, heads = network(2, named)
+    features = trunk(params, x)
+
+    def losses_at(low, high):
+        values = heads(params, {**features, "low": low, "high": high}, x)
+        return jnp.stack(jax.tree.leaves(values)) if named else values
+
+    Z = np.concatenate(
+        [
+            np.asarray(z, np.float64).reshape(2, -1)
+            for z in jax.jacrev(losses_at, (0, 1))(*[features[k] for k in ("low", "high")])
+        ],
+        1,
+    )
+    J, _, unravel = jacobian_of(whole(trunk, heads), params, x)
+    first, second = Z
+    share = np.clip((second - first) @ second / ((first - second) @ (first - second)), 0, 1)
+
+    @jax.jit
+    def step(params, x):
+        jacobian = mtl.linearize_features(trunk, heads, params, x, bound=True)
+        method = mtl.mgda()
+        return jacobian.gramian(), method.update(jacobian, method.init(params), params)[0]
+
+    gramian, gradient = step(params, x)
+    np.testing.assert_allclose(gramian, Z @ Z.T, rtol=1e-5, atol=1e-6 * np.max(Z @ Z.T))
+    wanted = {**unravel(jnp.asarray(np.asarray([share, 1 - share]) @ J, jnp.float32)), "step": jnp.asarray(0)}
+    jax.tree.map(lambda got, want: np.testing.assert_allclose(got, want, atol=1e-6), gradient, wanted)
+
+
+def flops(function, *args):
+    return jax.jit(function).lower(*args).compile().cost_analysis()["flops"]
+
+
+@pytest.mark.parametrize("K", [2, 6])
+def test_heads_run_once_and_with_the_bound_the_trunk_too(K):
+    params, x, trunk, heads = network(K, width=64)
+    method = mtl.shared_private(mtl.mgda(), mtl.under("trunk"))
+
+    def step(params, x, **options):
+        jacobian = mtl.linearize_features(trunk, heads, params, x, **options)
+        return method.update(jacobian, method.init(params), params)[0]
+
+    def plain(params, x):
+        return jax.grad(lambda p: sum(whole(trunk, heads)(p, x).values()), allow_int=True)(params)
+
+    trunk_pass = 2 * 2 * BATCH * 64**2  # two layers
+    plain_flops = flops(plain, params, x)
+    assert flops(lambda p, x: step(p, x, bound=True), params, x) < 1.2 * plain_flops
+    # K columns of the Gramian, each one backward and one forward pass through the trunk, which cost up to two each.
+    assert flops(step, params, x) < 1.2 * plain_flops + 4 * K * trunk_pass
+
+
+def test_aux_and_its_errors(unchecked):
+    params, x, trunk, heads = network(2)
+
+    def with_aux(params, features, x):
+        return heads(params, features, x), {"seen": features["count"]}
+
+    jacobian = mtl.linearize_features(trunk, with_aux, params, x, has_aux=True)
+    assert jacobian.aux == {"seen": 2}
+    with pytest.raises(ValueError, match=re.escape("`losses_fn` must return (losses, aux) under has_aux=True")):
+        mtl.linearize_features(trunk, heads, params, x, has_aux=True)
+    with pytest.raises(ValueError, match="`features_fn` must be a function"):
+        mtl.linearize_features(params, heads, params, x)
+    with pytest.raises(ValueError, match="`bound` must be"):
+        mtl.linearize_features(trunk, heads, params, x, bound="yes")
+    grouped = mtl.grouped(mtl.mgda(), {"trunk": "t", "heads": "h", "step": "t"})
+    bounded = mtl.linearize_features(trunk, heads, params, x, bound=True)
+    with pytest.raises(ValueError, match="`bound` must be False"):
+        grouped.update(bounded, grouped.init(params), params)
