@@ -221,6 +221,13 @@ def combine(weights: Float[Array, " L"], task_grads: PyTree) -> PyTree:
     return task_grads.pullback(weights) if isinstance(task_grads, Jacobian) else _combine(weights, task_grads)
 
 
+def total(tasks: Bool[Array, " K"], task_grads: PyTree) -> PyTree:
+    """Return the sum of the gradients of some tasks."""
+    if isinstance(task_grads, Jacobian):
+        return task_grads.total(tasks)
+    return _combine(tasks.astype(accumulator_dtype()), task_grads)
+
+
 @jax.jit
 def _combine(weights: Float[Array, " L"], task_grads: PyTree) -> PyTree:
     K = num_tasks(task_grads) if jax.tree.leaves(task_grads) else None

@@ -84,6 +84,11 @@ OTHERWISE = {
 TOOLS = {
     mtl.task_value_and_grad: {"losses_fn": losses_of},
     mtl.linearize: {"losses_fn": losses_of},
+    mtl.linearize_features: {
+        "features_fn": lambda params: params,
+        "losses_fn": lambda params, features: losses_of(features),
+        "params": zeros(),
+    },
     mtl.balanced_value_and_grad: {"losses_fn": losses_of, "method": mtl.mean()},
     mtl.sam_value_and_grad: {"losses_fn": losses_of, "is_shared": dict.fromkeys(zeros(), True)},
     mtl.perturbed_task_grad: {"losses_fn": losses_of},

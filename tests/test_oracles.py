@@ -752,17 +752,17 @@ WRONG = {
     "an integer argument": (
         lambda w, v: w,
         {"argnums": 1},
-        "`argnums` must name arguments with a floating leaf, got argnums=1",
+        "`argnums` must name trees with a floating leaf, got none.",
     ),
     "a complex argument": (
         lambda w, v: w,
         {"argnums": (0, 1), "args": (W, {"z": 1j * W})},
-        "`argnums` must name arguments of real numbers, got dtype complex64 at leaf [1]['z'].",
+        "`argnums` must name trees of real numbers, got dtype complex64 at leaf [1]['z'].",
     ),
     "a random key": (
         lambda w: w["w"],
         {"args": ({"w": W, "key": jax.random.key(0)},)},
-        "`argnums` must name arguments of real numbers, got dtype key<fry> at leaf ['key'].",
+        "`argnums` must name trees of real numbers, got dtype key<fry> at leaf ['key'].",
     ),
 }
 

@@ -33,6 +33,10 @@ class Jacobian(ABC):
         """Return the weighted sum of the gradients."""
 
     @abstractmethod
+    def total(self, tasks: Array) -> PyTree:
+        """Return the sum of the gradients of some tasks."""
+
+    @abstractmethod
     def gramians(self, groups: list[list[bool]]) -> tuple[Array, Array]:
         """Return the Gramian of each group of leaves, and which tasks have a nonzero entry there."""
 

@@ -17,7 +17,7 @@ from jaxtyping import Array, Float, PyTree
 from mtlgrad_jax import stacks
 from mtlgrad_jax._core.checks import check_flag, check_function
 from mtlgrad_jax.oracles.linearize import TaskJacobian, linearize
-from mtlgrad_jax.oracles.losses import check_losses, check_oracle
+from mtlgrad_jax.oracles.losses import check_differentiable, check_losses, check_oracle
 from mtlgrad_jax.oracles.task_value_and_grad import like_losses, task_value_and_grad
 
 
@@ -69,6 +69,7 @@ def linearize_features(
     check_function("features_fn", features_fn)
     check_oracle(losses_fn, 0, has_aux)
     check_flag("bound", bound)
+    check_differentiable(params, "`params` must hold")
 
     def losses_of(params: PyTree, features: PyTree) -> tuple[PyTree, Any]:
         out = losses_fn(params, features, *args, **kwargs)

@@ -5,6 +5,7 @@ The K×P Jacobian J is available only through its transpose, the vjp. J itself i
 Column i of the Gramian is J (J^T e_i): two passes, one gradient in memory.
 """
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -48,6 +49,9 @@ class TaskJacobian(Jacobian):
       num_tasks: K.
     """
 
+    _bound: Array | None = None  # a Gramian that stands in for its own
+    _isolated = False  # whether a NaN or inf in a row must stay there
+
     def __init__(
         self,
         losses: PyTree,
@@ -55,11 +59,9 @@ class TaskJacobian(Jacobian):
         vjp: Callable[[PyTree], tuple[list[Array]]],
         rest: Rest,
         block: int | None = None,
-        bound: Array | None = None,
     ) -> None:
-        """Store the results of `linearize`; `bound` is a Gramian that stands in for its own."""
+        """Store the results of `linearize`."""
         self.losses, self.aux, self._vjp, self._rest, self._block = losses, aux, vjp, rest, block
-        self._bound = bound
         self.num_tasks = len(flatten_losses(losses))
 
     def pullback(self, weights: PyTree) -> PyTree:
@@ -75,8 +77,12 @@ class TaskJacobian(Jacobian):
         vector = task_vector("weights", weights, num_tasks=self.num_tasks, names=names)
         if self._block is not None:
             return self.pullbacks(vector[None], [[True] * len(self._rest.fixed)])
-        used = jnp.any(vector != 0)
-        return self._rest.fill([jnp.where(used, leaf, jnp.zeros_like(leaf)) for leaf in self._pull(vector)])
+        return self._pull_once(vector)
+
+    def total(self, tasks: Bool[Array, " K"]) -> PyTree:
+        """Return the sum of the gradients of some tasks: one backward pass, with `rows` too."""
+        weights = tasks.astype(accumulator_dtype())
+        return self.pullback(weights) if self._isolated else self._pull_once(weights)
 
     def pushforward(self, direction: PyTree) -> Float[Array, " K"]:
         """Return J d, the first-order change of every loss along a direction with the structure of the parameters."""
@@ -132,7 +138,7 @@ class TaskJacobian(Jacobian):
             leaves = self._vjp(cotangent)[0]
             return ([leaves[i] for i in positions],)
 
-        return TaskJacobian(self.losses, self.aux, vjp, rest, self._block, self._bound)
+        return self._with(_vjp=vjp, _rest=rest)
 
     def gramians(self, groups: Groups) -> tuple[Float[Array, "groups K K"], Bool[Array, "groups K"]]:
         """Return the Gramian of each group of leaves, and which tasks have a nonzero entry there.
@@ -190,16 +196,25 @@ class TaskJacobian(Jacobian):
 
     def by_rows(self) -> "TaskJacobian":
         """Return the same Jacobian, computed by blocks of rows: a NaN or inf in a row then stays in that row."""
-        return TaskJacobian(self.losses, self.aux, self._vjp, self._rest, self._block or 1, self._bound)
+        return self._with(_block=self._block or 1, _isolated=True)
 
     def with_gramian(self, gramian: Float[Array, "K K"]) -> "TaskJacobian":
         """Return the same Jacobian with another Gramian in place of its own."""
-        return TaskJacobian(self.losses, self.aux, self._vjp, self._rest, self._block, gramian)
+        return self._with(_bound=gramian)
 
     def finite_tasks(self) -> Bool[Array, " K"]:
         """Return for every task whether its whole gradient is finite, by blocks of rows."""
         finite = loop(lambda units: stacks.finite_tasks(self._rows(units)), (self._units(),))
         return finite.reshape(-1)[: self.num_tasks]
+
+    def _with(self, **changes: Any) -> "TaskJacobian":
+        new = copy.copy(self)
+        vars(new).update(changes)
+        return new
+
+    def _pull_once(self, vector: Array) -> PyTree:
+        used = jnp.any(vector != 0)
+        return self._rest.fill([jnp.where(used, leaf, jnp.zeros_like(leaf)) for leaf in self._pull(vector)])
 
     def _places(self, groups: Groups) -> list[list[int]]:
         return [self._rest.part(flags)[1] for flags in groups]

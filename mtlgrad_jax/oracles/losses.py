@@ -57,7 +57,7 @@ def bind(
         raise ValueError(f"`argnums` must name positional arguments, {len(args)} were given, got argnums={argnums}.")
     selected = args[positions[0]] if single else tuple(args[i] for i in positions)
     treedef: Any
-    _check_differentiable(selected)
+    check_differentiable(selected)
     leaves, treedef = jax.tree.flatten(selected)
     fixed = tuple(
         None if jnp.issubdtype(jnp.result_type(leaf), jnp.floating) else (jnp.shape(leaf), jnp.result_type(leaf).name)
@@ -80,20 +80,18 @@ def bind(
         return jax.tree.map(jnp.asarray, losses), aux
 
     rest = Rest(treedef, fixed)
-    floating = rest.pick(selected)
-    if not floating:
-        raise ValueError(f"`argnums` must name arguments with a floating leaf, got argnums={argnums} with none.")
-    return function, floating, rest
+    return function, rest.pick(selected), rest
 
 
 def _is_nnx(node: Any) -> bool:
     return any(cls.__module__.startswith("flax.nnx") and cls.__name__ == "Module" for cls in type(node).__mro__)
 
 
-def _check_differentiable(args: PyTree) -> None:
+def check_differentiable(args: PyTree, must: str = "`argnums` must name") -> None:
+    """Raise a ValueError unless these are trees of arrays of real numbers."""
     if any(_is_nnx(node) for node in jax.tree.leaves(args, is_leaf=_is_nnx)):
         raise ValueError(
-            "`argnums` must name trees of arrays, got an nnx.Module, whose BatchNorm statistics and dropout keys would "
+            f"{must} trees of arrays, got an nnx.Module, whose BatchNorm statistics and dropout keys would "
             "not move. Write graphdef, params, rest = nnx.split(model, nnx.Param, ...), differentiate in params, and "
             "nnx.merge inside losses_fn."
         )
@@ -102,15 +100,17 @@ def _check_differentiable(args: PyTree) -> None:
             dtype = jnp.result_type(leaf)
         except TypeError as error:
             raise ValueError(
-                f"`argnums` must name trees of arrays, got {type(leaf).__name__}{at_leaf(path)}. Of an eqx.Module "
+                f"{must} trees of arrays, got {type(leaf).__name__}{at_leaf(path)}. Of an eqx.Module "
                 "write params, static = eqx.partition(model, eqx.is_inexact_array), differentiate in params, and "
                 "eqx.combine inside losses_fn."
             ) from error
         if jnp.issubdtype(dtype, jnp.complexfloating) or jnp.issubdtype(dtype, jax.dtypes.extended):
             raise ValueError(
-                f"`argnums` must name arguments of real numbers, got dtype {dtype}{at_leaf(path)}. "
+                f"{must} trees of real numbers, got dtype {dtype}{at_leaf(path)}. "
                 "Split complex leaves into their parts; pass random keys as another argument."
             )
+    if not any(jnp.issubdtype(jnp.result_type(leaf), jnp.floating) for leaf in jax.tree.leaves(args)):
+        raise ValueError(f"{must} trees with a floating leaf, got none.")
 
 
 def check_losses(losses: PyTree, has_aux: bool) -> None:

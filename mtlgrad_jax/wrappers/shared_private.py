@@ -16,7 +16,7 @@ from mtlgrad_jax._core.method import (
     weights_of,
 )
 from mtlgrad_jax._core.row import Row
-from mtlgrad_jax._core.tasks import accumulator_dtype, present_tasks
+from mtlgrad_jax._core.tasks import present_tasks
 from mtlgrad_jax._core.trees import Labels, cut, flag_leaves, merge
 
 
@@ -31,7 +31,8 @@ def shared_private(
     task. If the method skips a step, or a head's gradient has a NaN or inf, neither shared parameters nor heads change.
     Put `skip_nonfinite_tasks` around this, not inside, so that a task is dropped together with its head. With a
     TaskJacobian, it uses the Gramian over the shared leaves and two backward passes, with the memory of one; a NaN or
-    inf in an absent task then reaches everything.
+    inf in an absent task then reaches everything. Heads are never stacked there: with `linearize(..., rows=K)`, only
+    the shared parameters' gradients are, and the heads' take one backward pass.
 
     Args:
       method: any transformation of this library, or a chain that begins with one.
@@ -84,7 +85,7 @@ def own_heads(method: optax.GradientTransformation, is_shared: Labels, also: tup
             "method", method, shared, state, shared_params, losses=losses, task_mask=task_mask, **extra
         )
         present = present_tasks(task_mask, stacks.num_tasks(task_grads), losses)
-        head_gradient = stacks.combine(present.astype(accumulator_dtype()), heads)
+        head_gradient = stacks.total(present, heads)
         (gradient, head_gradient), new_state = skip_together((gradient, head_gradient), new_state, state)
         return merge(task_grads, gradient, head_gradient), new_state
 

@@ -134,6 +134,21 @@ def test_heads_run_once_and_with_the_bound_the_trunk_too(K):
     assert flops(step, params, x) < 1.2 * plain_flops + 4 * K * trunk_pass
 
 
+@pytest.mark.parametrize("options", [{"rows": 16}, {"bound": True}])
+def test_heads_of_many_tasks_are_not_stacked(options):
+    """The stack of the heads alone would take twice the memory."""
+    K = 16
+    params, x, trunk, heads = network(K, width=64)
+    method = mtl.shared_private(mtl.mgda(), mtl.under("trunk"))
+
+    def step(params, x):
+        jacobian = mtl.linearize_features(trunk, heads, params, x, **options)
+        return method.update(jacobian, method.init(params), params)[0]
+
+    memory = jax.jit(step).lower(params, x).compile().memory_analysis().temp_size_in_bytes
+    assert memory < K * K * 64**2 * 4 / 2
+
+
 def test_aux_and_its_errors(unchecked):
     params, x, trunk, heads = network(2)
 
