@@ -72,6 +72,7 @@ OTHERWISE = {
     ("has_updated", "state"): (3, None, optax.EmptyState()),
     ("sam_perturbation", "task_grads"): (3, None, {}, zeros()),
     ("ntk_traces", "residual_fns"): (3, None, {}),
+    ("linearize_features", "params"): ("x", None, {}, jnp.ones(2, complex)),
     ("ntk_traces", "params"): (None, {}),
     ("ntk_traces", "points"): (3, None, {}, np.ones(2)),
     ("pareto_front", "params"): (),  # any tree that the losses take
