@@ -72,12 +72,7 @@ def bind(
         called = list(args)
         for i, value in zip(positions, [whole] if single else whole, strict=True):
             called[i] = value
-        out = losses_fn(*called, **kwargs)
-        if has_aux and not (isinstance(out, tuple) and len(out) == 2):
-            raise ValueError(f"`losses_fn` must return (losses, aux) under has_aux=True, got {type(out).__name__}.")
-        losses, aux = out if has_aux else (out, None)
-        check_losses(losses, has_aux)
-        return jax.tree.map(jnp.asarray, losses), aux
+        return read_losses(losses_fn(*called, **kwargs), has_aux)
 
     rest = Rest(treedef, fixed)
     floating = rest.pick(selected)
@@ -111,6 +106,15 @@ def _check_differentiable(args: PyTree) -> None:
                 f"`argnums` must name arguments of real numbers, got dtype {dtype}{at_leaf(path)}. "
                 "Split complex leaves into their parts; pass random keys as another argument."
             )
+
+
+def read_losses(out: Any, has_aux: bool) -> tuple[PyTree, Any]:
+    """Return losses and aux from what `losses_fn` returned; raise a ValueError unless they are K losses."""
+    if has_aux and not (isinstance(out, tuple) and len(out) == 2):
+        raise ValueError(f"`losses_fn` must return (losses, aux) under has_aux=True, got {type(out).__name__}.")
+    losses, aux = out if has_aux else (out, None)
+    check_losses(losses, has_aux)
+    return jax.tree.map(jnp.asarray, losses), aux
 
 
 def check_losses(losses: PyTree, has_aux: bool) -> None:
