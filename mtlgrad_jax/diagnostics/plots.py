@@ -85,13 +85,14 @@ def plot_conflicts(metrics: History, ax: Any = None) -> Any:
 
 
 def _history(metrics: History, name: str, ndim: int) -> np.ndarray:
-    steps = [metrics] if isinstance(metrics, Mapping) else list(metrics)
+    stacked = isinstance(metrics, Mapping)
+    steps = [metrics] if stacked else list(metrics) if isinstance(metrics, Sequence) else []
     if not steps or not all(isinstance(step, Mapping) and name in step for step in steps):
         raise ValueError(
-            f"`metrics` must have {name!r} in every step, as of a method wrapped in with_metrics, got "
-            f"{sorted(steps[0]) if steps and isinstance(steps[0], Mapping) else metrics!r}."
+            f"`metrics` must hold {name!r} of every step, which mtlgrad_jax.metrics returns for a method wrapped in "
+            f"with_metrics, got {metrics!r}."
         )
-    values = np.stack([step[name] for step in steps]) if steps[0] is not metrics else np.asarray(metrics[name])
+    values = np.asarray(steps[0][name]) if stacked else np.stack([step[name] for step in steps])
     if values.ndim != ndim:
         raise ValueError(f"`metrics` must hold {name!r} of many steps, got shape {values.shape}.")
     return values
