@@ -1,5 +1,6 @@
 """Flax NNX and Linen, TensorBoard, and plots: against flax's own gradients, files read back, and data drawn."""
 
+import functools
 import itertools
 
 import jax
@@ -255,13 +256,18 @@ def test_wrong_losses_of_modules(unchecked):
 def test_metrics_of_an_nnx_optimizer_stay_as_they_were():
     model = nnx.Linear(3, 2, rngs=nnx.Rngs(0))
     optimizer = nnx.Optimizer(model, optax.chain(mtl.with_metrics(mtl.mean(), 2), optax.sgd(0.1)), wrt=nnx.Param)
+
+    @nnx.jit
+    def step(model, optimizer):
+        losses, grads = task_value_and_grad(lambda model: jnp.mean((model(X) - 1) ** 2, axis=0))(model)
+        optimizer.update(model, grads, losses=losses)
+        squares = [jnp.sum(leaf**2, axis=tuple(range(1, leaf.ndim))) for leaf in jax.tree.leaves(grads)]
+        return losses, jnp.sqrt(sum(squares))
+
     norms = []
     for t in range(2):
-        losses, grads = task_value_and_grad(lambda model, t=t: jnp.mean((model(X) - t) ** 2, axis=0))(model)
-        optimizer.update(model, grads, losses=losses)
-        norms.append(
-            np.sqrt(sum(np.sum(np.square(leaf), axis=tuple(range(1, leaf.ndim))) for leaf in jax.tree.leaves(grads)))
-        )
+        losses, norm = step(model, optimizer)
+        norms.append(norm)
         if not t:
             first = mtl.metrics(optimizer.opt_state)
     for found, wanted in zip((first, mtl.metrics(optimizer.opt_state)), norms, strict=True):
@@ -339,12 +345,63 @@ def test_a_misspelt_field_raises():
         state.apply_gradients(grads=grads, losess=jnp.ones(2))
 
 
+# ---------------------------------------------------------------------------------------------- reinforcement learning
+
+
+def project(rows):
+    """PCGrad with the tasks in order, averaged, on vectors."""
+    projected = rows.copy()
+    for i, j in itertools.permutations(range(len(rows)), 2):
+        projected[i] -= min(projected[i] @ rows[j], 0) / (rows[j] @ rows[j]) * rows[j]
+    return projected.mean(axis=0)
+
+
+def rebalance(rows, later):
+    """GradNorm's first two steps: Adam's first step on the weights is the learning rate times a sign."""
+    norms = np.linalg.norm(rows, axis=1)
+    weights = 1 - 0.025 * np.sign(norms - norms.mean())
+    return rows.sum(axis=0), weights * 10 / weights.sum() @ later
+
+
+@pytest.mark.parametrize("name", ["pcgrad", "gradnorm"])
+def test_critics_of_ten_tasks(name):
+    """A stack made by a vmap over replay batches, given to apply_gradients, against formulas on vectors."""
+    data = jax.random.normal(jax.random.key(5), (2, 10, 16, 6))
+    method = {"pcgrad": mtl.pcgrad("mean", order="fixed"), "gradnorm": mtl.gradnorm(10)}[name]
+    critic = TrainState.create(
+        apply_fn=linen.Dense(2).apply,
+        params=linen.Dense(2).init(jax.random.key(0), data[0, 0, :, :5]),
+        tx=mtl.chain(method, optax.sgd(0.01)),
+    )
+
+    def loss(params, samples):
+        return jnp.mean((critic.apply_fn(params, samples[:, :5]) - samples[:, 5:]) ** 2)
+
+    @jax.jit
+    def step(critic, samples):
+        losses, grads = jax.vmap(jax.value_and_grad(loss), in_axes=(None, 0))(critic.params, samples)
+        return critic.apply_gradients(grads=grads, losses=losses), grads
+
+    def vectors(tree, *lead):
+        return np.concatenate([np.reshape(leaf, (*lead, -1)) for leaf in jax.tree.leaves(tree)], axis=-1, dtype=float)
+
+    rows, moves = [], []
+    for samples in data:
+        after, grads = step(critic, samples)
+        rows.append(vectors(grads, 10))
+        moves.append((vectors(critic.params) - vectors(after.params)) / 0.01)
+        critic = after
+    wanted = [project(G) for G in rows] if name == "pcgrad" else rebalance(*rows)
+    np.testing.assert_allclose(moves, wanted, rtol=1e-4, atol=3e-5)
+
+
 # ------------------------------------------------------------------------------------------------- logging and pictures
 
 TASKS = ("a", "b", "c")
 K, STEPS = 3, 5
 
 
+@functools.cache
 def history():
     """Metrics of five steps as scan stacks them, and the stacks of gradients."""
     G = jax.random.normal(jax.random.key(3), (STEPS, K, 2))
@@ -354,7 +411,7 @@ def history():
         _, state = tx.update(grads, state, losses=jnp.arange(1.0, K + 1))
         return state, mtl.metrics(state)
 
-    return jax.lax.scan(step, tx.init(jnp.zeros(2)), G)[1], np.asarray(G, float)
+    return jax.device_get(jax.lax.scan(step, tx.init(jnp.zeros(2)), G)[1]), np.asarray(G, float)
 
 
 def cosines(G):
@@ -367,7 +424,10 @@ def test_tensorboard_reads_what_was_written(tmp_path):
     with tensorboardX.SummaryWriter(str(tmp_path)) as writer:
         for t in range(STEPS):
             write_scalars(
-                writer, jax.tree.map(lambda leaf, t=t: leaf[t], stacked), like=dict.fromkeys(TASKS, 0), step=t
+                writer,
+                jax.tree.map(lambda leaf, t=t: jnp.asarray(leaf[t]), stacked),
+                like=dict.fromkeys(TASKS, 0),
+                step=t,
             )
     found = {}
     for data in events(next(tmp_path.iterdir()).read_bytes()):

@@ -56,7 +56,8 @@ def plot_cosines(metrics: History, like: PyTree = None, ax: Any = None) -> Any:
     tasks, (first, second) = _names(like, K), np.triu_indices(K, 1)
     ax = _axes(ax)
     image = ax.imshow(cosines[:, first, second].T, cmap="RdBu", vmin=-1, vmax=1, aspect="auto", interpolation="nearest")
-    ax.set_yticks(range(len(first)), [f"{tasks[i]}, {tasks[j]}" for i, j in zip(first, second, strict=True)])
+    pairs = [f"{tasks[i]}, {tasks[j]}" for i, j in zip(first, second, strict=True)]
+    ax.set_yticks(range(len(pairs)), pairs, fontsize=min(10, 250 / len(pairs)))
     ax.set_xlabel("step")
     ax.figure.colorbar(image, ax=ax, label="cosine")
     return ax
@@ -86,7 +87,7 @@ def plot_conflicts(metrics: History, ax: Any = None) -> Any:
 
 def _history(metrics: History, name: str, ndim: int) -> np.ndarray:
     stacked = isinstance(metrics, Mapping)
-    steps = [metrics] if stacked else list(metrics) if isinstance(metrics, Sequence) else []
+    steps: list[Any] = [metrics] if stacked else list(metrics) if isinstance(metrics, Sequence) else []
     if not steps or not all(isinstance(step, Mapping) and name in step for step in steps):
         raise ValueError(
             f"`metrics` must hold {name!r} of every step, which mtlgrad_jax.metrics returns for a method wrapped in "
@@ -108,4 +109,4 @@ def _names(like: PyTree, num_tasks: int) -> list[str]:
 def _axes(ax: Any) -> Any:
     import matplotlib.pyplot as plt
 
-    return plt.figure().add_subplot() if ax is None else ax
+    return plt.figure(layout="constrained").add_subplot() if ax is None else ax

@@ -19,7 +19,7 @@ class TrainState(train_state.TrainState):
     Example:
       >>> import jax.numpy as jnp, mtlgrad_jax as mtl, optax
       >>> from mtlgrad_jax.integrations.linen import TrainState
-      >>> tx = mtl.chain(mtl.uw(num_tasks=2), optax.sgd(0.5))
+      >>> tx = mtl.chain(mtl.scale_invariant(), optax.sgd(0.5))
       >>> state = TrainState.create(apply_fn=jnp.square, params={"w": jnp.asarray([1.0, 2.0])}, tx=tx)
       >>> losses, grads = mtl.task_value_and_grad(lambda params: state.apply_fn(params["w"]))(state.params)
       >>> state = state.apply_gradients(grads=grads, losses=losses)
