@@ -3,6 +3,7 @@
 import functools
 import itertools
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -298,7 +299,8 @@ class FlaxState(train_state.TrainState):
     batch_stats: dict
 
 
-def test_a_train_state_passes_arguments_on_and_fields_through():
+@pytest.mark.parametrize("stored", [True, False])
+def test_a_train_state_passes_arguments_on_and_fields_through(stored):
     """Against flax's own, on the gradient of the sum of the log-losses."""
     start = Linen().init(jax.random.key(0), X)
     tx = mtl.chain(mtl.scale_invariant(), optax.sgd(0.1, momentum=0.9))
@@ -307,7 +309,11 @@ def test_a_train_state_passes_arguments_on_and_fields_through():
 
     @jax.jit
     def step(state, x, mask):
-        (losses, stats), grads = mtl.task_value_and_grad(linen_losses, has_aux=True)(state.params, state.batch_stats, x)
+        inputs = state.params, state.batch_stats, x
+        if not stored:
+            jacobian = mtl.linearize(linen_losses, *inputs, has_aux=True)
+            return state.apply_gradients(grads=jacobian, task_mask=mask, batch_stats=jacobian.aux)
+        (losses, stats), grads = mtl.task_value_and_grad(linen_losses, has_aux=True)(*inputs)
         return state.apply_gradients(grads=grads, losses=losses, task_mask=mask, batch_stats=stats)
 
     @jax.jit
@@ -343,6 +349,41 @@ def test_a_misspelt_field_raises():
         state.apply_gradients(grads=grads, batch_stat={})
     with pytest.raises(ValueError, match="`losess` is no argument of update: write losses="):
         state.apply_gradients(grads=grads, losess=jnp.ones(2))
+
+
+# ------------------------------------------------------------------------------------------------------------- Equinox
+
+
+def test_a_callable_model_is_a_tree_of_flags_and_labels():
+    """The mean for the trunk, own rows for heads; and for groups, sums of rows at unit length in the group."""
+
+    class Model(eqx.Module):
+        trunk: eqx.nn.Linear
+        heads: list
+        name: str = "static"
+
+        def __call__(self, x):
+            return jnp.stack([head(self.trunk(x)) for head in self.heads])
+
+    keys = jax.random.split(jax.random.key(0), 3)
+    model = Model(eqx.nn.Linear(3, 4, key=keys[0]), [eqx.nn.Linear(4, 1, key=key) for key in keys[1:]])
+    params, static = eqx.partition(model, eqx.is_inexact_array)
+    flags = eqx.tree_at(lambda m: m.trunk, jax.tree.map(lambda _: False, params), replace_fn=lambda _: True)
+    _, grads = mtl.task_value_and_grad(lambda p: jnp.mean(jax.vmap(eqx.combine(p, static))(X)[..., 0] ** 2, axis=0))(
+        params
+    )
+    tx = mtl.shared_private(mtl.mean(), flags)
+    update, _ = tx.update(grads, tx.init(params), params)
+    np.testing.assert_allclose(update.trunk.weight, np.mean(grads.trunk.weight, axis=0), rtol=1e-6)
+    np.testing.assert_allclose(update.heads[1].weight, grads.heads[1].weight[1], rtol=1e-6)
+
+    labels = jax.tree.map(lambda flag: "trunk" if flag else "heads", flags)
+    tx = mtl.grouped(mtl.avgnorm("one"), labels)
+    update, _ = tx.update(grads, tx.init(params), params)
+    for group, found in ((grads.trunk, update.trunk), (grads.heads, update.heads)):
+        rows = np.concatenate([np.reshape(leaf, (2, -1)) for leaf in jax.tree.leaves(group)], axis=1)
+        wanted = (rows / np.linalg.norm(rows, axis=1, keepdims=True)).sum(axis=0)
+        np.testing.assert_allclose(np.concatenate([leaf.ravel() for leaf in jax.tree.leaves(found)]), wanted, rtol=1e-5)
 
 
 # ---------------------------------------------------------------------------------------------- reinforcement learning

@@ -1,7 +1,6 @@
 """Flax Linen: a TrainState whose optimizer gets the arguments of a step."""
 
 import dataclasses
-from functools import partial
 from typing import Any
 
 import optax
@@ -29,16 +28,18 @@ class TrainState(train_state.TrainState):
 
     params: PyTree
 
-    def apply_gradients(self, *, grads: PyTree, **kwargs: Any) -> "TrainState":
+    def apply_gradients(self, *, grads: Any, **kwargs: Any) -> "TrainState":
         """Take one step of the optimizer.
 
         Args:
-          grads: stacked gradients if `tx` begins with a method, otherwise gradients like the parameters.
+          grads: stacked gradients or a TaskJacobian if `tx` begins with a method, otherwise gradients like the
+            parameters.
           **kwargs: new values of fields of this state, such as `batch_stats`; all others are arguments of `tx.update`.
         """
         fields = [field.name for field in dataclasses.fields(self)]
         extra = {name: kwargs.pop(name) for name in kwargs.keys() - set(fields)}
         refuse_misspelt(extra, [Argument(name) for name in fields])
-        update = partial(optax.with_extra_args_support(self.tx).update, **extra)
-        bound = self.replace(tx=optax.GradientTransformation(self.tx.init, update))
-        return super(TrainState, bound).apply_gradients(grads=grads, **kwargs).replace(tx=self.tx)
+        tx = optax.with_extra_args_support(self.tx)
+        updates, opt_state = tx.update(grads, self.opt_state, self.params, **extra)
+        params = optax.apply_updates(self.params, updates)
+        return self.replace(step=self.step + 1, params=params, opt_state=opt_state, **kwargs)

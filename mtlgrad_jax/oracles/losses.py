@@ -89,8 +89,9 @@ def _check_differentiable(args: PyTree) -> None:
     if any(_is_nnx(node) for node in jax.tree.leaves(args, is_leaf=_is_nnx)):
         raise ValueError(
             "`argnums` must name trees of arrays, got an nnx.Module, whose BatchNorm statistics and dropout keys would "
-            "not move. Write graphdef, params, rest = nnx.split(model, nnx.Param, ...), differentiate in params, and "
-            "nnx.merge inside losses_fn."
+            "not move. Use task_value_and_grad or balanced_value_and_grad of mtlgrad_jax.integrations.nnx; or write "
+            "graphdef, params, rest = nnx.split(model, nnx.Param, ...), differentiate in params, and nnx.merge inside "
+            "losses_fn."
         )
     for path, leaf in jax.tree_util.tree_leaves_with_path(args):
         try:
