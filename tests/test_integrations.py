@@ -169,7 +169,7 @@ def test_an_nnx_optimizer_gets_the_arguments_of_the_step(stored):
 
 @pytest.mark.parametrize("stored", [True, False])
 def test_buffers_of_the_parameters_size(stored):
-    """Running averages of constant gradients, those of linear losses, are 1/2 and then 3/4 of them."""
+    """Running averages of constant gradients, those of linear losses, are 1/2 and then 3/4 of them; traced once."""
     model = nnx.Linear(3, 2, rngs=nnx.Rngs(0))
     method = mtl.moco(num_tasks=2, beta=0.5, gamma=0.0)
     optimizer = nnx.Optimizer(
@@ -180,8 +180,11 @@ def test_buffers_of_the_parameters_size(stored):
     def losses_fn(model):
         return jnp.mean(model(X), axis=0)
 
+    traces = []
+
     @nnx.jit
     def step(model, optimizer, state):
+        traces.append(step)
         if stored:
             losses, grads = task_value_and_grad(losses_fn)(model)
             return optimizer.update(model, grads, losses=losses), state
@@ -192,6 +195,7 @@ def test_buffers_of_the_parameters_size(stored):
     for part in (0.5, 0.75):
         updates, state = step(model, optimizer, state)
         close(updates, jax.tree.map(lambda leaf, part=part: part * leaf, wanted))
+    assert len(traces) == 1
 
 
 def test_what_is_differentiated_and_what_else_comes_back():
@@ -369,18 +373,21 @@ def test_a_callable_model_is_a_tree_of_flags_and_labels():
     model = Model(eqx.nn.Linear(3, 4, key=keys[0]), [eqx.nn.Linear(4, 1, key=key) for key in keys[1:]])
     params, static = eqx.partition(model, eqx.is_inexact_array)
     flags = eqx.tree_at(lambda m: m.trunk, jax.tree.map(lambda _: False, params), replace_fn=lambda _: True)
-    _, grads = mtl.task_value_and_grad(lambda p: jnp.mean(jax.vmap(eqx.combine(p, static))(X)[..., 0] ** 2, axis=0))(
-        params
-    )
-    tx = mtl.shared_private(mtl.mean(), flags)
-    update, _ = tx.update(grads, tx.init(params), params)
+    labels = jax.tree.map(lambda flag: "trunk" if flag else "heads", flags)
+
+    def losses_fn(params):
+        return jnp.mean(jax.vmap(eqx.combine(params, static))(X)[..., 0] ** 2, axis=0)
+
+    @jax.jit
+    def combine(params):
+        _, grads = mtl.task_value_and_grad(losses_fn)(params)
+        methods = mtl.shared_private(mtl.mean(), flags), mtl.grouped(mtl.avgnorm("one"), labels)
+        return grads, *(method.update(grads, method.init(params))[0] for method in methods)
+
+    grads, update, by_group = combine(params)
     np.testing.assert_allclose(update.trunk.weight, np.mean(grads.trunk.weight, axis=0), rtol=1e-6)
     np.testing.assert_allclose(update.heads[1].weight, grads.heads[1].weight[1], rtol=1e-6)
-
-    labels = jax.tree.map(lambda flag: "trunk" if flag else "heads", flags)
-    tx = mtl.grouped(mtl.avgnorm("one"), labels)
-    update, _ = tx.update(grads, tx.init(params), params)
-    for group, found in ((grads.trunk, update.trunk), (grads.heads, update.heads)):
+    for group, found in ((grads.trunk, by_group.trunk), (grads.heads, by_group.heads)):
         rows = np.concatenate([np.reshape(leaf, (2, -1)) for leaf in jax.tree.leaves(group)], axis=1)
         wanted = (rows / np.linalg.norm(rows, axis=1, keepdims=True)).sum(axis=0)
         np.testing.assert_allclose(np.concatenate([leaf.ravel() for leaf in jax.tree.leaves(found)]), wanted, rtol=1e-5)
