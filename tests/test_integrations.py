@@ -89,7 +89,7 @@ ROUTES = {"unrolled": added(), "vmap": added(strategy="vmap"), "not stored": bal
 
 
 CASES = itertools.product(ROUTES, [True, False], [True, False])
-NIGHTLY = {("vmap", True), ("rows", True), ("unrolled", False)}
+NIGHTLY = {("vmap", True), ("rows", True), ("not stored", True), ("unrolled", False)}
 
 
 @pytest.mark.parametrize(
