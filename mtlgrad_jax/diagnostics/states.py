@@ -59,7 +59,7 @@ def metrics(opt_state: PyTree) -> dict[str, Array]:
         raise ValueError("`opt_state` must hold the state of a method of mtlgrad_jax, found none.")
     several = max(sum(isinstance(node, kind) for _, node in found) for kind in (Metrics, Info)) > 1
     return {
-        f"{where}.{name}" if several else name: value
+        f"{where}.{name}" if several else name: jnp.asarray(value)  # also of an nnx.Optimizer's variables
         for where, node in found
         for name, value in node._asdict().items()
         if value is not None
@@ -90,11 +90,7 @@ def scalars(metrics: Mapping[str, Array], like: PyTree) -> dict[str, Array]:
     """
     if not isinstance(metrics, Mapping):
         raise ValueError(f"`metrics` must be what mtlgrad_jax.metrics returned, got {type(metrics).__name__}.")
-    flat = task_names(like) is FLAT and not isinstance(like, (list, tuple))
-    if not jax.tree.leaves(like) or (flat and jnp.ndim(like) != 1):
-        raise ValueError(f"`like` must have the tasks' structure, as losses have, got like={like!r}.")
-    named = enumerate(like) if flat else jax.tree_util.tree_leaves_with_path(like)
-    tasks = [str(task) if flat else _name(task) for task, _ in named]
+    tasks = names_of(like)
     logged: dict[str, Array] = {}
     for name, value in metrics.items():
         axes = _AXES.get(name.rpartition(".")[2], "")
@@ -110,6 +106,15 @@ def scalars(metrics: Mapping[str, Array], like: PyTree) -> dict[str, Array]:
         else:
             logged[name] = value
     return logged
+
+
+def names_of(like: PyTree) -> list[str]:
+    """Return the tasks' names as strings, from anything with the tasks' structure."""
+    flat = task_names(like) is FLAT and not isinstance(like, (list, tuple))
+    if not jax.tree.leaves(like) or (flat and jnp.ndim(like) != 1):
+        raise ValueError(f"`like` must have the tasks' structure, as losses have, got like={like!r}.")
+    named = enumerate(like) if flat else jax.tree_util.tree_leaves_with_path(like)
+    return [str(task) if flat else _name(task) for task, _ in named]
 
 
 _AXES = {"weights": "K", "norms": "K", "predicted_change": "K", "cosines": "KK"}

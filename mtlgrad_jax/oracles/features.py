@@ -17,7 +17,7 @@ from jaxtyping import Array, Float, PyTree
 from mtlgrad_jax import stacks
 from mtlgrad_jax._core.checks import check_flag, check_function
 from mtlgrad_jax.oracles.linearize import TaskJacobian, linearize
-from mtlgrad_jax.oracles.losses import check_differentiable, check_losses, check_oracle
+from mtlgrad_jax.oracles.losses import check_differentiable, check_oracle, read_losses
 from mtlgrad_jax.oracles.task_value_and_grad import like_losses, task_value_and_grad
 
 
@@ -71,24 +71,16 @@ def linearize_features(
     check_flag("bound", bound)
     check_differentiable(params, "`params` must hold")
 
-    def losses_of(params: PyTree, features: PyTree) -> tuple[PyTree, Any]:
-        out = losses_fn(params, features, *args, **kwargs)
-        if has_aux and not (isinstance(out, tuple) and len(out) == 2):
-            raise ValueError(f"`losses_fn` must return (losses, aux) under has_aux=True, got {type(out).__name__}.")
-        losses, aux = out if has_aux else (out, None)
-        check_losses(losses, has_aux)
-        return losses, aux
-
     def cut(params: PyTree) -> tuple[PyTree, tuple[Any, PyTree]]:
         features = features_fn(params, *args, **kwargs)
         fixed, held = lax.stop_gradient((features, params))
 
         def at(features: PyTree) -> PyTree:
-            return losses_of(held, features)[0]
+            return read_losses(losses_fn(held, features, *args, **kwargs), has_aux)[0]
 
         separate = not isinstance(jax.eval_shape(at, fixed), jax.ShapeDtypeStruct)
         gradients = task_value_and_grad(at, strategy="unrolled" if separate else "auto")(fixed)[1]
-        losses, aux = losses_of(params, fixed)
+        losses, aux = read_losses(losses_fn(params, fixed, *args, **kwargs), has_aux)
         changes = like_losses(_changes(gradients, features, fixed), losses)
         return jax.tree.map(jnp.add, losses, changes), (aux, gradients)
 

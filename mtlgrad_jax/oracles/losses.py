@@ -72,12 +72,7 @@ def bind(
         called = list(args)
         for i, value in zip(positions, [whole] if single else whole, strict=True):
             called[i] = value
-        out = losses_fn(*called, **kwargs)
-        if has_aux and not (isinstance(out, tuple) and len(out) == 2):
-            raise ValueError(f"`losses_fn` must return (losses, aux) under has_aux=True, got {type(out).__name__}.")
-        losses, aux = out if has_aux else (out, None)
-        check_losses(losses, has_aux)
-        return jax.tree.map(jnp.asarray, losses), aux
+        return read_losses(losses_fn(*called, **kwargs), has_aux)
 
     rest = Rest(treedef, fixed)
     return function, rest.pick(selected), rest
@@ -92,8 +87,9 @@ def check_differentiable(args: PyTree, must: str = "`argnums` must name") -> Non
     if any(_is_nnx(node) for node in jax.tree.leaves(args, is_leaf=_is_nnx)):
         raise ValueError(
             f"{must} trees of arrays, got an nnx.Module, whose BatchNorm statistics and dropout keys would "
-            "not move. Write graphdef, params, rest = nnx.split(model, nnx.Param, ...), differentiate in params, and "
-            "nnx.merge inside losses_fn."
+            "not move. Use task_value_and_grad or balanced_value_and_grad of mtlgrad_jax.integrations.nnx; or write "
+            "graphdef, params, rest = nnx.split(model, nnx.Param, ...), differentiate in params, and nnx.merge inside "
+            "losses_fn."
         )
     for path, leaf in jax.tree_util.tree_leaves_with_path(args):
         try:
@@ -111,6 +107,15 @@ def check_differentiable(args: PyTree, must: str = "`argnums` must name") -> Non
             )
     if not any(jnp.issubdtype(jnp.result_type(leaf), jnp.floating) for leaf in jax.tree.leaves(args)):
         raise ValueError(f"{must} trees with a floating leaf, got none.")
+
+
+def read_losses(out: Any, has_aux: bool) -> tuple[PyTree, Any]:
+    """Return losses and aux from what `losses_fn` returned; raise a ValueError unless they are K losses."""
+    if has_aux and not (isinstance(out, tuple) and len(out) == 2):
+        raise ValueError(f"`losses_fn` must return (losses, aux) under has_aux=True, got {type(out).__name__}.")
+    losses, aux = out if has_aux else (out, None)
+    check_losses(losses, has_aux)
+    return jax.tree.map(jnp.asarray, losses), aux
 
 
 def check_losses(losses: PyTree, has_aux: bool) -> None:
