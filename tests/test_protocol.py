@@ -608,12 +608,6 @@ def test_as_an_aggregator_of_optax(name):
     np.testing.assert_allclose(flat(update), -flat(wanted), rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("wrap", [optax.multi_transform, optax.partition])
-def test_optax_partitions_are_refused(wrap):
-    with pytest.raises(ValueError, match="MaskedNode"):
-        wrap({"ours": mtl.mean(), "theirs": optax.identity()}, {"b": "theirs", "w": "ours"}).init(zeros())
-
-
 def test_nothing_calls_back_to_the_host():
     for name in ALL:
         tx = FACTORIES[name]()

@@ -86,6 +86,7 @@ class Method(optax.GradientTransformationExtraArgs):
         shared = update
 
         def init_fn(params: PyTree) -> PyTree:
+            check_surroundings()
             reject_masked(params)
             return unaliased(init(params), params)
 
