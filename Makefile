@@ -6,7 +6,7 @@ INSTALLED := $(VENV)/.installed
 ARGS ?=
 SIDE_BY_SIDE := -n 2 --dist loadfile --ignore tests/peers
 
-.PHONY: demo toy pareto fs_mtl test nightly sharded tables peers stress bench cost coordinates compile lint clean
+.PHONY: demo toy pareto fs_mtl test nightly sharded tables peers stress soak bench cost coordinates compile lint clean
 
 demo: $(INSTALLED)  ## train a two-task network on MultiMNIST and compare methods
 	$(BIN)/python -m benchmarks.multimnist $(ARGS)
@@ -36,6 +36,9 @@ peers: $(VENV)/.peers  ## the methods beside TorchJD and the formulas of others
 
 stress: $(INSTALLED)  ## every solver on very many Gramians, each judged by an optimality certificate
 	$(BIN)/python tests/stress.py $(ARGS)
+
+soak: $(INSTALLED)  ## every method for 200,000 updates with random faults
+	$(BIN)/python tests/soak.py $(ARGS)
 
 bench: $(VENV)/.peers  ## solver times beside TorchJD's
 	$(BIN)/python -m benchmarks.solvers $(ARGS)

@@ -138,17 +138,19 @@ def chain(*transforms: optax.GradientTransformation) -> optax.GradientTransforma
             task_grads = task_grads.rows()
         for i in range(at):
             task_grads, new[i] = members[i].update(task_grads, state[i], params, **extra)
+            _check_kept(i, state[i], new[i], "Write mtlgrad_jax.per_task(transform, num_tasks) before the method.")
         gradient, new[at] = update_without_task_axis(
             f"transforms[{at}]", members[at], task_grads, state[at], params, **extra
         )
         passed = {name: value for name, value in extra.items() if name not in UPDATE_ARGUMENTS}
 
         def behind() -> tuple[PyTree, list[PyTree]]:
-            updates, states = gradient, []
-            for member, own in zip(members[at + 1 :], state[at + 1 :], strict=True):
-                updates, after = member.update(updates, own, params, **passed)
+            updates, states = gradient, new[: at + 1]
+            for i in range(at + 1, len(members)):
+                updates, after = members[i].update(updates, state[i], params, **passed)
+                _check_kept(i, state[i], after, "Put it outside: optax.chain(mtlgrad_jax.chain(...), transform).")
                 states.append(after)
-            return updates, [*new[: at + 1], *states]
+            return updates, states
 
         def nothing() -> tuple[PyTree, list[PyTree]]:
             updates = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(behind)[0])
@@ -159,6 +161,12 @@ def chain(*transforms: optax.GradientTransformation) -> optax.GradientTransforma
         return updates, tuple(states)
 
     return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _check_kept(place: int, old: PyTree, new: PyTree, instead: str) -> None:
+    before, after = (jax.tree.map(jnp.shape, state) for state in (old, new))
+    if before != after:
+        raise ValueError(f"`transforms[{place}]` must keep the shapes of its state, got another in a step. {instead}")
 
 
 class AccumulateState(NamedTuple):

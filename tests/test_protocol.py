@@ -59,6 +59,12 @@ WRAPPED = {
 }
 FACTORIES = {name: (lambda name=name: make(name, K)) for name in EVERY} | WRAPPED
 ALL = list(FACTORIES)
+EAGER = FACTORIES | {row.name: (lambda row=row: make_row(row, K)) for row in WRAPPERS}
+EAGER |= {f"fs_mtl({mode})": (lambda m=mode: mtl.fs_mtl(mtl.mgda(), mode=m, num_tasks=K)) for mode in COPIES}
+EAGER |= {
+    "gen_learning_rate(every=1)": lambda: mtl.gen_learning_rate(0.1, every=1),
+    "grouped(update_every)": lambda: mtl.grouped(mtl.update_every(mtl.mgda(), K, 2), str),
+}
 
 
 def step_of(tx):
@@ -136,13 +142,18 @@ def test_two_runs_at_once_under_vmap_scan_and_cond(name, compiled):
 
 @pytest.mark.parametrize("name", ALL)
 def test_under_the_flags_for_debugging(name, compiled):
-    """JAX raises if an update or a state holds a NaN, even of an absent task, or a key is drawn from twice."""
+    """JAX raises if an update or a state holds a NaN, even of an absent task, or a key is drawn from twice.
+
+    Outside jit it also raises if a NaN occurs on the way, and inside if an array moves between host and device.
+    """
     tx, step = compiled(name)
-    with jax.debug_nans(True), jax.debug_key_reuse(True):
-        state = tx.init(zeros())
-        for t, mask in enumerate(([True, True, True], [True, False, True], [False, False, False])):
-            grads, losses, _ = arguments(t)
-            _, state = step(grads, state, losses, jnp.asarray(mask))
+    state = tx.init(zeros())
+    for t, mask in enumerate(([True, True, True], [True, False, True], [False, False, False])):
+        grads, losses, present = *arguments(t)[:2], jnp.asarray(mask)
+        with jax.debug_nans(True), jax.debug_key_reuse(True):
+            tx.update(grads, state, zeros(), losses=losses, task_mask=present)
+            with jax.transfer_guard("disallow"):
+                _, state = step(grads, state, losses, present)
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -184,22 +195,69 @@ def test_in_a_chain_with_strangers(name):
     assert {key: leaf.shape for key, leaf in optax.apply_updates(params, update).items()} == PARAMS
 
 
+SWITCHES = {
+    "rank promotion": lambda: jax.numpy_rank_promotion("raise"),
+    "dtype promotion": lambda: jax.numpy_dtype_promotion("strict"),
+    "x64": lambda: jax.enable_x64(True),
+    "leaks": jax.checking_leaks,
+}
+
+
 @pytest.mark.parametrize("name", [*EVERY, *(row.name for row in WRAPPERS)])
-@pytest.mark.parametrize("num_tasks", [2, 3])
-def test_without_promotion_of_ranks(name, num_tasks):
-    """With implicit broadcasting disabled in JAX; traced only."""
-    tx, own = make(name, num_tasks), FUNCTIONS.get(name, {})
-    if name in FUNCTIONS:
-        own = {key: partial(losses_of, num_tasks=num_tasks) if key == "losses_fn" else f for key, f in own.items()}
-        own |= {"grad_fn": mtl.perturbed_task_grad(partial(losses_of, num_tasks=num_tasks))} if "grad_fn" in own else {}
-    params = zeros()
-    grads = params if name in UNSTACKED else jax.tree.map(lambda p: jnp.ones((num_tasks, *p.shape)), params)
+@pytest.mark.parametrize(
+    ("switch", "num_tasks"),
+    [
+        *((switch, K) for switch in SWITCHES if switch != "leaks"),
+        ("rank promotion", 2),
+        pytest.param("leaks", 1, marks=pytest.mark.nightly),  # slow: without caches
+    ],
+)
+def test_under_the_users_switches(name, switch, num_tasks):
+    """On both routes, traced only: the update has the dtypes of the gradients, and the state keeps its own."""
+    own, losses_fn = dict(FUNCTIONS.get(name, {})), partial(losses_of, num_tasks=num_tasks)
+    own |= {key: losses_fn for key in own if key == "losses_fn"}
+    own |= {key: mtl.perturbed_task_grad(losses_fn) for key in own if key == "grad_fn"}
+    params = zeros(jnp.float32)
+    grads = params if name in UNSTACKED else jax.tree.map(lambda p: jnp.ones((num_tasks, *p.shape), p.dtype), params)
+    like = grads if name in ("per_task", "dropgrad") else params
 
-    def step(grads, losses):
-        return tx.update(grads, tx.init(params), params, losses=losses, **own)
+    def kept(tx, start, given, losses):
+        update, state = jax.eval_shape(lambda s, g: tx.update(g, s, params, losses=losses, **own), start, given)
+        return jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), (update, state))
 
-    with jax.numpy_rank_promotion("raise"):
-        jax.eval_shape(step, grads, jnp.ones(num_tasks))
+    with SWITCHES[switch]():
+        tx = make(name, num_tasks)
+        start = tx.init(params)
+        wanted = jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), (like, start))
+        assert kept(tx, start, grads, jnp.ones(num_tasks)) == wanted
+        if name not in UNSTACKED and isinstance(tx, mtl.Method):
+
+            def step(params, state):
+                return tx.update(mtl.linearize(losses_fn, params), state, params, **own)
+
+            found = jax.eval_shape(step, params, start)
+            assert jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), found) == wanted
+
+
+def precisions(program):
+    """The precision of every product of floating matrices in a program."""
+    for equation in program.eqns:
+        if equation.primitive.name == "dot_general" and jnp.issubdtype(equation.outvars[0].aval.dtype, jnp.floating):
+            yield equation.params["precision"]
+        for inner in jax.tree.leaves(list(equation.params.values()), is_leaf=lambda leaf: hasattr(leaf, "eqns")):
+            if hasattr(inner, "eqns") or hasattr(inner, "jaxpr"):
+                yield from precisions(getattr(inner, "jaxpr", inner))
+
+
+@pytest.mark.parametrize("name", EAGER)
+def test_products_are_in_full_precision(name):
+    """By default, they are in bfloat16 on TPUs and in TensorFloat-32 on GPUs."""
+    tx, own = EAGER[name](), FUNCTIONS.get(name.split("(")[0], {})
+    grads = zeros() if name.split("(")[0] in UNSTACKED else arguments()[0]
+    program = jax.make_jaxpr(lambda g, s, loss: tx.update(g, s, zeros(), losses=loss, **own))
+    with jax.default_matmul_precision("bfloat16"):
+        found = set(precisions(program(grads, tx.init(zeros()), arguments()[1]).jaxpr))
+    assert found <= {(jax.lax.Precision.HIGHEST,) * 2}
 
 
 def test_methods_without_weights_have_none_in_the_metrics(compiled):
@@ -353,12 +411,6 @@ def test_wrong_number_of_tasks(name):
         tx.update(grads, tx.init(zeros()), losses=jnp.ones(2))
 
 
-EAGER = FACTORIES | {row.name: (lambda row=row: make_row(row, K)) for row in WRAPPERS}
-EAGER |= {f"fs_mtl({mode})": (lambda m=mode: mtl.fs_mtl(mtl.mgda(), mode=m, num_tasks=K)) for mode in COPIES}
-EAGER |= {
-    "gen_learning_rate(every=1)": lambda: mtl.gen_learning_rate(0.1, every=1),
-    "grouped(update_every)": lambda: mtl.grouped(mtl.update_every(mtl.mgda(), K, 2), str),
-}
 NINE = partial(losses_of, num_tasks=9)  # more tasks than are unrolled
 MGDA = mtl.mgda()
 ORACLES = {
@@ -612,12 +664,6 @@ def test_as_an_aggregator_of_optax(name):
     alone = FACTORIES[name]()
     wanted, _ = alone.update(grads, alone.init(zeros()), zeros(), losses=losses)
     np.testing.assert_allclose(flat(update), -flat(wanted), rtol=1e-5, atol=1e-6)
-
-
-@pytest.mark.parametrize("wrap", [optax.multi_transform, optax.partition])
-def test_optax_partitions_are_refused(wrap):
-    with pytest.raises(ValueError, match="MaskedNode"):
-        wrap({"ours": mtl.mean(), "theirs": optax.identity()}, {"b": "theirs", "w": "ours"}).init(zeros())
 
 
 def test_nothing_calls_back_to_the_host():

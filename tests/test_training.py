@@ -24,6 +24,7 @@ OPTIMIZERS = {name: lambda name=name: getattr(optax, name)(0.1) for name in NAME
     "momentum": lambda: optax.sgd(0.1, momentum=0.9, nesterov=True),
     "schedule": lambda: optax.sgd(optax.exponential_decay(0.1, 1, 0.5)),
     "lbfgs": lambda: optax.lbfgs(0.1, linesearch=None),
+    "plateau": lambda: optax.chain(optax.sgd(0.1), optax.contrib.reduce_on_plateau()),
 }
 
 

@@ -250,41 +250,6 @@ def test_scalars_are_named_by_task_and_place(unchecked):
         mtl.scalars(jnp.zeros(3), like=losses)
 
 
-AROUND = {
-    "apply_if_finite": lambda tx: optax.apply_if_finite(tx, 3),
-    "conditionally_transform": lambda tx: optax.conditionally_transform(tx, lambda *args, **extra: True),
-    "conditionally_mask": lambda tx: optax.conditionally_mask(tx, lambda *args, **extra: True),
-    "sam": lambda tx: optax.contrib.sam(tx, optax.sgd(0.1)),
-    "mechanize": lambda tx: optax.contrib.mechanize(optax.chain(tx, optax.sgd(0.1))),
-    "MultiSteps": lambda tx: optax.MultiSteps(tx, 2),
-}
-INSTEAD = {"sam": "fs_mtl", "mechanize": r"optax.chain\(method, "}
-
-
-@pytest.mark.parametrize("around", AROUND)
-@pytest.mark.parametrize("make", [mtl.upgrad, mtl.trimmed_mean, lambda: mtl.chain(mtl.mean(), optax.adam(0.1))])
-def test_what_cannot_stand_around_a_method_says_so(make, around):
-    tx = AROUND[around](make())
-    state, stack = tx.init(zeros()), tree(jnp.asarray(G[0], jnp.float32))
-    with pytest.raises(ValueError, match=INSTEAD.get(around, r"mtlgrad_jax\.(chain|accumulate)")):
-        jax.jit(lambda state: tx.update(stack, state, zeros()))(state)
-
-
-@pytest.mark.parametrize(
-    "around",
-    [
-        lambda tx: optax.contrib.schedule_free(tx, 0.1),
-        lambda tx: optax.chain(tx, optax.apply_if_finite(optax.adam(0.1), 3)),
-        lambda tx: optax.contrib.sam(tx, optax.chain(mtl.mean(), optax.sgd(0.1)), opaque_mode=True),
-    ],
-)
-def test_what_can_stand_around_a_method(around):
-    tx, stack = around(optax.chain(mtl.imtl_g(), optax.sgd(0.1))), tree(jnp.asarray(G[0], jnp.float32))
-    extra = {"grad_fn": lambda params, _: stack} if "SAM" in type(tx.init(zeros())).__name__ else {}
-    update, _ = tx.update(stack, tx.init(zeros()), zeros(), **extra)
-    assert flat(update).shape == (P,)
-
-
 def test_metrics_of_a_skipped_step_are_those_before():
     broken = G.copy()
     broken[2, 1] = np.nan

@@ -117,13 +117,28 @@ _NOT_AROUND = {
     ),
     ("optax.contrib._mechanic", None): (
         "optax.contrib.mechanize compares gradients with parameters. Put it behind the method: "
-        "optax.chain(method, optax.contrib.mechanize(optimizer))"
+        "mtlgrad_jax.chain(method, optax.contrib.mechanize(optimizer))"
+    ),
+    ("optax.contrib._galore", None): (
+        "optax.contrib.galore projects gradients of the parameters' shape. Put it behind the method: "
+        "mtlgrad_jax.chain(method, optax.contrib.galore(...))"
+    ),
+    ("optax.transforms._layouts", None): (
+        "optax.flatten makes one vector of all gradients. Put it behind the method: "
+        "mtlgrad_jax.chain(method, optax.flatten(optimizer))"
+    ),
+    ("optax.transforms._accumulation", None): (
+        "optax.MultiSteps adds up gradients of the parameters' shape. Use mtlgrad_jax.accumulate(tx, num_tasks, steps)"
+    ),
+    ("optax.transforms._monitoring", None): (
+        "optax.monitor passes on what it measures, here a stack. Put it behind the method: "
+        "optax.chain(mtlgrad_jax.chain(method, optimizer), optax.monitor(...))"
     ),
 }
 
 
 def check_surroundings() -> None:
-    """Raise a ValueError if called from an optax wrapper that cannot wrap a method, which removes the task axis.
+    """Raise if called by init or update of an optax wrapper that cannot wrap a method, which removes the task axis.
 
     Without this check, JAX would raise an obscure error about lax.cond, or none at all.
     """
@@ -133,7 +148,7 @@ def check_surroundings() -> None:
         if module.startswith("optax."):
             for function in (None, frame.f_code.co_name):
                 if (module, function) in _NOT_AROUND:
-                    raise ValueError(f"A method cannot be updated there: {_NOT_AROUND[module, function]}.")
+                    raise ValueError(f"A method cannot stand there: {_NOT_AROUND[module, function]}.")
         frame = frame.f_back
 
 

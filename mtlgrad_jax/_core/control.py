@@ -1,6 +1,11 @@
-"""Control flow that does not recompile outside jit, where JAX would compile the closures again on every call."""
+"""Control flow that does not recompile outside jit, and arithmetic that the user's configuration of JAX leaves alone.
 
+Outside jit, JAX would compile the closures of its control flow again on every call.
+"""
+
+import functools
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any
 
 import jax
@@ -48,3 +53,19 @@ def repeat(start: Any, stop: int, function: Callable[[Any, Any], Any], carry: An
     for i in range(start, stop):
         carry = function(i, carry)
     return carry
+
+
+def in_full_precision() -> AbstractContextManager[Any]:
+    """Return a context for products of K×K matrices, which by default have bfloat16's precision on TPUs."""
+    return jax.default_matmul_precision("highest")
+
+
+def promoting(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a function that promotes dtypes as JAX does by default, as the optax optimizers inside methods need."""
+
+    @functools.wraps(function)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        with jax.numpy_dtype_promotion("standard"):
+            return function(*args, **kwargs)
+
+    return call

@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, PyTree
 
 from mtlgrad_jax import stacks
 from mtlgrad_jax._core.checks import check_count, check_flag, check_function, check_surroundings, leaf_name
-from mtlgrad_jax._core.control import cond
+from mtlgrad_jax._core.control import cond, in_full_precision, promoting
 from mtlgrad_jax._core.step import (
     STANDARD,
     TASK_MASK,
@@ -86,6 +86,7 @@ class Method(optax.GradientTransformationExtraArgs):
         shared = update
 
         def init_fn(params: PyTree) -> PyTree:
+            check_surroundings()
             reject_masked(params)
             return unaliased(init(params), params)
 
@@ -103,8 +104,8 @@ class Method(optax.GradientTransformationExtraArgs):
                 task_grads = jax.tree.map(jnp.asarray, task_grads)
             return shared(task_grads, state, params, **extra)
 
-        self = super().__new__(cls, init_fn, update_fn)
-        self.weigh, self.arguments, self.looks = weigh, known, looks
+        self = super().__new__(cls, promoting(init_fn), promoting(update_fn))
+        self.weigh, self.arguments, self.looks = weigh and promoting(weigh), known, looks
         self.mean_like = mean_like or getattr(like, "mean_like", False)
         return self
 
@@ -252,8 +253,10 @@ def from_kernel(
         check_num_tasks(known_tasks, K)
         _check_fit(per_task, K, losses)
         step = read_step(declared, K, name=_name(kernel), gramian=matrix, losses=losses, task_mask=task_mask, **extra)
-        given = {"present": step.present, "state": state.method, **step.values}
-        solved = kernel(**{name: given[name] for name in wanted})
+        nobody = ~jnp.any(step.present)  # the formula then sees everybody, with neutral values, and divides by no zero
+        given = {"present": step.present | nobody, "state": state.method, **step.values}
+        with in_full_precision():
+            solved = kernel(**{name: given[name] for name in wanted})
         solved, method_state = solved if "state" in wanted else (solved, state.method)
         if not isinstance(solved, Solution):
             solved = Solution(solved, jnp.zeros(()), jnp.zeros((), int), jnp.asarray(SOLVED))
@@ -324,7 +327,8 @@ def from_rule(
         step = read_step(declared, K, name=_name(rule), losses=losses, task_mask=task_mask, **extra)
         step = step.also(jnp.all(stacks.finite_tasks(task_grads) | ~step.present))
         given = {"present": step.present, "state": state.method, **step.values}
-        gradient = rule(task_grads, **{name: given[name] for name in wanted})
+        with in_full_precision():
+            gradient = rule(task_grads, **{name: given[name] for name in wanted})
         gradient, method_state = gradient if "state" in wanted else (gradient, state.method)
         own = jax.tree.map(lambda leaf, like: leaf.astype(like.dtype), gradient, task_grads)
         fits = stacks.all_finite(own) | ~step.finite | (step.num_present < fewest)

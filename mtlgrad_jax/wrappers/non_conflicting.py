@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
+from mtlgrad_jax._core.control import in_full_precision
 from mtlgrad_jax._core.method import Method, fit, weights_of
 from mtlgrad_jax._core.row import Row
 from mtlgrad_jax._core.step import mark_skipped, mark_solved
@@ -46,7 +47,8 @@ def non_conflicting(method: Method) -> Method:
         M = jax.lax.stop_gradient(jnp.asarray(gramian, accumulator_dtype()))
         M = jnp.where(present[:, None] & present[None, :], M, 0)
         finite = jnp.isfinite(M).all()
-        solved = project_weights(jnp.where(finite, M, 0), weights.astype(M.dtype))
+        with in_full_precision():
+            solved = project_weights(jnp.where(finite, M, 0), weights.astype(M.dtype))
         new_state = mark_solved(new_state, solved.residual, solved.steps, solved.result)
         finite &= fit(weights, M, present) & fit(solved.value, M, present)
         new_state = jax.tree.map(lambda new, old: jnp.where(finite, new, old), new_state, mark_skipped(state))

@@ -8,6 +8,7 @@ from jaxtyping import Array, Bool, Float, PyTree
 
 from mtlgrad_jax import stacks
 from mtlgrad_jax._core.checks import check_count
+from mtlgrad_jax._core.control import in_full_precision
 from mtlgrad_jax._core.method import Method
 from mtlgrad_jax._core.row import Row
 from mtlgrad_jax._core.step import was_skipped
@@ -79,7 +80,9 @@ def with_metrics(method: Method, num_tasks: int) -> Method:
         check_num_tasks(known_tasks, len(gramian))
         weights, inner = weigh(gramian, state.inner, losses=losses, task_mask=task_mask, **extra)
         M = _finite(gramian, present)
-        return weights, _next(state, _measure(M, weights, -M @ weights, present), inner)
+        with in_full_precision():
+            change = -M @ weights
+        return weights, _next(state, _measure(M, weights, change, present), inner)
 
     if weigh is not None:
         return Method(init, weigh=weigh_and_measure, like=method, looks=method.looks)

@@ -78,9 +78,9 @@ def gradvac(
         following, draw = draw_key(state.key)
         orders = draw_orders(draw, order, len(gramian))
         goals = state.target if target is None else jnp.full_like(state.target, target)
-        coefficients, cosines, corrected = _vaccinate(gramian, jnp.arange(len(gramian)), orders, goals)
-        seen = jnp.isfinite(cosines) & (corrected | (update == "always")) & present[None, :]
-        moved = (1 - beta) * state.target + beta * jnp.where(seen, cosines, 0)
+        coefficients, cosines, defined, corrected = _vaccinate(gramian, jnp.arange(len(gramian)), orders, goals)
+        seen = (defined if update == "always" else corrected) & present[None, :]
+        moved = (1 - beta) * state.target + beta * cosines
         targets = jnp.where(seen & (target is None), moved, state.target)
         return coefficients.sum(axis=0), GradVacState(targets, following)
 
@@ -91,12 +91,12 @@ def gradvac(
 @partial(jax.vmap, in_axes=(None, 0, 0, 0))
 def _vaccinate(
     gramian: Gramian, i: Array, order: Array, target: Float[Array, " K"]
-) -> tuple[Float[Array, " K"], Float[Array, " K"], Bool[Array, " K"]]:
-    """Return the coefficients of the corrected row i, its cosines on the way (NaN if undefined), which changed it."""
+) -> tuple[Float[Array, " K"], Float[Array, " K"], Bool[Array, " K"], Bool[Array, " K"]]:
+    """Return the coefficients of the corrected row i, its cosines on the way, which are defined, which changed it."""
     K, eps = len(order), jnp.finfo(gramian.dtype).eps
 
     def visit(step: Array | int, carry: tuple) -> tuple:
-        coefficients, cosines, corrected = carry
+        coefficients, *seen = carry
         j = order[step]
         products = gramian @ coefficients
         square, size = coefficients @ products, jnp.sqrt(gramian[j, j])
@@ -110,9 +110,11 @@ def _vaccinate(
         tangent = goal / jnp.sqrt((1 - goal) * (1 + goal))
         pull = safe_norm / safe_size * (tangent * jnp.sqrt((1 - cosine) * (1 + cosine)) - cosine)
         coefficients = coefficients.at[j].add(jnp.where(below, pull, 0))
-        return coefficients, cosines.at[j].set(jnp.where(defined, cosine, jnp.nan)), corrected.at[j].set(below)
+        found = (cosine, defined, below)
+        return coefficients, *(entries.at[j].set(value) for entries, value in zip(seen, found, strict=True))
 
-    start = jnp.zeros(K, gramian.dtype).at[i].set(1), jnp.full(K, jnp.nan, gramian.dtype), jnp.zeros(K, bool)
+    none, nothing = jnp.zeros(K, bool), jnp.zeros(K, gramian.dtype)
+    start = nothing.at[i].set(1), nothing, none, none
     return jax.lax.fori_loop(0, K, visit, start)
 
 
