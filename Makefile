@@ -6,7 +6,7 @@ INSTALLED := $(VENV)/.installed
 ARGS ?=
 SIDE_BY_SIDE := -n 2 --dist loadfile --ignore tests/peers
 
-.PHONY: demo toy pareto fs_mtl test nightly sharded tables peers stress soak bench cost coordinates compile lint clean
+.PHONY: demo toy pareto burgers fs_mtl test nightly sharded tables peers stress soak bench cost coordinates compile lint clean
 
 demo: $(INSTALLED)  ## train a two-task network on MultiMNIST and compare methods
 	$(BIN)/python -m benchmarks.multimnist $(ARGS)
@@ -42,6 +42,9 @@ soak: $(INSTALLED)  ## every method for 200,000 updates with random faults
 
 bench: $(VENV)/.peers  ## solver times beside TorchJD's
 	$(BIN)/python -m benchmarks.solvers $(ARGS)
+
+burgers: $(INSTALLED)  ## a physics-informed network: loss weightings beside the plain sum; twenty minutes
+	$(BIN)/python -m benchmarks.burgers $(ARGS)
 
 pareto: $(INSTALLED)  ## whole Pareto fronts, one program each
 	$(BIN)/python -m benchmarks.pareto $(ARGS)
