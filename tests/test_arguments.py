@@ -1,10 +1,13 @@
 """Wrong values for every argument of every public function, by annotation, raise a ValueError naming the argument."""
 
 import inspect
+import re
 import types
 import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
+import hypothesis
+import hypothesis.strategies as st
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -267,3 +270,48 @@ def test_functions_of_a_step_are_named(name):
     tx = make_row(ROWS[method], K)
     with pytest.raises(ValueError, match=raises_naming(name)):
         tx.update(zeros(), tx.init(zeros()), zeros(), **{**FUNCTIONS[method], name: 3})
+
+
+OURS = re.compile(r"`[\w.\[\]]+` (must|is no)|A method cannot stand")
+HANDED_ON = {
+    mtl.ntk_traces: ("residual_fns", "params", "points"),
+    mtl.pareto_front: ("losses_fn", "optimizer", "params", "preferences", "batches"),
+}
+"""Functions of the user that are called at once, and what they are called with."""
+
+
+def junk():
+    """Values that users pass by mistake: numbers, texts, arrays, trees and functions."""
+    numbers = st.one_of(st.booleans(), st.integers(-5, 5), st.floats(), st.complex_numbers(max_magnitude=9))
+    shapes = st.sampled_from([(), (0,), (1,), (K,), (K + 1,), (K, K), (K, 1, 2)])
+    dtypes = st.sampled_from([bool, np.int32, np.uint32, np.float16, np.float32, np.float64, np.complex64])
+    arrays = st.builds(
+        lambda shape, dtype, number: np.full(shape, number).astype(dtype), shapes, dtypes, st.floats(-9, 9)
+    )
+    others = [None, "", "mean", b"x", object(), repr, mtl.mean(), optax.adam(0.1)]
+    leaves = st.one_of(numbers, arrays, st.sampled_from(others))
+    return st.recursive(
+        leaves, lambda inner: st.lists(inner, max_size=K) | st.dictionaries(st.sampled_from("abwc"), inner)
+    )
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("function", SMALLEST, ids=named)
+@pytest.mark.usefixtures("unchecked")
+@hypothesis.given(data=st.data())
+@hypothesis.settings(max_examples=15, deadline=None, suppress_health_check=list(hypothesis.HealthCheck))
+@pytest.mark.filterwarnings("ignore::RuntimeWarning", "ignore::numpy.exceptions.ComplexWarning")
+def test_any_argument_is_taken_or_named(function, data):
+    """A call returns, or raises a ValueError of ours; never an error from within JAX, numpy or Python."""
+    parameters = [p.name for owner, p in ARGUMENTS if owner is function]
+    parameters = [name for name in parameters if name not in HANDED_ON.get(function, ())]
+    if not parameters:
+        return
+    parameter = data.draw(st.sampled_from(parameters))
+    value = data.draw(junk())
+    message = None
+    try:
+        use(function, **{parameter: value})
+    except ValueError as error:
+        message = str(error)
+    assert message is None or OURS.match(message), (parameter, value)

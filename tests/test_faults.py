@@ -132,7 +132,7 @@ def test_overflow_in_float16(name):
     assert int(state.info.result) in USUAL
 
 
-@pytest.mark.parametrize("kill", ["after", "before"])
+@pytest.mark.parametrize("kill", ["after", pytest.param("before", marks=pytest.mark.nightly)])
 def test_a_killed_process_goes_on_from_its_checkpoint(kill, tmp_path):
     """Killed between a checkpoint and the next step, and between a step and its checkpoint: bit for bit the same."""
     program = f"import faults; faults.train({str(tmp_path)!r}, 6, kill={(kill, 3)!r})"

@@ -62,7 +62,7 @@ def check_key(key: Any) -> None:
     """Raise unless `key` is a seed, a typed key or a raw key of the default kind."""
     if isinstance(key, int) and not isinstance(key, bool):
         return
-    dtype, shape = getattr(key, "dtype", np.dtype(object)), np.shape(key)
+    dtype, shape = getattr(key, "dtype", np.dtype(object)), getattr(key, "shape", None)
     seed, typed = jnp.issubdtype(dtype, jnp.integer), jnp.issubdtype(dtype, jax.dtypes.prng_key)
     if shape == () and (seed or typed):
         return

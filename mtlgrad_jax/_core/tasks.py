@@ -154,7 +154,7 @@ def unstack(values: Array, like: PyTree) -> PyTree:
         raise ValueError(f"`values` must be an array, one row per task, got values={values!r}.")
     is_array = task_names(like) is FLAT and not isinstance(like, (list, tuple))
     treedef: Any = jax.tree.structure(like)
-    K = next(iter(jnp.shape(like)), 0) if is_array else treedef.num_leaves
+    K = next(iter(getattr(like, "shape", ())), 0) if is_array else treedef.num_leaves
     if not K:
         raise ValueError(f"`like` must hold at least one task, like the losses, got like={like!r}.")
     if len(values) != K:

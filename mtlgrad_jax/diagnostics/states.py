@@ -95,6 +95,8 @@ def scalars(metrics: Mapping[str, Array], like: PyTree) -> dict[str, Array]:
     for name, value in metrics.items():
         axes = _AXES.get(name.rpartition(".")[2], "")
         expected = (len(tasks),) * len(axes)
+        if not hasattr(value, "shape"):
+            raise ValueError(f"`metrics` must hold arrays, got {name}={value!r}.")
         if (axes and value.shape != expected) or value.ndim > max(len(axes), 1):
             raise ValueError(f"`metrics` must have {name} of shape {expected}, got shape {value.shape}.")
         if axes == "KK":
