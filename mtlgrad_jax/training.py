@@ -10,7 +10,7 @@ import optax
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from mtlgrad_jax import stacks
-from mtlgrad_jax._core.checks import check_count, check_function
+from mtlgrad_jax._core.checks import check_count, check_function, check_state
 from mtlgrad_jax._core.control import cond
 from mtlgrad_jax._core.method import Method, update_without_task_axis
 from mtlgrad_jax._core.step import UPDATE_ARGUMENTS, infos, keep_infos, was_empty
@@ -23,7 +23,7 @@ from mtlgrad_jax._core.tasks import (
     task_vector,
     unstack,
 )
-from mtlgrad_jax._core.trees import unaliased
+from mtlgrad_jax._core.trees import row_shapes, unaliased
 from mtlgrad_jax.oracles.linearize import linearize
 from mtlgrad_jax.oracles.losses import Argnums, check_oracle
 
@@ -153,7 +153,7 @@ def chain(*transforms: optax.GradientTransformation) -> optax.GradientTransforma
             return updates, states
 
         def nothing() -> tuple[PyTree, list[PyTree]]:
-            updates = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(behind)[0])
+            updates = jax.tree.map(jnp.zeros_like, jax.eval_shape(behind)[0])
             counted = new[at] if isinstance(members[at], Method) else keep_infos(state[at], new[at])
             return updates, [*state[:at], counted, *state[at + 1 :]]
 
@@ -233,6 +233,7 @@ def accumulate(tx: optax.GradientTransformation, num_tasks: int, steps: int) -> 
         if isinstance(task_grads, Jacobian):
             losses, task_grads = own_losses(task_grads, losses), task_grads.rows()
         check_num_tasks(num_tasks, stacks.num_tasks(task_grads, params))
+        check_state(state, init, row_shapes(task_grads))
         seen = present_tasks(task_mask, num_tasks, losses) & stacks.finite_tasks(task_grads)
         values = jnp.zeros((num_tasks,), accumulator_dtype())
         if losses is not None:
@@ -267,7 +268,7 @@ def accumulate(tx: optax.GradientTransformation, num_tasks: int, steps: int) -> 
             return updates, AccumulateState(emptied, zeros, zeros, jnp.zeros_like(count), jnp.zeros_like(ended), after)
 
         def wait() -> tuple[PyTree, AccumulateState]:
-            updates = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(finish)[0])
+            updates = jax.tree.map(jnp.zeros_like, jax.eval_shape(finish)[0])
             return updates, AccumulateState(sums, loss_sums, total, count, ended, state.inner)
 
         return cond(count >= steps, finish, wait)

@@ -1,14 +1,14 @@
 """Argument checks with one message shape: "`alpha` must be >= 0, got alpha=-1.0."."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from types import FrameType
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, PyTree
 
 Number = float | Float[Array, ""]
 """A hyper-parameter that may be traced, as under optax.inject_hyperparams."""
@@ -157,6 +157,22 @@ def check_choice(name: str, value: Any, choices: Sequence[str]) -> None:
     if not isinstance(value, str) or value not in choices:
         listed = ", ".join(map(repr, choices))
         raise ValueError(f"`{name}` must be one of {listed}, got {name}={value!r}.")
+
+
+def check_state(state: PyTree, init: Callable[[PyTree], PyTree], params: PyTree) -> None:
+    """Raise unless the leaves of a state have the shapes of those that `init` returns for such parameters."""
+    like = jax.eval_shape(init, params)
+    structure: Any = jax.tree.structure(state)
+    if structure != jax.tree.structure(like):
+        return
+    paths = jax.tree_util.tree_leaves_with_path(like)
+    for (path, wanted), leaf in zip(paths, jax.tree.leaves(state), strict=True):
+        if jnp.shape(leaf) != wanted.shape:
+            raise ValueError(
+                f"`state` must be made by init, with the same num_tasks and parameters: {leaf_name(path)} has shape "
+                f"{jnp.shape(leaf)}, expected {wanted.shape}. If num_tasks changed between two runs, make a new state "
+                "of the method and keep that of the optimizer: see docs/scaling.md."
+            )
 
 
 def leaf_name(path: Sequence[Any]) -> str:

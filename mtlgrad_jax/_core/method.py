@@ -10,7 +10,7 @@ import optax
 from jaxtyping import Array, Float, PyTree
 
 from mtlgrad_jax import stacks
-from mtlgrad_jax._core.checks import check_count, check_flag, check_function, check_surroundings, leaf_name
+from mtlgrad_jax._core.checks import check_count, check_flag, check_function, check_state, check_surroundings, leaf_name
 from mtlgrad_jax._core.control import cond, in_full_precision, promoting
 from mtlgrad_jax._core.step import (
     STANDARD,
@@ -26,7 +26,7 @@ from mtlgrad_jax._core.step import (
     was_skipped,
 )
 from mtlgrad_jax._core.tasks import Jacobian, accumulator_dtype, check_num_tasks, own_losses, task_names, task_vector
-from mtlgrad_jax._core.trees import unaliased
+from mtlgrad_jax._core.trees import row_shapes, unaliased
 from mtlgrad_jax._core.weights import fit, uniform
 from mtlgrad_jax.solvers._solution import SOLVED, Solution
 
@@ -102,6 +102,7 @@ class Method(optax.GradientTransformationExtraArgs):
                 reject_masked(task_grads)
                 stacks.num_tasks(task_grads, params)
                 task_grads = jax.tree.map(jnp.asarray, task_grads)
+            check_state(state, init, row_shapes(task_grads))
             return shared(task_grads, state, params, **extra)
 
         self = super().__new__(cls, promoting(init_fn), promoting(update_fn))
@@ -332,7 +333,7 @@ def from_rule(
         gradient, method_state = gradient if "state" in wanted else (gradient, state.method)
         own = jax.tree.map(lambda leaf, like: leaf.astype(like.dtype), gradient, task_grads)
         fits = stacks.all_finite(own) | ~step.finite | (step.num_present < fewest)
-        like = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), task_grads)
+        like = row_shapes(task_grads)
         axes = task_axes(None if init is None else lambda K: jax.eval_shape(lambda p: init(p, K), like), known_tasks)
         new_state, enough = commit(step.also(fits), state, method_state, axes, fewest=fewest)
         mean = uniform(step.present & fits)

@@ -94,6 +94,13 @@ def merge(tree: PyTree, *groups: dict[str, Any]) -> PyTree:
     return jax.tree_util.tree_map_with_path(lambda path, _: leaves[jax.tree_util.keystr(path)], tree)
 
 
+def row_shapes(task_grads: PyTree) -> PyTree:
+    """Return the shape and dtype of each leaf of one gradient of a stack or TaskJacobian."""
+    if isinstance(task_grads, Jacobian):
+        return task_grads.like
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(jnp.shape(leaf)[1:], jnp.result_type(leaf)), task_grads)
+
+
 def unaliased(tree: PyTree, other: PyTree = None) -> PyTree:
     """Return a tree that can be donated: no array occurs in it twice, or in the other tree too."""
     seen = {id(leaf) for leaf in jax.tree.leaves(other)}
