@@ -6,7 +6,7 @@ INSTALLED := $(VENV)/.installed
 ARGS ?=
 SIDE_BY_SIDE := -n 2 --dist loadfile --ignore tests/peers
 
-.PHONY: demo toy pareto burgers fs_mtl test nightly sharded tables peers stress soak bench cost coordinates compile lint clean
+.PHONY: demo toy pareto burgers fs_mtl test nightly sharded tables peers stress soak bench cost coordinates device compile lint clean
 
 demo: $(INSTALLED)  ## train a two-task network on MultiMNIST and compare methods
 	$(BIN)/python -m benchmarks.multimnist $(ARGS)
@@ -54,6 +54,9 @@ cost: $(INSTALLED)  ## time and memory of training steps beside the plain step's
 
 coordinates: $(VENV)/.peers  ## time of coordinate-wise methods beside a copy of the stack and TorchJD's
 	$(BIN)/python -m benchmarks.coordinates $(ARGS)
+
+device: $(INSTALLED)  ## time of every update on whatever device JAX has
+	$(BIN)/python -m benchmarks.device $(ARGS)
 
 compile: $(INSTALLED)  ## seconds to compile an update of many leaves
 	$(BIN)/python -m benchmarks.compile $(ARGS)

@@ -26,8 +26,8 @@ import mtlgrad_jax as mtl
 from benchmarks.report import fill
 
 VISCOSITY = 0.01 / np.pi
-WIDTH, HIDDEN, POINTS, EDGE = 32, 4, 2048, 128
-LEARNING_RATE = 2e-3
+WIDTH, HIDDEN, POINTS, EDGE = 24, 3, 1024, 128
+LEARNING_RATE = 3e-3
 K, EVERY = 3, 100
 
 
@@ -154,7 +154,7 @@ def main():
     """Run from the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--methods", nargs="+", choices=list(METHODS), default=list(METHODS), metavar="NAME")
-    parser.add_argument("--steps", type=int, default=5000)
+    parser.add_argument("--steps", type=int, default=10_000)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--page", type=Path, help="Markdown page whose table to write")
     arguments = parser.parse_args()
