@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from benchmarks import data, multimnist, report
+from benchmarks import burgers, data, device, multimnist, report
 
 IMAGES = "train-images-idx3-ubyte", "t10k-images-idx3-ubyte"
 LABELS = "train-labels-idx1-ubyte", "t10k-labels-idx1-ubyte"
@@ -288,3 +288,26 @@ def test_missing_data_is_said_in_one_line(tmp_path, capsys):
     assert multimnist.main(["--data", str(tmp_path / "nowhere"), "--out", str(tmp_path / "out")]) == 2
     assert "--data must name a folder" in capsys.readouterr().out
     assert not (tmp_path / "out").exists()
+
+
+def test_the_solution_of_burgers_equation():
+    """It solves the equation, by central differences, and takes the values given at the start and at the edges."""
+    t, x = np.meshgrid(np.linspace(0.1, 0.9, 9), np.linspace(-0.95, 0.95, 39), indexing="ij")
+    h, u = 1e-4, burgers.exact
+    in_time, in_space = (u(t + h, x) - u(t - h, x)) / (2 * h), (u(t, x + h) - u(t, x - h)) / (2 * h)
+    curvature = (u(t, x + h) - 2 * u(t, x) + u(t, x - h)) / h**2
+    residual = in_time + u(t, x) * in_space - burgers.VISCOSITY * curvature
+    assert np.abs(residual).max() < 1e-4 * np.abs(in_space).max()
+    np.testing.assert_allclose(u(np.zeros(39), x[0]), -np.sin(np.pi * x[0]), atol=1e-6)
+    np.testing.assert_allclose(u(t[:, 0], np.ones(9)), 0, atol=1e-9)
+
+
+def test_the_benchmark_of_a_device_writes_a_row_for_each_program(tmp_path):
+    file = tmp_path / "device.csv"
+    sizes = ["--tasks", "3", "--parameters", "300", "--rounds", "1"]
+    device.main(["--methods", "mean", "mgda", *sizes, "--csv", str(file)])
+    rows = list(csv.DictReader(file.open()))
+    assert {row["method"] for row in rows} == {"mean", "mgda", device.ADAM, device.PLAIN}
+    times = {row["method"]: float(row["milliseconds"]) for row in rows}
+    for row in rows:
+        np.testing.assert_allclose(float(row["over_adam"]), times[row["method"]] / times[device.ADAM], rtol=2e-3)
