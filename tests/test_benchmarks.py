@@ -306,7 +306,7 @@ def test_the_benchmark_of_a_device_writes_a_row_for_each_program(tmp_path):
     file = tmp_path / "device.csv"
     sizes = ["--tasks", "3", "--parameters", "300", "--rounds", "1"]
     device.main(["--methods", "mean", "mgda", *sizes, "--csv", str(file)])
-    rows = list(csv.DictReader(file.open()))
+    rows = list(csv.DictReader(file.read_text().splitlines()))
     assert {row["method"] for row in rows} == {"mean", "mgda", device.ADAM, device.PLAIN}
     times = {row["method"]: float(row["milliseconds"]) for row in rows}
     for row in rows:
