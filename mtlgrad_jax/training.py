@@ -20,6 +20,7 @@ from mtlgrad_jax._core.tasks import (
     check_num_tasks,
     own_losses,
     present_tasks,
+    task_names,
     task_vector,
     unstack,
 )
@@ -196,7 +197,8 @@ def accumulate(tx: optax.GradientTransformation, num_tasks: int, steps: int) -> 
 
     Returns:
       An optax transformation whose update also takes `sizes`, for micro-batches of unequal size: one number, or one per
-      task. `has_updated(state)` tells whether the last update was a step.
+      task, under the tasks' names if the losses have names. `has_updated(state)` tells whether the last update was a
+      step.
 
     Example:
       >>> import jax.numpy as jnp, optax, mtlgrad_jax as mtl
@@ -239,7 +241,9 @@ def accumulate(tx: optax.GradientTransformation, num_tasks: int, steps: int) -> 
         if losses is not None:
             values = task_vector("losses", losses, num_tasks=num_tasks).astype(values.dtype)
             seen &= jnp.isfinite(values)
-        size = jnp.where(seen, jnp.broadcast_to(jnp.asarray(sizes, values.dtype), (num_tasks,)), 0)
+        if not jax.tree_util.all_leaves([sizes]) or jnp.ndim(sizes):
+            sizes = task_vector("sizes", sizes, num_tasks=num_tasks, names=task_names(losses))
+        size = jnp.where(seen, jnp.asarray(sizes, values.dtype), 0)
 
         def add(total: Array, leaf: Array) -> Array:
             added = stacks.column(size, leaf).astype(total.dtype) * leaf.astype(total.dtype)

@@ -205,6 +205,21 @@ def test_accumulated_is_one_big_batch(make):
             np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
 
 
+def test_sizes_have_the_names_of_the_tasks():
+    """In sorted order, `depth` is the first row; it has one label in the first micro-batch and three in the second."""
+    tx = mtl.accumulate(mtl.sum(), num_tasks=2, steps=2)
+    sizes = [{"seg": 4, "depth": 1}, {"seg": 4, "depth": 3}]
+    rows = [jnp.asarray([[1.0, 0.0], [0.0, 1.0]]), jnp.asarray([[5.0, 0.0], [0.0, 3.0]])]
+    state, losses = tx.init(jnp.zeros(2)), {"seg": 1.0, "depth": 1.0}
+    for grads, size in zip(rows, sizes, strict=True):
+        update, state = tx.update(grads, state, losses=losses, sizes=size)
+    np.testing.assert_allclose(update, [(1 * 1 + 3 * 5) / 4, (1 + 3) / 2])
+    with pytest.raises(ValueError, match="`sizes` must have the structure of the losses"):
+        tx.update(grads, state, losses=losses, sizes=jnp.asarray([1.0, 3.0]))
+    with pytest.raises(ValueError, match=r"`sizes` must have shape \(2,\)"):
+        tx.update(grads, state, sizes=jnp.ones(3))
+
+
 def test_accumulating_half_precision_in_float32():
     """In bfloat16, a thousand gradients of 1 would sum to 256."""
     tx = mtl.accumulate(mtl.mean(), 2, 1000)
