@@ -16,8 +16,9 @@ from jaxtyping import Array, Float, PyTree
 
 from mtlgrad_jax import stacks
 from mtlgrad_jax._core.checks import check_flag, check_function
+from mtlgrad_jax._core.tasks import accumulator_dtype
 from mtlgrad_jax.oracles.linearize import TaskJacobian, linearize
-from mtlgrad_jax.oracles.losses import check_differentiable, check_oracle, read_losses
+from mtlgrad_jax.oracles.losses import check_differentiable, check_oracle, flatten_losses, read_losses, varying
 from mtlgrad_jax.oracles.task_value_and_grad import like_losses, task_value_and_grad
 
 
@@ -74,26 +75,42 @@ def linearize_features(
     def cut(params: PyTree) -> tuple[PyTree, tuple[Any, PyTree]]:
         features = features_fn(params, *args, **kwargs)
         fixed, held = lax.stop_gradient((features, params))
+        check_differentiable(fixed, "`features_fn` must return")
 
+        @jax.jit  # traced once for all tasks
         def at(features: PyTree) -> PyTree:
             return read_losses(losses_fn(held, features, *args, **kwargs), has_aux)[0]
 
         separate = not isinstance(jax.eval_shape(at, fixed), jax.ShapeDtypeStruct)
         gradients = task_value_and_grad(at, strategy="unrolled" if separate else "auto")(fixed)[1]
         losses, aux = read_losses(losses_fn(params, fixed, *args, **kwargs), has_aux)
-        changes = like_losses(_changes(gradients, features, fixed), losses)
-        return jax.tree.map(jnp.add, losses, changes), (aux, gradients)
+        axes = sorted(varying(features) - varying(losses))
+        if axes:
+            raise ValueError(
+                f"`losses_fn` must see all features, got some that vary over the mesh axes {axes} inside "
+                "jax.shard_map. Use linearize there, or shard the batch under jit."
+            )
+        vector = _follow(flatten_losses(losses), gradients, features)
+        return like_losses(vector, losses), (aux, gradients)
 
     jacobian = linearize(cut, params, has_aux=True, rows=rows)
     jacobian.aux, gradients = jacobian.aux
     return jacobian.with_gramian(stacks.gramian(gradients)) if bound else jacobian
 
 
-def _changes(gradients: PyTree, features: PyTree, fixed: PyTree) -> Float[Array, " K"]:
-    """Return the first-order changes of the losses from fixed features to others: zero, but with a derivative."""
-    leaves = [jax.tree.leaves(tree) for tree in (gradients, features, fixed)]
-    changes = jnp.zeros(len(leaves[0][0]))
-    for rows, z, z0 in zip(*leaves, strict=True):
+@jax.custom_jvp
+def _follow(losses: Float[Array, " K"], gradients: PyTree, features: PyTree) -> Float[Array, " K"]:
+    """Return the losses, as functions of the features with the given gradients."""
+    del gradients, features
+    return losses
+
+
+@_follow.defjvp
+def _changes(primals: tuple[Any, ...], tangents: tuple[Any, ...]) -> tuple[Array, Array]:
+    (losses, gradients, _), (change, _, moved) = primals, tangents
+    total = change.astype(accumulator_dtype())
+    for rows, dz in zip(jax.tree.leaves(gradients), jax.tree.leaves(moved), strict=True):
         if jnp.issubdtype(rows.dtype, jnp.floating):
-            changes += jnp.tensordot(rows, z - z0, rows.ndim - 1, precision=lax.Precision.HIGHEST)
-    return changes
+            wide = (rows.astype(total.dtype), dz.astype(total.dtype))
+            total += jnp.tensordot(*wide, dz.ndim, precision=lax.Precision.HIGHEST)
+    return losses, total.astype(losses.dtype)

@@ -139,7 +139,7 @@ def check_losses(losses: PyTree, has_aux: bool) -> None:
 
 def check_averaged(losses: PyTree, params: list[Array]) -> None:
     """Raise a ValueError inside shard_map if the losses differ between devices but the parameters do not."""
-    axes = sorted(_varying(losses) - _varying(params))
+    axes = sorted(varying(losses) - varying(params))
     if axes:
         given = repr(axes[0]) if len(axes) == 1 else repr(tuple(axes))
         raise ValueError(
@@ -151,14 +151,14 @@ def check_averaged(losses: PyTree, params: list[Array]) -> None:
 def check_tracked() -> None:
     """Raise a ValueError inside shard_map if JAX does not track what varies over the mesh."""
     axes = jax.sharding.get_abstract_mesh().manual_axes
-    if axes and not _varying(jax.lax.axis_index(axes[0])):
+    if axes and not varying(jax.lax.axis_index(axes[0])):
         raise ValueError(
             "linearize inside jax.shard_map needs check_vma=True: otherwise JAX transposes averages over devices as if "
             "they were sums, and the Gramian would be wrong."
         )
 
 
-def _varying(tree: PyTree) -> frozenset[str]:
+def varying(tree: PyTree) -> frozenset[str]:
     """Return the mesh axes over which some leaf varies, as far as JAX tracks them inside shard_map."""
     return frozenset().union(*(jax.typeof(leaf).manual_axis_type.varying for leaf in jax.tree.leaves(tree)))
 
