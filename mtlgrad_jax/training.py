@@ -71,7 +71,7 @@ def balanced_value_and_grad(
     tx = optax.with_extra_args_support(method)
 
     def step(
-        params: PyTree, state: PyTree, *args: Any, extra_args: dict[str, Any] | None = None, **kwargs: Any
+        params: PyTree, state: PyTree, /, *args: Any, extra_args: dict[str, Any] | None = None, **kwargs: Any
     ) -> tuple[Any, PyTree, PyTree]:
         positions = argnums if isinstance(argnums, int) else tuple(argnums)
         jacobian = linearize(losses_fn, params, *args, argnums=positions, has_aux=has_aux, rows=rows, **kwargs)
@@ -165,9 +165,11 @@ def chain(*transforms: optax.GradientTransformation) -> optax.GradientTransforma
 
 
 def _check_kept(place: int, old: PyTree, new: PyTree, instead: str) -> None:
-    before, after = (jax.tree.map(jnp.shape, state) for state in (old, new))
+    before, after = ([jnp.shape(leaf) for leaf in jax.tree.leaves(state)] for state in (old, new))
     if before != after:
-        raise ValueError(f"`transforms[{place}]` must keep the shapes of its state, got another in a step. {instead}")
+        raise ValueError(
+            f"`transforms[{place}]` must keep the shapes of its state; they changed in an update. {instead}"
+        )
 
 
 class AccumulateState(NamedTuple):

@@ -111,9 +111,10 @@ def check(name, says, build, behind, rows=G):
     params, own = tree(jnp.arange(1.0, 1 + P)), arguments(name)
     stacks = [tree(jnp.asarray(step)) for step in G]
     if not says.startswith("works"):
-        instead = re.findall(r"`([\w.]+)`", says)
-        with pytest.raises((ValueError, AttributeError), match="|".join(map(re.escape, instead))):
+        with pytest.raises(AttributeError if says.startswith("no:") else ValueError) as error:
             loop(build(), stacks, params, **own)
+        for instead in re.findall(r"`([\w.]+)`", says):
+            assert instead in str(error.value)
         return
     method = make(name, K)
     state, gradients = method.init(params), []

@@ -11,6 +11,7 @@ import optax
 import pytest
 import tensorboardX
 from flax import linen, nnx
+from flax.linen.fp8_ops import OVERWRITE_WITH_GRADIENT
 from flax.training import train_state
 from harness import raises_naming
 from tensorboardX.proto.event_pb2 import Event
@@ -532,3 +533,30 @@ def test_what_cannot_be_plotted(plot, unchecked):
             plot(stacked, like={"a": 0.0, "b": 0.0})
     axes = plot(stacked)
     assert plot(stacked, ax=axes) is axes
+
+
+class Masked(TrainState):
+    task_mask: jax.Array
+
+
+def test_a_field_named_like_an_argument_is_both():
+    params, mask = {"w": jnp.ones(2)}, jnp.asarray([True, False])
+    tx = mtl.chain(mtl.sum(), optax.sgd(1.0))
+    state = Masked.create(apply_fn=jnp.square, params=params, tx=tx, task_mask=jnp.ones(2, bool))
+    state = state.apply_gradients(grads={"w": jnp.asarray([[1.0, 2.0], [5.0, 7.0]])}, task_mask=mask)
+    np.testing.assert_array_equal(state.params["w"], [0, -1])
+    np.testing.assert_array_equal(state.task_mask, mask)
+
+
+def test_scales_of_float8_are_refused():
+    params = {"params": {"w": jnp.ones(2)}, OVERWRITE_WITH_GRADIENT: {"scale": jnp.ones(1)}}
+    state = TrainState.create(apply_fn=jnp.square, params=params, tx=mtl.chain(mtl.sum(), optax.sgd(1.0)))
+    with pytest.raises(ValueError, match=raises_naming("params")):
+        state.apply_gradients(grads=jax.tree.map(lambda p: jnp.ones((2, *p.shape)), params))
+
+
+def test_losses_of_a_module_keep_their_own_keywords():
+    model, method = nnx.Linear(2, 2, rngs=nnx.Rngs(0)), mtl.sum()
+    step = balanced_value_and_grad(lambda module, x, *, state, model: state * model * module(x)[0], method)
+    losses, _, _ = step(model, method.init(nnx.state(model, nnx.Param)), jnp.ones((1, 2)), state=2.0, model=3.0)
+    np.testing.assert_allclose(losses, 6 * model(jnp.ones((1, 2)))[0], rtol=1e-6)

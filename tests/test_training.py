@@ -390,3 +390,24 @@ def test_a_rule_that_is_undefined_for_few_tasks_may_return_anything():
     update, state = tx.update(tree(jnp.asarray(G[0])), tx.init(zeros()), task_mask=jnp.asarray([False, True, False]))
     np.testing.assert_allclose(flat(update), G[0, 1], rtol=1e-6)
     assert int(mtl.metrics(state)["fallbacks"]) == 1
+
+
+@jax.tree_util.register_pytree_node_class
+class Weights:
+    """Parameters whose class has no equality."""
+
+    def __init__(self, w):
+        self.w = w
+
+    def tree_flatten(self):
+        return (self.w,), None
+
+    @classmethod
+    def tree_unflatten(cls, _, leaves):
+        return cls(*leaves)
+
+
+def test_parameters_of_any_class_may_have_momentum():
+    params, tx = Weights(jnp.ones(2)), mtl.chain(mtl.sum(), optax.sgd(0.5, momentum=0.9))
+    updates, _ = tx.update(Weights(jnp.asarray([[1.0, 2.0], [3.0, 4.0]])), tx.init(params), params)
+    np.testing.assert_allclose(updates.w, [-2, -3])

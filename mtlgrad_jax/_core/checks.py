@@ -116,22 +116,22 @@ _NOT_AROUND = {
         "opaque_mode=True with a grad_fn that returns a stack"
     ),
     ("optax.contrib._mechanic", None): (
-        "optax.contrib.mechanize compares gradients with parameters. Put it behind the method: "
+        "optax.contrib.mechanize compares gradients with parameters. Put it after the method: "
         "mtlgrad_jax.chain(method, optax.contrib.mechanize(optimizer))"
     ),
     ("optax.contrib._galore", None): (
-        "optax.contrib.galore projects gradients of the parameters' shape. Put it behind the method: "
+        "optax.contrib.galore projects gradients of the parameters' shape. Put it after the method: "
         "mtlgrad_jax.chain(method, optax.contrib.galore(...))"
     ),
     ("optax.transforms._layouts", None): (
-        "optax.flatten makes one vector of all gradients. Put it behind the method: "
+        "optax.flatten makes one vector of all gradients. Put it after the method: "
         "mtlgrad_jax.chain(method, optax.flatten(optimizer))"
     ),
     ("optax.transforms._accumulation", None): (
         "optax.MultiSteps adds up gradients of the parameters' shape. Use mtlgrad_jax.accumulate(tx, num_tasks, steps)"
     ),
     ("optax.transforms._monitoring", None): (
-        "optax.monitor passes on what it measures, here a stack. Put it behind the method: "
+        "optax.monitor passes on what it measures, here a stack. Put it after the method: "
         "optax.chain(mtlgrad_jax.chain(method, optimizer), optax.monitor(...))"
     ),
 }
@@ -148,7 +148,7 @@ def check_surroundings() -> None:
         if module.startswith("optax."):
             for function in (None, frame.f_code.co_name):
                 if (module, function) in _NOT_AROUND:
-                    raise ValueError(f"A method cannot stand there: {_NOT_AROUND[module, function]}.")
+                    raise ValueError(f"A method cannot be used there: {_NOT_AROUND[module, function]}.")
         frame = frame.f_back
 
 
@@ -171,7 +171,7 @@ def check_state(state: PyTree, init: Callable[[PyTree], PyTree], params: PyTree)
             raise ValueError(
                 f"`state` must be made by init, with the same num_tasks and parameters: {leaf_name(path)} has shape "
                 f"{jnp.shape(leaf)}, expected {wanted.shape}. If num_tasks changed between two runs, make a new state "
-                "of the method and keep that of the optimizer: see docs/scaling.md."
+                "of the method and keep that of the optimizer: see `Another number of tasks` in docs/scaling.md."
             )
 
 

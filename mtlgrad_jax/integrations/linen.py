@@ -1,13 +1,15 @@
 """Flax Linen: a TrainState whose optimizer gets the arguments of a step."""
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 import optax
+from flax.linen.fp8_ops import OVERWRITE_WITH_GRADIENT
 from flax.training import train_state
 from jaxtyping import PyTree
 
-from mtlgrad_jax._core.step import Argument, refuse_misspelt
+from mtlgrad_jax._core.step import UPDATE_ARGUMENTS, Argument, refuse_misspelt
 
 
 class TrainState(train_state.TrainState):
@@ -35,9 +37,17 @@ class TrainState(train_state.TrainState):
           grads: stacked gradients or a TaskJacobian if `tx` begins with a method, otherwise gradients like the
             parameters.
           **kwargs: new values of fields of this state, such as `batch_stats`; all others are arguments of `tx.update`.
+            A field that is called like an argument of the update, such as `task_mask`, is both.
+
+        Raises:
+          ValueError: a keyword close to that of a field or an argument, or parameters with float8 scales, of which K
+            losses have no single new value.
         """
+        if isinstance(self.params, Mapping) and OVERWRITE_WITH_GRADIENT in self.params:
+            raise ValueError(f"`params` must not hold {OVERWRITE_WITH_GRADIENT!r}: K losses have no single new scale.")
         fields = [field.name for field in dataclasses.fields(self)]
-        extra = {name: kwargs.pop(name) for name in kwargs.keys() - set(fields)}
+        extra = {name: value for name, value in kwargs.items() if name in UPDATE_ARGUMENTS or name not in fields}
+        kwargs = {name: value for name, value in kwargs.items() if name in fields}
         refuse_misspelt(extra, [Argument(name) for name in fields])
         tx = optax.with_extra_args_support(self.tx)
         updates, opt_state = tx.update(grads, self.opt_state, self.params, **extra)

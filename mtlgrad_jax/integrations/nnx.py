@@ -19,6 +19,7 @@ def task_value_and_grad(
 
     The tasks share one forward pass: BatchNorm statistics move once, and all tasks see the same dropout masks. The
     variables of the module and of other arguments, such as `nnx.Rngs`, are left as `nnx.value_and_grad` leaves them.
+    Attributes that are not variables, such as a Python number that counts calls, keep their values.
 
     Args:
       losses_fn: `losses_fn(model, ...)` returns a (K,) array or a pytree of K scalars, preferably a dict keyed by task
@@ -47,7 +48,7 @@ def task_value_and_grad(
     """
     gradients = oracles.task_value_and_grad(_pure(losses_fn, has_aux), has_aux=True, strategy=strategy)
 
-    def value_and_grad(model: Any, *args: Any, **kwargs: Any) -> tuple[Any, PyTree]:
+    def value_and_grad(model: Any, /, *args: Any, **kwargs: Any) -> tuple[Any, PyTree]:
         inputs = (model, args, kwargs)
         (losses, (moved, aux)), grads = gradients(*_split(inputs, wrt))
         nnx.update(inputs, moved)
@@ -96,7 +97,7 @@ def balanced_value_and_grad(
     gradient_of = training.balanced_value_and_grad(_pure(losses_fn, has_aux), method, has_aux=True, rows=rows)
 
     def step(
-        model: Any, state: PyTree, *args: Any, extra_args: dict[str, Any] | None = None, **kwargs: Any
+        model: Any, state: PyTree, /, *args: Any, extra_args: dict[str, Any] | None = None, **kwargs: Any
     ) -> tuple[Any, PyTree, PyTree]:
         inputs = (model, args, kwargs)
         params, *others = _split(inputs, wrt)

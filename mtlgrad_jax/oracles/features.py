@@ -34,15 +34,17 @@ def linearize_features(
 ) -> TaskJacobian:
     """Run a trunk and its heads forward once and return the losses' Jacobian as an operator, as `linearize` does.
 
-    The heads' backward pass runs once for the K gradients of the features; the passes of `linearize` then go through
-    the trunk only. Losses in a pytree are differentiated one by one, each through its own head; those in an array, all
-    at once. Features and their K gradients are held in memory.
+    The heads' backward pass runs once for the K gradients of the features. With `shared_private` and under jit, the
+    passes of `linearize` then go through the trunk only. So return the losses by name: each is differentiated through
+    its own head, whereas those in an array each take a pass through all heads. Features and their K gradients are held
+    in memory. A NaN or inf in the features' gradient of one task reaches all tasks, with `rows` too.
 
     With `bound`, the Gramian is that of the features' gradients, as in MGDA-UB (Sener & Koltun, NeurIPS 2018, arXiv
-    1810.04650), for any method: the only pass through the trunk is that of the weighted sum, so a step costs little
-    more than a plain one, whatever K. Since g_i = J^T z_i for features with Jacobian J, the weighted sum of gradients
-    is at most ||J|| times as long as that of the z_i; if J has full row rank, Pareto-stationary points are the same.
-    Otherwise, what the method guarantees holds for the features, and need not hold for the parameters.
+    1810.04650), for any method that looks at the Gramian, and over any leaves (`gram_over`, `partition`). The only pass
+    through the trunk is that of the weighted sum, so a step costs little more than a plain one, whatever K. Since g_i =
+    J^T z_i for features with Jacobian J, the weighted sum of gradients is at most ||J|| times as long as that of the
+    z_i; if J has full row rank, Pareto-stationary points are the same. Otherwise, what the method guarantees holds for
+    the features, and need not hold for the parameters.
 
     Args:
       features_fn: `features_fn(params, *args, **kwargs)` returns the features, an array or a pytree.

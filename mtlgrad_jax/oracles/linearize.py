@@ -75,9 +75,9 @@ class TaskJacobian(Jacobian):
         """
         names = None if jax.tree_util.all_leaves([weights]) else task_names(self.losses)
         vector = task_vector("weights", weights, num_tasks=self.num_tasks, names=names)
-        if self._block is not None:
-            return self.pullbacks(vector[None], [[True] * len(self._rest.fixed)])
-        return self._pull_once(vector)
+        if self._block is None or (self._bound is not None and not self._isolated):
+            return self._pull_once(vector)
+        return self.pullbacks(vector[None], [[True] * len(self._rest.fixed)])
 
     def total(self, tasks: Bool[Array, " K"]) -> PyTree:
         """Return the sum of the gradients of some tasks: one backward pass, with `rows` too."""

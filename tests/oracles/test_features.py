@@ -167,3 +167,69 @@ def test_aux_and_its_errors(unchecked):
     bounded = mtl.linearize_features(trunk, heads, params, x, bound=True)
     with pytest.raises(ValueError, match="`bound` must be False"):
         grouped.update(bounded, grouped.init(params), params)
+
+
+def test_features_of_16_bits_have_a_gramian_of_32():
+    params, x, trunk, heads = network(2)
+
+    def half(params, x):
+        return jax.tree.map(lambda z: z.astype(jnp.bfloat16) if z.ndim else z, trunk(params, x))
+
+    with jax.numpy_dtype_promotion("strict"):
+        jacobian = mtl.linearize_features(
+            half,
+            lambda p, z, x: heads(p, jax.tree.map(lambda z: z.astype(jnp.float32) if z.ndim else z, z), x),
+            params,
+            x,
+        )
+        gramian = np.asarray(jacobian.gramian())
+    J, *_ = jacobian_of(lambda p, x: heads(p, {**half(p, x), "count": 2}, x), params, x)
+    assert not np.isin(gramian, np.asarray(jnp.asarray(gramian, jnp.bfloat16), np.float32)).all()
+    np.testing.assert_allclose(gramian, J @ J.T, atol=3e-3 * np.max(J @ J.T))
+
+
+def test_losses_are_those_of_the_network_where_features_are_infinite():
+    def trunk(params, x):
+        return jnp.where(x > 0, params * x, -jnp.inf)
+
+    def heads(params, features, x):
+        return {"a": jnp.sum(jax.nn.softmax(features) * x), "b": jnp.sum(jnp.exp(features))}
+
+    params, x = jnp.asarray(0.5), jnp.asarray([1.0, -1.0, 2.0])
+    jacobian = mtl.linearize_features(trunk, heads, params, x)
+    rows = jax.jacrev(lambda p: jnp.stack(jax.tree.leaves(heads(p, trunk(p, x), x))))(params)
+    wanted = heads(params, trunk(params, x), x)
+    jax.tree.map(lambda got, want: np.testing.assert_allclose(got, want, rtol=1e-6), jacobian.losses, wanted)
+    np.testing.assert_allclose(jacobian.rows(), rows, rtol=1e-5)
+
+
+def test_heads_are_traced_once_for_all_tasks():
+    params, x, trunk, heads = network(24)
+    calls = []
+
+    def counted(*args):
+        calls.append(None)
+        return heads(*args)
+
+    jax.eval_shape(lambda p, x: mtl.linearize_features(trunk, counted, p, x, bound=True).gramian(), params, x)
+    assert len(calls) < 6
+
+
+def test_one_pass_through_the_trunk_with_rows_too():
+    params, x, trunk, heads = network(6, width=64)
+    method = mtl.mgda()
+
+    def step(rows):
+        def update(params, x):
+            jacobian = mtl.linearize_features(trunk, heads, params, x, bound=True, rows=rows)
+            return method.update(jacobian, method.init(params), params)[0]
+
+        return flops(update, params, x)
+
+    assert step(2) == step(None)
+
+
+@pytest.mark.parametrize("features", [jnp.ones(2, int), jnp.ones(2, complex), {}])
+def test_features_that_cannot_be_differentiated(features, unchecked):
+    with pytest.raises(ValueError, match="`features_fn` must return trees"):
+        mtl.linearize_features(lambda p: features, lambda p, z: {"a": p, "b": p}, jnp.asarray(1.0))
