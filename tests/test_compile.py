@@ -66,6 +66,7 @@ def test_programs_of_several_updates_at_once_are_linear_too():
     assert (many - some) / 16 <= 1.08 * (some - few) / 8
 
 
+@pytest.mark.nightly
 def test_the_command_writes_every_row_and_the_page(tmp_path):
     page = tmp_path / "page.md"
     page.write_text("before\n<!-- compile -->\n<!-- /compile -->\nafter\n")

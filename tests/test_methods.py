@@ -244,6 +244,7 @@ def test_published_values(name, kwargs, G, wanted):
         np.testing.assert_allclose(update, wanted, atol=1.1e-6 if "regularization" in kwargs else 6e-8)
 
 
+@pytest.mark.nightly
 def test_identities_of_the_papers():
     """Identities from the papers: the bisector for two tasks, |d|^2 = K, |d - g0| = c |g0|."""
     G = stack("normal", 3, P)

@@ -50,7 +50,7 @@ def kernel(name):
     return dense(name) @ dense(name).T
 
 
-@pytest.mark.sample(2)
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("jitted", [False, True])
 @pytest.mark.parametrize("at_once", [1, 4])
 def test_exact_traces(at_once, jitted):
@@ -178,6 +178,7 @@ def jaxpi(params, inverse):
     return path
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize("scheme", ["grad_norm", "ntk"])
 def test_the_loops_of_jaxpi(scheme):
     """It refreshes its weights after a step, this library before it: the same after its first step."""

@@ -33,6 +33,7 @@ def promising(promise):
     return [name for name in EVERY if promise in ROWS[name].promises]
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("prop", [prop.name for prop in PROPERTIES])
 @pytest.mark.parametrize("name", EVERY)
 def test_promised_is_what_holds_on_the_pool(name, prop):
@@ -99,6 +100,7 @@ def permuted(name, G, losses, order):
     return np.abs(straight - turned).max() / max(np.linalg.norm(straight), 1e-30)
 
 
+@pytest.mark.sample(3)
 # In float32 a steep method amplifies rounding errors: the pool checks it where it does not.
 @pytest.mark.parametrize("name", [n for n in promising(PERMUTATION) if not (ROWS[n].randomized or n in STEEP)])
 @FEW

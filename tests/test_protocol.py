@@ -93,6 +93,7 @@ def compiled():
     return get
 
 
+@pytest.mark.sample(10)
 @pytest.mark.parametrize("name", ALL)
 def test_jit_equals_eager_and_compiles_once(name, compiled):
     tx, step = compiled(name)
@@ -141,6 +142,7 @@ def test_two_runs_at_once_under_vmap_scan_and_cond(name, compiled):
             np.testing.assert_allclose(together[i, j], flat(update), rtol=1e-3, atol=rounding)
 
 
+@pytest.mark.sample(6)
 @pytest.mark.parametrize("name", ALL)
 def test_under_the_flags_for_debugging(name, compiled):
     """JAX raises if an update or a state holds a NaN, even of an absent task, or a key is drawn from twice.
@@ -548,6 +550,7 @@ assert xla_bridge._backends  # so the check above can fail
     subprocess.run([sys.executable, "-c", program], check=True)
 
 
+@pytest.mark.sample(6)
 @pytest.mark.parametrize("name", ALL)
 def test_the_number_of_tasks_is_checked(name):
     """Losses, masks and wrappers made for another number of tasks than the stack has."""

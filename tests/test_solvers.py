@@ -461,6 +461,7 @@ def test_certificates_see_a_solver_that_stops_short(name):
     judge(np.asarray(whole.value, float))
 
 
+@pytest.mark.nightly
 def test_a_gramian_beyond_rounding_is_not_called_solved():
     M = np.array([[1, 2, 0.5], [2, 1, -2], [0.5, -2, 1]], "float32")
     present = np.ones(3, bool)
@@ -531,7 +532,7 @@ def test_permuting_the_tasks_permutes_the_weights(name, dtype):
         np.testing.assert_allclose(permuted, w[order], rtol=0, atol=apart * abs(w).max())
 
 
-@pytest.mark.sample(1)
+@pytest.mark.nightly
 @pytest.mark.parametrize("exponent", [-60, -17, 1, 60])
 def test_powers_of_two_change_nothing_but_the_scale(exponent, dtype):
     """For integers, with Gramians that stay normal in float32 from 4^-60 to 4^60."""
@@ -690,6 +691,7 @@ def test_products_are_judged_by_their_own_rows(dtype):
         assert cosines_with_d.min() >= -8 * np.finfo(dtype).eps
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize(("K", "P"), [(3, 3), (5, 50)])
 def test_the_cone_has_a_direction_for_quiet_rows_as_for_loud_ones(K, P):
     """The existence of a direction for all depends only on signs, in float32 too for rows a million times apart."""

@@ -102,6 +102,7 @@ def test_runs_of_a_method_that_draws_are_independent():
         assert len(np.unique(path[-1], axis=0)) == different
 
 
+@pytest.mark.nightly
 def test_every_method_runs_or_says_why_not(unchecked):
     reasons = {name: toy.obstacle(method) for name, method in toy.contenders().items()}
     assert set(reasons) >= {row.name for row in METHODS} | {"fs_mtl", "samo"}

@@ -62,6 +62,7 @@ def test_smoothed_starts_at_given_weights():
     np.testing.assert_allclose(state.weights, 0.9 * np.asarray(INIT) + 0.1 / 3, rtol=1e-6)
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("init", [[1.0, 1.0], dict.fromkeys("abc", 1.0)], ids=["length", "names"])
 def test_the_first_averages_belong_to_the_tasks(init):
     tx = mtl.smoothed(mtl.imtl_g(), K, init=init)
@@ -69,6 +70,7 @@ def test_the_first_averages_belong_to_the_tasks(init):
         tx.update(tree(jnp.asarray(G[0])), tx.init(zeros()), losses=jnp.ones(K))
 
 
+@pytest.mark.nightly
 def test_weights_averaged_when_they_are_computed_or_in_every_step():
     raw, first, wanted = weights_of(mtl.imtl_g()), np.asarray(INIT), []
     for t in range(6):
@@ -318,6 +320,7 @@ def test_gram_over_skips_a_step_that_is_broken_anywhere(column):
     )
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("method", [lambda: mtl.imtl_g(), lambda: mtl.gradvac(num_tasks=K, beta=0.5, order="fixed")])
 def test_grouped_is_one_method_for_each_group(method):
     """The same as `partition` with one copy per group."""
@@ -483,6 +486,7 @@ def test_dropgrad_of_nothing_and_of_broken_and_absent_rows(kind):
     np.testing.assert_array_equal(flat(passed)[::2], flat(plain)[::2])
 
 
+@pytest.mark.nightly
 def test_dropgrad_in_a_chain_under_jit_vmap_donation_and_bfloat16():
     tx = optax.chain(mtl.dropgrad(key=jax.random.key(3)), mtl.sum())
     first, second = walk(tx)[0], walk(tx)[0]
