@@ -25,7 +25,7 @@ from rich.progress import track
 from rich.table import Table
 
 from benchmarks.solvers import machine
-from mtlgrad_jax.registry import METHODS
+from mtlgrad_jax.registry import METHODS, ROWS
 from mtlgrad_jax.registry import make as make_row
 
 ADAM, PLAIN = "adam alone", "plain step"
@@ -64,7 +64,7 @@ def programs(names: list[str], num_tasks: int, params: dict[str, jax.Array]) -> 
         return call
 
     def of_method(name: str) -> Callable[[], Any]:
-        tx = make_row(next(row for row in METHODS if row.name == name), num_tasks)
+        tx = make_row(ROWS[name], num_tasks)
 
         def step(stack: Any, carry: Any) -> Any:
             return tx.update(stack, carry[1], losses=losses)
