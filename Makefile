@@ -6,7 +6,7 @@ INSTALLED := $(VENV)/.installed
 ARGS ?=
 SIDE_BY_SIDE := -n 2 --dist loadfile --ignore tests/peers
 
-.PHONY: demo toy pareto burgers fs_mtl test nightly sharded tables peers stress soak bench cost coordinates device compile lint clean
+.PHONY: demo toy pareto burgers fs_mtl test nightly sharded tables peers stress soak bench cost coordinates device compile notebooks lint clean
 
 demo: $(INSTALLED)  ## train a two-task network on MultiMNIST and compare methods
 	$(BIN)/python -m benchmarks.multimnist $(ARGS)
@@ -33,6 +33,16 @@ sharded: $(INSTALLED)  ## on eight virtual devices
 
 peers: $(VENV)/.peers  ## the methods beside TorchJD and the formulas of others
 	$(BIN)/python -m pytest tests/peers $(ARGS)
+
+notebooks: $(VENV)/.notebooks  ## run every notebook at a small size, and compare it with its .py file
+	for name in $(basename $(wildcard notebooks/*.ipynb)); do \
+	  $(BIN)/jupytext --quiet --to py:percent --output - $$name.ipynb | diff - $$name.py || exit 1; \
+	done
+	MTLGRAD_SMOKE=1 $(BIN)/python -m pytest -n 2 --nbmake --nbmake-timeout=300 --durations=0 notebooks/*.ipynb $(ARGS)
+
+notebooks/%.ipynb: notebooks/%.py $(VENV)/.notebooks  ## run a notebook at full size and store what it shows
+	$(BIN)/jupytext --quiet --update --to ipynb $<
+	$(BIN)/jupyter nbconvert --to notebook --inplace --execute --ExecutePreprocessor.record_timing=False $@
 
 stress: $(INSTALLED)  ## every solver on very many Gramians, each judged by an optimality certificate
 	$(BIN)/python tests/stress.py $(ARGS)
@@ -74,6 +84,10 @@ $(INSTALLED): pyproject.toml
 
 $(VENV)/.peers: $(INSTALLED)
 	$(BIN)/python -m pip install --quiet --editable ".[peers]"
+	touch $@
+
+$(VENV)/.notebooks: $(INSTALLED)
+	$(BIN)/python -m pip install --quiet --editable ".[notebooks]"
 	touch $@
 
 $(DATA)/mnist:
