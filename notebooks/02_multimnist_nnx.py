@@ -203,10 +203,10 @@ plt.show()
 # ## What was seen
 #
 # - Every shared network is a little less accurate than a network for each task: $\Delta_m$ is above zero, by less than
-#   one percent. It has half the parameters and does half the work in use.
+#   one percent. It has about half their parameters and needs about half the time in use.
 # - `pcgrad`, `cagrad` and `upgrad` do as well as the sum: the differences are within the spread over seeds.
-# - `nash_mtl` is better than the sum here, but with three seeds, one learning rate and one network, do not call it the
-#   better method. A larger learning rate for the sum is a fair competitor, too.
+# - `nash_mtl` is better than the sum here, in each of the three seeds. With so few seeds and one learning rate for all
+#   methods, this does not make it the better method in general.
 #
 # For your own comparison: the same starts and batches for every method, several seeds, the spread beside the mean, and
 # the same effort in tuning for each, the sum included.
