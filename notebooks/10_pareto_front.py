@@ -167,6 +167,6 @@ for name, losses in fronts.items():
 # of the weighted sum along it. The other three spread over the front. They do not need a second program or a second
 # run, only another method in the same call.
 #
-# Which front your losses have is seldom known. If models for many weights crowd at its ends, try `tchebycheff`, `epo`.
-# The documentation has a [table](https://github.com/mtlgrad/mtlgrad_jax/blob/main/docs/pareto.md) of all methods that
-# take a preference, and what each means by it.
+# Which front your losses have is seldom known. If models for many weights crowd at its ends, try `tchebycheff` or
+# `epo`. The documentation has a [table](https://github.com/mtlgrad/mtlgrad_jax/blob/main/docs/pareto.md) of all methods
+# that take a preference, and what each means by it.
