@@ -1,6 +1,6 @@
 """Algebra of stacked pytrees: all sums over the P parameters are in this file.
 
-A stack is a pytree whose leaves have the shape (K, *parameter shape): row i is the gradient of task i. Gramians are
+A stack is a pytree whose leaves have the shape `(K, *parameter shape)`: row i is the gradient of task i. Gramians are
 accumulated leaf by leaf, never from a concatenated copy, in float32 at the highest matmul precision (float64 under
 x64), whatever the gradients' dtype. Leaves that are not floating (integer parameters) count as zero gradients.
 """
@@ -36,7 +36,7 @@ def num_tasks(task_grads: PyTree, params: PyTree | None = None, *, name: str = "
 
     Args:
       task_grads: the stack.
-      params: if given, every leaf must have the shape (K, *parameter shape).
+      params: if given, every leaf must have the shape `(K, *parameter shape)`.
       name: name of the stack in error messages.
 
     Raises:

@@ -43,7 +43,7 @@ class Method(optax.GradientTransformationExtraArgs):
       init: `init(params) -> state`; params are not stacked. JAX must be able to trace it, since every update compares
         its state's shapes with those of `init`.
       update: `update(task_grads, state, params=None, **extra_args) -> (gradient, state)`; `task_grads` is a stack,
-        leaves (K, *parameter shape), or a TaskJacobian.
+        leaves `(K, *parameter shape)`, or a TaskJacobian.
       weigh: `weigh(gramian, state, **extra_args) -> (weights, state)`, or None if the gradient is not a weighted sum
         of the task gradients. `gramian` may be a function that returns it, called only if the Gramian is needed.
       arguments: what `update` and `weigh` look at besides the gradients.

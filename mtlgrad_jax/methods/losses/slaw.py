@@ -37,13 +37,13 @@ def slaw(num_tasks: int, beta: Number = 0.99) -> Method:
     all losses so far, then, after 1/(1 - beta) steps, exponential averages (the official code rounds that number). The
     weights include the loss of the same step. A task in its first step has weight 1; the others share the rest. A
     deviation is floored at the dtype's eps times the loss's root mean square: a loss that never changes takes almost
-    all the weight, as in the official code, and several such losses have weights proportional to 1/|l|. A loss that has
+    all the weight, as in the official code, and several such have weights proportional to `1/|l|`. A loss that has
     always been zero has weight 0.
 
     Args:
       num_tasks: K.
       beta: decay :math:`\beta` of the averages, in [0, 1]; 1 averages over all steps. With 0 all deviations are zero,
-        so weights are proportional to 1/|l|.
+        so weights are proportional to `1/|l|`.
 
     Example:
       >>> import jax.numpy as jnp, mtlgrad_jax as mtl

@@ -1,0 +1,73 @@
+"""Settings of the documentation site: `make docs`."""
+
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+from docutils import nodes
+from docutils.utils.math.latex2mathml import tex2mathml
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+import pages
+
+import mtlgrad_jax
+from mtlgrad_jax.registry import ROWS
+
+project = "mtlgrad_jax"
+author = "The mtlgrad_jax developers"
+version = release = mtlgrad_jax.__version__
+extensions = ["sphinx.ext.autodoc", "sphinx.ext.napoleon", "myst_nb"]
+exclude_patterns = ["_build"]
+suppress_warnings = ["toc.empty_glob"]  # no notebooks: the site builds without them
+
+html_theme = "furo"
+html_math_renderer = "mathml"
+html_title = "mtlgrad_jax"
+html_static_path = ["static"]
+html_css_files = ["site.css"]
+html_show_sphinx = False
+html_show_copyright = False
+html_copy_source = False
+
+myst_heading_anchors = 3
+nb_execution_mode = "off"
+smartquotes = False
+default_role = "py:obj"  # single backticks in docstrings: a link if there is such a name, else code
+autodoc_member_order = "bysource"
+autodoc_default_options = {"no-value": True}
+autodoc_typehints_format = "short"
+maximum_signature_line_length = 88
+napoleon_use_rtype = False
+python_use_unqualified_type_names = True
+
+
+def tidy(app: Any, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
+    """Leave out the notes that the registry adds to a docstring, as its page has a table, and protect K. from lists."""
+    if name.removeprefix("mtlgrad_jax.") in ROWS and "Notes:" in lines:
+        del lines[lines.index("Notes:") :]
+    lines[:] = [re.sub(r"^(\s*num_tasks: )K\.$", r"\1K, the number of tasks.", line) for line in lines]
+
+
+def short_types(app: Any, what: str, name: str, obj: Any, options: Any, signature: str, returns: str) -> Any:
+    """Write the types of arrays as the code does."""
+    return tuple(part and part.replace("jaxlib._jax.Array", "Array") for part in (signature, returns))
+
+
+def mathml(writer: Any, node: Any) -> None:
+    """Write a formula as MathML, which browsers show without a script."""
+    tex = re.sub(r"\\(big|Big)(?![a-z])", r"\\\1l", node.astext())  # docutils knows big delimiters as \bigl only
+    tex = re.sub(r"\}\s+\{", "}{", tex).replace(r"\dots", r"\ldots").replace(r"\iff", r"\Leftrightarrow")
+    block = node.tagname == "math_block"
+    formula = tex2mathml(tex, as_block=block)
+    writer.body.append(f'<div class="math">{formula}</div>' if block else formula)
+    raise nodes.SkipNode
+
+
+def setup(app: Any) -> None:
+    """Write the generated pages before Sphinx looks for documents."""
+    pages.write()
+    app.connect("autodoc-process-docstring", tidy, priority=400)  # before napoleon
+    app.connect("autodoc-process-signature", short_types)
+    app.add_html_math_renderer("mathml", (mathml, None), (mathml, None))
