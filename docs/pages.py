@@ -64,6 +64,7 @@ SECTIONS = {
     "_core": ("Writing a method", "The one kind of object, two ways to make one, and what its state says."),
     "solvers._solution": ("Writing a method", ""),
     "diagnostics": ("Metrics", "What `with_metrics` recorded."),
+    "registry": ("Papers", "What to cite."),
 }
 """Title and first line of an API page, by where its names are defined."""
 
@@ -118,7 +119,11 @@ def method_page(row: Row) -> str:
     parts = [f"# {row.name}", directive("autofunction", row.name), "## Facts", linked(markdown_table(("", ""), facts))]
     broken = counterexamples().get(row.name)
     if broken:
-        parts += ["## What does not hold", "Counterexamples, as explained in [properties](../../properties.md):", broken]
+        parts += [
+            "## What does not hold",
+            "Counterexamples, as explained in [properties](../../properties.md):",
+            broken,
+        ]
     return "\n\n".join(parts)
 
 
@@ -157,7 +162,7 @@ def api_pages() -> dict[str, str]:
     """Return the pages of the API reference: every public name once, and an index of all."""
     names = public_names()
     by_title: dict[str, list[str]] = {}
-    intros = {title: intro for title, intro in reversed(SECTIONS.values())}
+    intros = dict(reversed(SECTIONS.values()))
     for name in names:
         if name not in ROWS:
             by_title.setdefault(section(name), []).append(name)
@@ -177,8 +182,8 @@ def api_index(found: list[str]) -> str:
             "# API reference",
             "`import mtlgrad_jax as mtl`. Each method and each wrapper has a page of its own: "
             + ", ".join(kinds)
-            + ". Everything else is here.",
-            toctree(Path(page).stem if page.count(".") == 1 else Path(page).name.removesuffix(".md") for page in found),
+            + ". Everything else is here:",
+            toctree((Path(page).name.removesuffix(".md") for page in found), ":maxdepth: 2"),
         ]
     )
 
@@ -225,9 +230,9 @@ def markdown_table(titles: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> 
     return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
 
 
-def toctree(documents: Iterable[str]) -> str:
-    """Return a hidden table of contents."""
-    return "\n".join(["```{toctree}", ":hidden:", "", *documents, "```"])
+def toctree(documents: Iterable[str], option: str = ":hidden:") -> str:
+    """Return a table of contents."""
+    return "\n".join(["```{toctree}", option, "", *documents, "```"])
 
 
 def slug(title: str) -> str:
@@ -235,13 +240,19 @@ def slug(title: str) -> str:
     return title.lower().replace(" ", "-")
 
 
+def notebook_pages() -> dict[str, str]:
+    """Return the notebooks, with links that fit their new place, and an index of them; empty if there are none."""
+    folder = ROOT / "notebooks"
+    readme = folder / "README.md"
+    found = {path.name: path.read_text() for path in sorted(folder.glob("*.ipynb"))}
+    title = readme.read_text() if readme.exists() else "# Notebooks\n"
+    found["index.md"] = "\n\n".join([title, *([toctree(Path(name).stem for name in found)] if found else [])])
+    return {f"notebooks/{name}": text.replace("](../docs/", "](../../") for name, text in found.items()}
+
+
 def write() -> None:
-    """Write all generated pages, and copy the notebooks with links that fit their new place."""
+    """Write all generated pages."""
     shutil.rmtree(GENERATED, ignore_errors=True)
-    for path, text in pages().items():
+    for path, text in (pages() | notebook_pages()).items():
         (GENERATED / path).parent.mkdir(parents=True, exist_ok=True)
         (GENERATED / path).write_text(text + "\n")
-    for notebook in sorted((ROOT / "notebooks").glob("*.ipynb")):
-        copy = GENERATED / "notebooks" / notebook.name
-        copy.parent.mkdir(exist_ok=True)
-        copy.write_text(notebook.read_text().replace("](../docs/", "](../../"))

@@ -42,9 +42,9 @@ class Solution(NamedTuple):
     """A solver's answer and its accuracy."""
 
     value: Float[Array, " K"]
-    residual: Float[Array, ""]  # scale-free residual of the optimality conditions
-    steps: Int[Array, ""]  # factorisations of a K×K matrix
-    result: Int[Array, ""]  # a key of RESULTS
+    residual: Float[Array, ""]  #: scale-free residual of the optimality conditions
+    steps: Int[Array, ""]  #: factorisations of a K×K matrix
+    result: Int[Array, ""]  #: a key of RESULTS
 
 
 def solution(value: Array, residual: Array, steps: Array | int, stopped_short: Array | bool) -> Solution:

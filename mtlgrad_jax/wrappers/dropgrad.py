@@ -31,8 +31,8 @@ def dropgrad(
 ) -> optax.GradientTransformationExtraArgs:
     r"""Multiply every coordinate of every task's gradient by noise of mean one, before a method combines them.
 
-    .. math:: g'_{ij} = g_{ij} z_{ij}, \qquad z_{ij} \sim \mathcal N\big(1, \tfrac{p}{1 - p}\big) \quad \text{or} \quad
-              z_{ij} \sim \tfrac{1}{1 - p} \operatorname{Bernoulli}(1 - p)
+    .. math:: g'_{ij} = g_{ij} z_{ij}, \qquad z_{ij} \sim \mathcal N\bigl(1, \tfrac{p}{1 - p}\bigr) \quad \text{or}
+              \quad z_{ij} \sim \tfrac{1}{1 - p} \operatorname{Bernoulli}(1 - p)
 
     Both have variance p / (1 - p). The task axis stays; chain a method after it. The gradient of an absent task, or one
     with a NaN or inf, is passed on unchanged.

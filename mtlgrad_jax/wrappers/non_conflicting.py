@@ -17,7 +17,7 @@ from mtlgrad_jax.solvers import project_weights
 def non_conflicting(method: Method) -> Method:
     r"""Replace a method's direction by the nearest one along which no task ascends.
 
-    .. math:: d = \arg\min_{G d \ge 0} \Big\| d - \sum_i w_i g_i \Big\|
+    .. math:: d = \arg\min_{G d \ge 0} \Bigl\| d - \sum_i w_i g_i \Bigr\|
 
     A direction without conflict stays unchanged. At Pareto-stationary points the only such direction may be zero.
     Around `mean`, this is `dualproj`.

@@ -41,7 +41,7 @@ def conflict_free_momentum(
     r"""Follow ConFIG's direction of the tasks' momenta, scaled coordinate by coordinate as in Adam.
 
     .. math:: m_i \leftarrow \beta_1 m_i + (1 - \beta_1) g_i, \qquad
-              d = \operatorname{ConFIG}(\hat m_1, \dots, \hat m_K), \qquad
+              d = \operatorname{ConFIG}(\hat m_1, \ldots, \hat m_K), \qquad
               v \leftarrow \beta_2 v + (1 - \beta_2) \tilde g^2, \qquad u = d / (\sqrt{\hat v} + \epsilon)
     .. math:: \tilde g_t = \frac{\tilde m_t - \beta_1 \tilde m_{t-1}}{1 - \beta_1}, \qquad
               \tilde m_t = (1 - \beta_1^t) \, d_t

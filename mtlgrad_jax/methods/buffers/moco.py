@@ -40,7 +40,7 @@ def moco(
     r"""Learn the weights of the min-norm point from running averages of the gradients, so that noise biases them less.
 
     .. math:: y_i \leftarrow y_i - \beta (y_i - g_i), \qquad
-              w \leftarrow \Pi_\Delta \big( w - \gamma (Y Y^\top w + \rho w) \big), \qquad d = \sum_i w_i y_i
+              w \leftarrow \Pi_\Delta \bigl( w - \gamma (Y Y^\top w + \rho w) \bigr), \qquad d = \sum_i w_i y_i
 
     A step uses the new averages, which start at zero without bias correction, and the new weights. Weights of absent
     tasks do not change; those present share the rest of the total of 1.

@@ -29,8 +29,8 @@ def graddrop(leak: PyTree = 0.0, key: Seed = 0) -> Method:
     r"""In every coordinate, keep the gradients of one sign, drawn with the probability of that sign's share.
 
     .. math:: p_j = \frac{\sum_i \max(g_{ij}, 0)}{\sum_i |g_{ij}|}, \qquad
-              d_j = \sum_i \big( \lambda_i + (1 - \lambda_i) \, m_{ij} \big) g_{ij}, \qquad
-              m_{ij} = [\, u_j < p_j \iff g_{ij} > 0 \,]
+              d_j = \sum_i \bigl( \lambda_i + (1 - \lambda_i) \, m_{ij} \bigr) g_{ij}, \qquad
+              m_{ij} = [\, u_j < p_j \Leftrightarrow g_{ij} > 0 \,]
 
     with one uniform draw :math:`u_j` for all tasks. Where gradients agree in sign, d is their sum; where all are zero,
     zero. If the leak is the same for all tasks, the expectation of d is the plain sum.

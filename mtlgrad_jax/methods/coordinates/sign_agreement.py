@@ -18,7 +18,7 @@ from mtlgrad_jax._core.weights import Present
 def sign_agreement(threshold: Number = 1.0, rescale: bool = False) -> Method:
     r"""Keep the mean gradient in the coordinates in which the tasks' signs agree, and nothing elsewhere.
 
-    .. math:: d_j = \bar g_j \, \Big[ \, \Big| \frac1K \sum_i \operatorname{sign} g_{ij} \Big| \ge \tau \Big]
+    .. math:: d_j = \bar g_j \, \Bigl[ \, \Bigl| \frac1K \sum_i \operatorname{sign} g_{ij} \Bigr| \ge \tau \Bigr]
 
     Zeros have sign 0. With :math:`\tau` = 1 all gradients must be nonzero and of one sign, so no task ascends in any
     coordinate; with tasks that each have parameters of their own, such parameters never move.

@@ -17,7 +17,7 @@ from mtlgrad_jax.solvers import inverse_sqrt, normalized
 def avgnorm(scale: Literal["sum_norm", "mean_norm", "one"] = "sum_norm") -> Method:
     r"""Give every gradient the length of their sum.
 
-    .. math:: d = S \sum_i \frac{g_i}{\|g_i\|}, \qquad S = \Big\| \sum_j g_j \Big\|
+    .. math:: d = S \sum_i \frac{g_i}{\|g_i\|}, \qquad S = \Bigl\| \sum_j g_j \Bigr\|
 
     Tasks with zero gradient take no part.
 

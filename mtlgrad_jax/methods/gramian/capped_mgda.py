@@ -15,7 +15,7 @@ from mtlgrad_jax.solvers import capped_min_norm
 def capped_mgda(cap: Number) -> Method:
     r"""Follow the min-norm point of the gradients' convex hull in which no weight exceeds a cap.
 
-    .. math:: w = \arg\min_w \Big\| \sum_i w_i g_i \Big\|^2 \quad \text{s.t.} \quad
+    .. math:: w = \arg\min_w \Bigl\| \sum_i w_i g_i \Bigr\|^2 \quad \text{s.t.} \quad
               0 \le w_i \le c, \quad \sum_i w_i = 1
 
     Args:

@@ -20,7 +20,7 @@ Length = Literal["projection", "min", "max", "harmonic", "arithmetic", "geometri
 def conflict_free(length: Length = "projection", weights: PyTree = None) -> Method:
     r"""Follow the direction that has the same cosine with every task.
 
-    .. math:: u = \frac{U^+ p}{\|U^+ p\|}, \qquad d = \Big( \sum_i \langle g_i, u \rangle \Big) u
+    .. math:: u = \frac{U^+ p}{\|U^+ p\|}, \qquad d = \Bigl( \sum_i \langle g_i, u \rangle \Bigr) u
 
     with the unit gradients as rows of :math:`U`. If :math:`U^\top p` is zero up to rounding (for two tasks in float32:
     within 2e-3 of opposite), d is zero. If the gradients are linearly independent, all tasks descend at the same rate.

@@ -16,7 +16,7 @@ from mtlgrad_jax.solvers import project_weights
 def dualproj(preference: PyTree = None, regularization: Number = 0.0) -> Method:
     r"""Project the preferred mean onto the cone of directions that conflict with no task.
 
-    .. math:: d = \arg\min_{G d \ge 0} \Big\| d - \sum_i p_i g_i \Big\|
+    .. math:: d = \arg\min_{G d \ge 0} \Bigl\| d - \sum_i p_i g_i \Bigr\|
 
     No task ascends, up to rounding of the terms that sum to d.
 

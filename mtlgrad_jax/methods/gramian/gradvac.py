@@ -37,8 +37,8 @@ def gradvac(
 ) -> Method:
     r"""Turn every gradient, one after the other, towards those to which it is less similar than on average.
 
-    .. math:: \hat g_i \leftarrow \hat g_i + \frac{\|\hat g_i\| \big(\hat\phi_{ij} \sqrt{1 - \phi^2} - \phi
-              \sqrt{1 - \hat\phi_{ij}^2}\big)}{\|g_j\| \sqrt{1 - \hat\phi_{ij}^2}} \, g_j
+    .. math:: \hat g_i \leftarrow \hat g_i + \frac{\|\hat g_i\| \bigl(\hat\phi_{ij} \sqrt{1 - \phi^2} - \phi
+              \sqrt{1 - \hat\phi_{ij}^2}\bigr)}{\|g_j\| \sqrt{1 - \hat\phi_{ij}^2}} \, g_j
               \quad \text{where} \quad \phi = \cos(\hat g_i, g_j) < \hat\phi_{ij}, \qquad d = \sum_i \hat g_i
 
     followed by :math:`\hat\phi_{ij} \leftarrow (1 - \beta) \hat\phi_{ij} + \beta \phi`. Targets begin at 0, where this

@@ -18,7 +18,7 @@ from mtlgrad_jax.solvers import max_min_direction, min_norm, normalized
 def imgrad(c: Number = 0.8, rescale: Rescale = "none") -> Method:
     r"""Turn the mean gradient towards the worst-off task, the more so the less it agrees with the min-norm point.
 
-    .. math:: w = \arg\min_w \Big( \tfrac{3}{2} - \phi \Big) \langle g_w, g_0 \rangle + \phi \, c \, \|g_0\| \|g_w\|,
+    .. math:: w = \arg\min_w \Bigl( \tfrac{3}{2} - \phi \Bigr) \langle g_w, g_0 \rangle + \phi \, c \, \|g_0\| \|g_w\|,
               \qquad d = g_0 + c \, \|g_0\| \frac{g_w}{\|g_w\|}, \qquad \phi = \cos(g_0, g_{mn})
 
     with w on the simplex, :math:`g_w = \sum_i w_i g_i`, :math:`g_0` the mean gradient and :math:`g_{mn}` the min-norm

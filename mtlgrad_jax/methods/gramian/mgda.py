@@ -21,7 +21,7 @@ def mgda(
 ) -> Method:
     r"""Follow the min-norm point of the gradients' convex hull, along which every task descends unless it is zero.
 
-    .. math:: w = \arg\min_{w \ge 0, \, 1^T w = 1} \Big\| \sum_i w_i g_i / s_i \Big\|^2
+    .. math:: w = \arg\min_{w \ge 0, \, 1^T w = 1} \Bigl\| \sum_i w_i g_i / s_i \Bigr\|^2
 
     With a normalisation, the guarantee holds for the normalised combination; with "raw", a task may ascend.
 

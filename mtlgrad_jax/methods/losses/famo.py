@@ -33,7 +33,7 @@ def famo(num_tasks: int, learning_rate: Number = 0.025, gamma: Number = 1e-3, mi
     r"""Learn weights with which all log-losses fall at the same rate, from the losses alone.
 
     .. math:: w_i = c \, \frac{z_i}{l_i - b_i}, \quad \sum_i w_i = 1, \quad z = \operatorname{softmax}(\xi), \qquad
-              \xi \leftarrow \operatorname{Adam}\big(\xi,\; J_z^T \delta + \gamma \xi\big), \quad
+              \xi \leftarrow \operatorname{Adam}\bigl(\xi,\; J_z^T \delta + \gamma \xi\bigr), \quad
               \delta_i = \log \frac{l_i - b_i}{l_i' - b_i}
 
     with the Jacobian :math:`J_z` of the softmax and the losses :math:`l'` after the step, on the same batch. A step

@@ -15,7 +15,7 @@ from mtlgrad_jax._core.weights import Present
 def gls() -> Method:
     r"""Descend on the geometric mean of the losses, in which all losses count relative to their size.
 
-    .. math:: \min_\theta \Big( \prod_i l_i \Big)^{1/K}, \qquad w_i = \frac{1}{K l_i} \Big( \prod_j l_j \Big)^{1/K}
+    .. math:: \min_\theta \Bigl( \prod_i l_i \Bigr)^{1/K}, \qquad w_i = \frac{1}{K l_i} \Bigl( \prod_j l_j \Bigr)^{1/K}
 
     Losses must be positive.
 

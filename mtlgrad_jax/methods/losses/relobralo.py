@@ -36,9 +36,9 @@ def relobralo(
 ) -> Method:
     r"""Give the largest weights to the losses that have fallen least, since the last step and, at times, the first.
 
-    .. math:: b_i(t, t') = K \frac{\exp \big( l_i(t) / (T \, l_i(t')) \big)}
-                                  {\sum_j \exp \big( l_j(t) / (T \, l_j(t')) \big)}, \qquad
-              w_i(t) = \alpha \big( \rho_t \, w_i(t-1) + (1 - \rho_t) \, b_i(t, 0) \big) + (1 - \alpha) \, b_i(t, t-1)
+    .. math:: b_i(t, t') = K \frac{\exp \bigl( l_i(t) / (T \, l_i(t')) \bigr)}
+                                  {\sum_j \exp \bigl( l_j(t) / (T \, l_j(t')) \bigr)}, \qquad
+              w_i(t) = \alpha \bigl( \rho_t \, w_i(t-1) + (1 - \rho_t) \, b_i(t, 0) \bigr) + (1 - \alpha) \, b_i(t, t-1)
 
     with :math:`\rho_t` drawn in every step, the same for all tasks: 1 with probability `rho`, else 0, a look-back that
     forgets the weights so far. A task has weight 1 in its first step, and :math:`\alpha = 0` in its second. The weights

@@ -30,7 +30,7 @@ def slaw(num_tasks: int, beta: Number = 0.99) -> Method:
     r"""Weight every loss by its inverse standard deviation over the steps, an estimate of its inverse gradient norm.
 
     .. math:: m_i \leftarrow m_i + a_k (l_i - m_i), \qquad
-              s_i^2 \leftarrow (1 - a_k) \big( s_i^2 + a_k (l_i - m_i)^2 \big), \qquad
+              s_i^2 \leftarrow (1 - a_k) \bigl( s_i^2 + a_k (l_i - m_i)^2 \bigr), \qquad
               w_i = K \frac{1 / s_i}{\sum_j 1 / s_j}
 
     with the old mean in the second formula and :math:`a_k = \max(1/k, 1 - \beta)` in a task's k-th step: averages over

@@ -16,8 +16,8 @@ from mtlgrad_jax._core.weights import Present, of_tasks, uniform
 def stch(mu: Number, weights: PyTree = None, ideal: PyTree = None) -> Method:
     r"""Descend on a smooth maximum of the weighted losses, which reaches concave parts of a Pareto front too.
 
-    .. math:: \min_\theta \mu \log \sum_i \exp\big(\lambda_i (l_i - z_i) / \mu\big), \qquad
-              w_i = \lambda_i \operatorname{softmax}\big(\lambda (l - z) / \mu\big)_i
+    .. math:: \min_\theta \mu \log \sum_i \exp\bigl(\lambda_i (l_i - z_i) / \mu\bigr), \qquad
+              w_i = \lambda_i \operatorname{softmax}\bigl(\lambda (l - z) / \mu\bigr)_i
 
     A small :math:`\mu` approaches `tchebycheff`, a large one linear scalarization.
 

@@ -28,9 +28,9 @@ def stch_mtl(num_tasks: int, warmup_steps: int, nadir_steps: int, mu: Number = 1
     r"""Descend on log-losses at first, then on a smooth maximum of the losses relative to a nadir point.
 
     .. math:: \min_\theta \sum_i \log l_i, \quad \text{then} \quad
-              \min_\theta K \mu \log \sum_i \exp\big(\log(l_i / \bar l_i) / \mu\big), \qquad
+              \min_\theta K \mu \log \sum_i \exp\bigl(\log(l_i / \bar l_i) / \mu\bigr), \qquad
               w_i = \frac1{l_i} \quad \text{and} \quad
-              w_i = \frac{K}{l_i} \operatorname{softmax}\big(\log(l / \bar l) / \mu\big)_i
+              w_i = \frac{K}{l_i} \operatorname{softmax}\bigl(\log(l / \bar l) / \mu\bigr)_i
 
     The nadir point :math:`\bar l` is the mean of each loss over the steps between warm-up and second phase, in which
     the first objective still counts. With :math:`\mu = 1`, the weights of the second phase are proportional to

@@ -18,7 +18,7 @@ def emtl(strength: Number) -> Method:
     r"""Equalise the tasks' relative contributions, loss over gradient norm. A reconstruction, not the authors' method.
 
     .. math:: \min_\theta \sum_i l_i + \lambda \operatorname{Var}_i(r_i), \quad r_i = \frac{l_i}{\|g_i\|}, \qquad
-              w_i = \max\!\Big(1 + \frac{2 \lambda}{K} \frac{r_i - \bar r}{\|g_i\|}, \, 0\Big)
+              w_i = \max\!\Bigl(1 + \frac{2 \lambda}{K} \frac{r_i - \bar r}{\|g_i\|}, \, 0\Bigr)
 
     with the norms held constant. Losses must be positive; a step with a loss <= 0 is skipped and counted. Tasks with
     zero gradient take no part: they have weight 1 and do not count in K. The weights cannot all be zero: that of the

@@ -29,7 +29,7 @@ class GradNormState(NamedTuple):
 def gradnorm(num_tasks: int, alpha: Number = 1.5, learning_rate: Number = 0.025) -> Method:
     r"""Learn weights with which all tasks train at similar rates.
 
-    .. math:: \min_w \sum_i \Big| w_i \|g_i\| - \bar G \, r_i^\alpha \Big|, \qquad
+    .. math:: \min_w \sum_i \Bigl| w_i \|g_i\| - \bar G \, r_i^\alpha \Bigr|, \qquad
               r_i = \frac{l_i / l_i^{(0)}}{\operatorname{mean}_j l_j / l_j^{(0)}}
 
     with :math:`\bar G` the mean of :math:`w_i \|g_i\|`, held constant. The weights take one Adam step (as in the paper)

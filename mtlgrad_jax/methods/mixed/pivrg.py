@@ -20,7 +20,7 @@ def pivrg(scores: PyTree = None, bound: Number = 2.0, min_temperature: Number = 
     r"""Share the decrease of the losses fairly, with priority for tasks far behind their single-task baselines.
 
     .. math:: d = \sum_i w_i g_i, \qquad \langle g_i, d \rangle = \sqrt{p_i / w_i}, \quad w_i > 0, \qquad
-              p = K \operatorname{softmax}(s / T), \qquad T = \max\Big(\frac{\max s - \min s}{\log b}, T_0\Big)
+              p = K \operatorname{softmax}(s / T), \qquad T = \max\Bigl(\frac{\max s - \min s}{\log b}, T_0\Bigr)
 
     With equal scores this is `fairgrad` at alpha = 2. Scores are measured from time to time, in the official code after
     every epoch: the mean relative drop of a task's metrics against a model trained on that task alone, in percent,

@@ -31,7 +31,7 @@ class PMTLState(NamedTuple):
 def pmtl(preferences: Sequence[PyTree] | np.ndarray | Array, index: int | Array, initial_steps: int = 0) -> Method:
     r"""Find a Pareto-optimal point in one of several sectors of the losses, that of a reference vector.
 
-    .. math:: w = B^T \arg\min_{v \in \Delta} \big\| G^T B^T v \big\|, \qquad
+    .. math:: w = B^T \arg\min_{v \in \Delta} \bigl\| G^T B^T v \bigr\|, \qquad
               B = \begin{pmatrix} I \\ (u_j - u_k)^T, \; j \in J \end{pmatrix}, \qquad
               J = \{ j : \langle u_j - u_k, l \rangle > 0 \}
 

@@ -63,7 +63,7 @@ def fs_mtl(
     r"""Make any method sharpness-aware: aggregate loss and flatness gradients separately, then add the results.
 
     .. math:: g_i^{flat} = \nabla l_i(\theta + e_i) - g_i, \qquad
-              d = \operatorname{Agg}(g_1, \dots, g_K) + \operatorname{Agg}(g_1^{flat}, \dots, g_K^{flat})
+              d = \operatorname{Agg}(g_1, \ldots, g_K) + \operatorname{Agg}(g_1^{flat}, \ldots, g_K^{flat})
 
     with :math:`e_i` from `sam_perturbation`. The two aggregations use two copies of the method, each with its own
     state. Heads (where `is_shared` is False) get their own task's :math:`\nabla l_i(\theta + e_i)`. A flat part no

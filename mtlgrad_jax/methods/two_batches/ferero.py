@@ -37,7 +37,7 @@ def ferero(
     r"""Drive the losses towards a ray and descend along it, with weights learned from two independent batches.
 
     .. math:: \lambda_f \leftarrow \Pi_\Delta (\lambda_f - \gamma A \lambda), \qquad
-              \nu \leftarrow P \big( \nu - \gamma (A \lambda - c \, l) \big), \qquad
+              \nu \leftarrow P \bigl( \nu - \gamma (A \lambda - c \, l) \bigr), \qquad
               w = \frac{\lambda}{\|\lambda\|_1}, \quad \lambda = \lambda_f + \nu
 
     with :math:`P = I - r r^T / \|r\|^2`, so that :math:`P l = 0` if the losses are proportional to r; the paper writes

@@ -26,7 +26,7 @@ class MoDoState(NamedTuple):
 def modo(num_tasks: int, learning_rate: Number = 0.1, regularization: Number = 0.1) -> Method:
     r"""Learn the weights of the min-norm point from two independent batches per step, so that noise does not bias them.
 
-    .. math:: w \leftarrow \Pi_\Delta \big( w - \gamma (A w + \rho w) \big), \qquad A_{ij} = \langle g_i^{(1)},
+    .. math:: w \leftarrow \Pi_\Delta \bigl( w - \gamma (A w + \rho w) \bigr), \qquad A_{ij} = \langle g_i^{(1)},
               g_j^{(2)} \rangle
 
     A is the update's argument `cross_gramian`; without it the Gramian is used, which is biased. A step uses the new

@@ -36,7 +36,7 @@ def sdmgrad(
 ) -> Method:
     r"""Follow the min-norm point, pulled towards a preferred mean, with weights learned from independent batches.
 
-    .. math:: w \approx \arg\min_{w \in \Delta} \Big\| \sum_i (w_i + \lambda p_i) g_i \Big\|^2, \qquad
+    .. math:: w \approx \arg\min_{w \in \Delta} \Bigl\| \sum_i (w_i + \lambda p_i) g_i \Bigr\|^2, \qquad
               d = \frac{1}{1 + \lambda} \sum_i (w_i + \lambda p_i) g_i
 
     by a few steps of projected gradient descent with momentum, from the last weights, on
