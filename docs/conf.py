@@ -64,6 +64,16 @@ def short_types(app: Any, tree: nodes.document) -> None:
             text.parent.replace(text, nodes.Text(text.replace("jaxlib._jax.", "")))
 
 
+def method_links(app: Any, tree: nodes.document) -> None:
+    """Let the name of a method in code style lead to its page."""
+    for code in list(tree.findall(nodes.literal)):
+        name = re.fullmatch(r"(?:mtl\.)?(\w+)(?:\(.*\))?", code.astext())
+        if name and name[1] in ROWS and isinstance(code.parent, nodes.paragraph | nodes.entry | nodes.strong):
+            page = app.builder.get_relative_uri(app.env.docname, f"generated/methods/{name[1]}")
+            link = nodes.reference("", "", code.deepcopy(), internal=True, refuri=page)
+            code.parent.replace(code, link)
+
+
 def mathml(writer: Any, node: Any) -> None:
     """Write a formula as MathML, which browsers show without a script."""
     tex = re.sub(r"\}\s+\{", "}{", node.astext())  # docutils does not know the space between the parts of a fraction
@@ -79,4 +89,5 @@ def setup(app: Any) -> None:
     app.connect("source-read", outside_links)
     app.connect("autodoc-process-docstring", tidy, priority=400)  # before napoleon
     app.connect("doctree-read", short_types)
+    app.connect("doctree-read", method_links)
     app.add_html_math_renderer("mathml", (mathml, None), (mathml, None))

@@ -246,14 +246,14 @@ class TaskJacobian(Jacobian):
         return jax.vmap(self._pull)(units)
 
     def __jax_array__(self, *_: Any) -> Any:
-        """Raise: there are no entries to compute with."""
+        """Raise, as there are no entries to compute with."""
         raise TypeError(_OPAQUE)
 
     __mul__ = __rmul__ = __pow__ = __add__ = __radd__ = __truediv__ = __neg__ = __jax_array__
 
     @property
     def shape(self) -> Any:
-        """Raise: there are no entries to compute with."""
+        """Raise, as there are no entries to compute with."""
         raise AttributeError(_OPAQUE)
 
     dtype = real = shape
