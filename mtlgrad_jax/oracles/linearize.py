@@ -131,7 +131,7 @@ class TaskJacobian(Jacobian):
         return jax.eval_shape(lambda: self._rest.fill([jnp.zeros(leaf.shape, leaf.dtype) for leaf in self._shapes()]))
 
     def part(self, flags: list[bool]) -> "TaskJacobian":
-        """Return the Jacobian with respect to some of the leaves, a dict of them by path."""
+        """Return the Jacobian with respect to some of the leaves, a tree with None in place of the others."""
         rest, positions = self._rest.part(flags)
 
         def vjp(cotangent: PyTree) -> tuple[list[Array]]:
