@@ -31,8 +31,8 @@ tables: $(INSTALLED)  ## write what the rows say and what tests find about them 
 sharded: $(INSTALLED)  ## on eight virtual devices
 	JAX_NUM_CPU_DEVICES=8 $(BIN)/python -m pytest tests/sharded $(ARGS)
 
-peers: $(VENV)/.peers  ## the methods beside TorchJD and the formulas of others
-	$(BIN)/python -m pytest tests/peers $(ARGS)
+peers: $(VENV)/.peers  ## the methods beside TorchJD and the formulas of others, compiled as for users
+	XLA_FLAGS= $(BIN)/python -m pytest tests/peers $(ARGS)
 
 stress: $(INSTALLED)  ## every solver on very many Gramians, each judged by an optimality certificate
 	$(BIN)/python tests/stress.py $(ARGS)

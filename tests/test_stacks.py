@@ -42,6 +42,7 @@ def test_gramian_is_accurate_at_every_width(K, width):
     assert relative_error(matrix, dense(tree)) < ROUNDING
 
 
+@pytest.mark.skipif(jax.default_backend() != "cpu", reason="other devices add up in an order of their own")
 @pytest.mark.sample(5)
 @pytest.mark.parametrize("entries", ["equal", "random"])
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
@@ -242,5 +243,5 @@ def test_programs_are_those_of_the_platform_they_are_lowered_for(product):
 
 def test_one_export_serves_several_platforms():
     tree = random_tree(3, width=3 * _BLOCK)
-    exported = jax.export.export(jax.jit(stacks.gramian), platforms=("cpu", "tpu"))(tree)
+    exported = jax.export.export(jax.jit(stacks.gramian), platforms=("cpu", "tpu", "cuda"))(tree)
     assert relative_error(exported.call(tree), dense(tree)) < ROUNDING
