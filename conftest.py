@@ -11,8 +11,8 @@ from sybil.parsers.markdown import PythonCodeBlockParser
 
 from mtlgrad_jax.registry import METHODS
 
-# Compiling takes most of the tests' time; these flags halve it. If XLA_FLAGS is set, be it to nothing as in `make peers`,
-# it decides.
+# Compiling takes most of the tests' time; these flags halve it. If XLA_FLAGS is set, even to nothing (`make peers`), it
+# decides.
 QUICK = ["--xla_backend_optimization_level=0"]
 if jax.__version_info__ < (0, 11):  # later versions always use the emitters
     QUICK.append("--xla_cpu_use_fusion_emitters=false")

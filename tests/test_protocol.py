@@ -25,6 +25,7 @@ from harness import (
     flat,
     losses_of,
     make,
+    precisions,
     raises_naming,
     run,
     tree,
@@ -240,16 +241,6 @@ def test_under_the_users_switches(name, switch, num_tasks):
 
             found = jax.eval_shape(step, params, start)
             assert jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), found) == wanted
-
-
-def precisions(program):
-    """The precision of every product of floating matrices in a program."""
-    for equation in program.eqns:
-        if equation.primitive.name == "dot_general" and jnp.issubdtype(equation.outvars[0].aval.dtype, jnp.floating):
-            yield equation.params["precision"]
-        for inner in jax.tree.leaves(list(equation.params.values()), is_leaf=lambda leaf: hasattr(leaf, "eqns")):
-            if hasattr(inner, "eqns") or hasattr(inner, "jaxpr"):
-                yield from precisions(getattr(inner, "jaxpr", inner))
 
 
 @pytest.mark.parametrize("name", EAGER)

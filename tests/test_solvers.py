@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.optimize
+from harness import precisions
 
 from mtlgrad_jax import solvers
 from mtlgrad_jax.solvers import cosines, direction_of_products, project_simplex, significant_eigh
@@ -770,6 +771,22 @@ ARGUMENTS = {
     "progress_direction": (0, ones(7, "float32")),
     "alpha_fair": (np.float32(2),),
 }
+
+
+MATRIX = np.eye(7, dtype="float32")
+OF_OTHERS = {
+    "linear_program": (ones(7, "float32"), MATRIX, ones(7, "float32"), ones(7, "float32"), np.ones(7, bool)),
+    "direction_of_products": (MATRIX, jnp.ones(7)),
+}
+
+
+@pytest.mark.parametrize("solver", [*ARGUMENTS, *OF_OTHERS])
+def test_products_are_in_full_precision(solver):
+    """Whatever the default is: bfloat16 on TPUs, TensorFloat-32 on GPUs."""
+    first, *others = OF_OTHERS.get(solver) or (MATRIX, *ARGUMENTS[solver])
+    with jax.default_matmul_precision("bfloat16"):
+        program = jax.make_jaxpr(lambda M: getattr(solvers, solver)(M, *others))(first)
+        assert set(precisions(program.jaxpr)) == {(jax.lax.Precision.HIGHEST,) * 2}
 
 
 @pytest.mark.nightly

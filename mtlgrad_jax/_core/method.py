@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, PyTree
 
 from mtlgrad_jax import stacks
 from mtlgrad_jax._core.checks import check_count, check_flag, check_function, check_state, check_surroundings, leaf_name
-from mtlgrad_jax._core.control import cond, in_full_precision, promoting
+from mtlgrad_jax._core.control import cond, promoting
 from mtlgrad_jax._core.step import (
     STANDARD,
     TASK_MASK,
@@ -28,7 +28,7 @@ from mtlgrad_jax._core.step import (
 from mtlgrad_jax._core.tasks import Jacobian, accumulator_dtype, check_num_tasks, own_losses, task_names, task_vector
 from mtlgrad_jax._core.trees import row_shapes, unaliased
 from mtlgrad_jax._core.weights import fit, uniform
-from mtlgrad_jax.solvers._solution import SOLVED, Solution
+from mtlgrad_jax.solvers._solution import SOLVED, Solution, in_full_precision
 
 Gramian = Float[Array, "K K"]
 Losses = Float[Array, " K"]

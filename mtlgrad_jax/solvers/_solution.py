@@ -1,7 +1,9 @@
 """The result type of all solvers, and helpers that they share."""
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
@@ -45,6 +47,16 @@ class Solution(NamedTuple):
     residual: Float[Array, ""]  # scale-free residual of the optimality conditions
     steps: Int[Array, ""]  # factorisations of a K×K matrix
     result: Int[Array, ""]  # a key of RESULTS
+
+
+def in_full_precision() -> Any:
+    """Return a context, also a decorator, for precise products of matrices: TPUs use bfloat16 by default."""
+    return jax.default_matmul_precision("highest")
+
+
+def compiled(*static: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Return a decorator that compiles a solver for every value of its static arguments, in full precision."""
+    return lambda function: jax.jit(in_full_precision()(function), static_argnames=static)
 
 
 def solution(value: Array, residual: Array, steps: Array | int, stopped_short: Array | bool) -> Solution:

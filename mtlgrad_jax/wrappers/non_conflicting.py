@@ -6,12 +6,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
-from mtlgrad_jax._core.control import in_full_precision
 from mtlgrad_jax._core.method import Method, fit, weights_of
 from mtlgrad_jax._core.row import Row
 from mtlgrad_jax._core.step import mark_skipped, mark_solved
 from mtlgrad_jax._core.tasks import accumulator_dtype, present_tasks
 from mtlgrad_jax.solvers import project_weights
+from mtlgrad_jax.solvers._solution import in_full_precision
 
 
 def non_conflicting(method: Method) -> Method:
