@@ -66,6 +66,11 @@ def solution(value: Array, residual: Array, steps: Array | int, stopped_short: A
     return Solution(value, residual, jnp.asarray(steps), jnp.where(short, MAX_STEPS, SOLVED))
 
 
+def closed_form(value: Array, defined: Array | bool = True) -> Solution:
+    """Return a Solution without steps, FAILED where the weights are not defined."""
+    return Solution(value, jnp.zeros(()), jnp.zeros((), int), jnp.where(defined, SOLVED, FAILED))
+
+
 def shift(matrix: Float[Array, "K K"]) -> float:
     """Return the shift of a unit diagonal: (K + SHIFT) eps."""
     return (matrix.shape[0] + SHIFT) * float(jnp.finfo(matrix.dtype).eps)

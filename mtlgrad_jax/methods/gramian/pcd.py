@@ -18,6 +18,7 @@ from mtlgrad_jax._core.row import HOMOGENEOUS, LINEAR, Row, num_tasks_only
 from mtlgrad_jax._core.tasks import accumulator_dtype
 from mtlgrad_jax._core.weights import Present, of_tasks, one_for_all
 from mtlgrad_jax.solvers import progress_direction
+from mtlgrad_jax.solvers._solution import FAILED
 
 
 class PCDState(NamedTuple):
@@ -84,7 +85,8 @@ def pcd(num_tasks: int, primary: int | PyTree = 0, progress: PyTree = 0.02, deca
         scale = jnp.where(norm > 0, 1 / jnp.where(norm > 0, norm, 1), 0)
         solved = progress_direction(gramian * scale[:, None] * scale[None, :], primary, shares.astype(now.dtype))
         weights = solved.value * scale / jnp.where(scale[primary] > 0, scale[primary], 1)
-        return solved._replace(value=jnp.where(present[primary], weights, jnp.nan)), PCDState(norm, step)
+        result = jnp.where(present[primary], solved.result, FAILED)
+        return solved._replace(value=weights, result=result), PCDState(norm, step)
 
     per_task = named if one_for_all(progress) else {**named, "progress": progress}
     return from_kernel(kernel, init, num_tasks=num_tasks, per_task=per_task)
