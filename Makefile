@@ -6,7 +6,7 @@ INSTALLED := $(VENV)/.installed
 ARGS ?=
 SIDE_BY_SIDE := -n 2 --dist loadfile --ignore tests/peers
 
-.PHONY: demo toy pareto burgers fs_mtl test nightly sharded tables peers stress soak bench cost coordinates device compile lint clean
+.PHONY: demo toy pareto burgers fs_mtl test nightly sharded tables api peers stress soak bench cost coordinates device compile lint dist clean
 
 demo: $(INSTALLED)  ## train a two-task network on MultiMNIST and compare methods
 	$(BIN)/python -m benchmarks.multimnist $(ARGS)
@@ -27,6 +27,9 @@ tables: $(INSTALLED)  ## write what the rows say and what tests find about them 
 	PYTHONPATH=. $(BIN)/python docs/tables.py
 	PYTHONPATH=.:tests $(BIN)/python tests/property_table.py
 	PYTHONPATH=.:tests $(BIN)/python tests/checked_table.py
+
+api: $(INSTALLED)  ## write the names and signatures that are public into tests/
+	PYTHONPATH=. $(BIN)/python tests/test_public_api.py
 
 sharded: $(INSTALLED)  ## on eight virtual devices
 	JAX_NUM_CPU_DEVICES=8 $(BIN)/python -m pytest tests/sharded $(ARGS)
@@ -85,6 +88,15 @@ $(DATA)/fashion:
 	mkdir -p $(DATA)
 	cd $(DATA) && apt-get download dataset-fashion-mnist
 	dpkg-deb -x $(DATA)/dataset-fashion-mnist_*.deb $@
+
+dist: $(VENV)/.dist  ## build the sdist and the wheel, and check them
+	rm -rf dist
+	$(BIN)/python -m build
+	$(BIN)/python -m twine check --strict dist/*
+
+$(VENV)/.dist: $(INSTALLED)
+	$(BIN)/python -m pip install --quiet build twine
+	touch $@
 
 clean:
 	rm -rf $(VENV) build dist .pytest_cache .ruff_cache .mypy_cache .hypothesis

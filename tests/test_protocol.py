@@ -519,7 +519,7 @@ def test_help_shows_the_real_thing(name):
 
 def test_every_public_factory_has_a_row():
     tools = {"from_rule", "from_kernel", "metrics", "scalars", "unstack", "under", "linearize", "chain", "accumulate"}
-    tools |= {"linearize_features", "has_updated", "pareto_front", "ntk_traces"}
+    tools |= {"linearize_features", "has_updated", "pareto_front", "ntk_traces", "cite"}
     tools |= {"task_value_and_grad", "balanced_value_and_grad"}
     tools |= {"sam_value_and_grad", "sam_perturbation", "perturbed_task_grad"}
     public = {name for name, value in vars(mtl).items() if inspect.isfunction(value) and not name.startswith("_")}

@@ -144,7 +144,6 @@ ROW = Row(
     with_metrics,
     scale="the method's",
     state="K×K metrics",
-    paper="none",
     kwargs=lambda num_tasks: {"num_tasks": num_tasks},
     wraps="mgda",
 )

@@ -11,6 +11,7 @@ from jaxtyping import Array, Float
 
 from mtlgrad_jax._core.checks import check_choice
 from mtlgrad_jax._core.method import Gramian, Method, Weights, from_kernel
+from mtlgrad_jax._core.paper import Paper
 from mtlgrad_jax._core.row import HOMOGENEOUS, PERMUTATION, Row
 from mtlgrad_jax.solvers import Solution, cosines, direction_of_products
 from mtlgrad_jax.solvers._solution import closed_form
@@ -65,7 +66,15 @@ def impartial_weights(gramian: Gramian, sign: str, scale: Float[Array, " K"] | f
 ROW = Row(
     imtl_g,
     scale="weights sum to 1",
-    paper="Liu et al., ICLR 2021, OpenReview IMPnRXEWpvr",
+    papers=(
+        Paper(
+            "Towards Impartial Multi-task Learning",
+            "Liyang Liu, Yi Li, Zhanghui Kuang, Jing-Hao Xue, Yimin Chen, Wenming Yang, Qingmin Liao, Wayne Zhang",
+            2021,
+            booktitle="ICLR",
+            openreview="IMPnRXEWpvr",
+        ),
+    ),
     promises=frozenset({HOMOGENEOUS, PERMUTATION}),
     checked="the paper's closed form; equal projections; TorchJD; published values",
 )

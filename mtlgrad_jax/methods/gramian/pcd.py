@@ -14,6 +14,7 @@ from jaxtyping import Array, Float, Int, PyTree
 
 from mtlgrad_jax._core.checks import Number, check_count, check_number, check_numbers
 from mtlgrad_jax._core.method import Gramian, Method, Weights, from_kernel
+from mtlgrad_jax._core.paper import Paper
 from mtlgrad_jax._core.row import HOMOGENEOUS, LINEAR, Row, num_tasks_only
 from mtlgrad_jax._core.tasks import accumulator_dtype
 from mtlgrad_jax._core.weights import Present, of_tasks, one_for_all
@@ -96,7 +97,17 @@ ROW = Row(
     pcd,
     scale="norm of the primary gradient",
     state="K root mean square norms, K counts",
-    paper="TMLR 2026, arXiv 2606.29521 (formulas from TorchJD 0.18)",
+    papers=(
+        Paper(
+            "Not All Objectives Are Born Equal: Priority-Constrained Descent for Hierarchical Multi-Objective "
+            "Optimization",
+            "Dara Varam, Mohamed I. Alhajri",
+            2026,
+            journal="Transactions on Machine Learning Research",
+            arxiv="2606.29521",
+        ),
+    ),
+    note="formulas from TorchJD 0.18",
     promises=frozenset({HOMOGENEOUS, LINEAR}),
     kwargs=num_tasks_only,
     checked="an independent solve; TorchJD",

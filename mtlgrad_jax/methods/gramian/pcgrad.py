@@ -12,6 +12,7 @@ from jaxtyping import Array, Float, Int
 
 from mtlgrad_jax._core.checks import check_choice
 from mtlgrad_jax._core.method import Gramian, Method, Weights, from_kernel
+from mtlgrad_jax._core.paper import Paper
 from mtlgrad_jax._core.random import Key, Seed, check_key, draw_key, draw_orders, make_key
 from mtlgrad_jax._core.row import HOMOGENEOUS, LINEAR, PERMUTATION, Row
 from mtlgrad_jax._core.weights import Present
@@ -78,7 +79,15 @@ ROW = Row(
     pcgrad,
     scale="sum (K times the mean if nothing conflicts)",
     state="a random key",
-    paper="Yu et al., NeurIPS 2020, arXiv 2001.06782",
+    papers=(
+        Paper(
+            "Gradient Surgery for Multi-Task Learning",
+            "Tianhe Yu, Saurabh Kumar, Abhishek Gupta, Sergey Levine, Karol Hausman, Chelsea Finn",
+            2020,
+            booktitle="NeurIPS",
+            arxiv="2001.06782",
+        ),
+    ),
     promises=frozenset({HOMOGENEOUS, PERMUTATION, LINEAR}),
     checked="numpy float64 of the published formula over all orders; published values; formula from official code",
     randomized=True,
