@@ -741,6 +741,17 @@ def values(M):
 
 
 @pytest.mark.nightly
+def test_nash_of_two_tasks_takes_no_step(dtype):
+    """It is the bisector: w_i = 1 / (n_i sqrt(1 + cos)), cos the cosine of the two rows."""
+    for family, M in cases(2, 50, dtype):
+        solved = solvers.alpha_fair(M, 1.0)
+        assert solved.steps == 0, family
+        n = np.sqrt(np.diag(M.astype(float)))
+        cosine = M[0, 1] / n.prod() if n.all() else -1
+        if cosine > -0.999:
+            np.testing.assert_allclose(solved.value, 1 / (n * np.sqrt(1 + cosine)), rtol=2e-3, err_msg=family)
+
+
 def test_jit_vmap_and_scan_agree_with_eager():
     with jax.disable_jit():
         eager = values(jnp.asarray(SMALL[0]))
