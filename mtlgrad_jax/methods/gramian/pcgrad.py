@@ -17,6 +17,8 @@ from mtlgrad_jax._core.random import Key, Seed, check_key, draw_key, draw_orders
 from mtlgrad_jax._core.row import HOMOGENEOUS, LINEAR, PERMUTATION, Row
 from mtlgrad_jax._core.weights import Present
 
+_UNROLLED = 8  # tasks up to which the visits are one program: a GPU then launches fewer kernels
+
 
 class PCGradState(NamedTuple):
     """State of pcgrad."""
@@ -70,7 +72,8 @@ def _projections(gramian: Gramian, orders: Int[Array, "K K"]) -> Float[Array, "K
             conflict = (inner < 0) & (j != i) & (square > 0)
             return coefficients.at[j].add(-jnp.where(conflict, inner / jnp.where(square > 0, square, 1), 0))
 
-        return jax.lax.fori_loop(0, len(order), visit, jnp.zeros(len(order), gramian.dtype).at[i].set(1))
+        own = jnp.zeros(len(order), gramian.dtype).at[i].set(1)
+        return jax.lax.fori_loop(0, len(order), visit, own, unroll=len(order) <= _UNROLLED)
 
     return jax.vmap(project)(jnp.arange(len(orders)), orders)
 
