@@ -63,7 +63,7 @@ compile: $(INSTALLED)  ## seconds to compile an update of many leaves
 	$(BIN)/python -m benchmarks.compile $(ARGS)
 
 compiled: $(COMPILERS)/.installed  ## what every update is compiled to for a TPU v5e and an H100, without either
-	$(COMPILERS)/bin/python -m benchmarks.compiled $(ARGS)
+	PYTHONPATH=.:tests $(COMPILERS)/bin/python -m benchmarks.compiled $(ARGS)
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

@@ -1,24 +1,45 @@
-"""What every update is compiled to for accelerators that this machine does not have: `make compiled`."""
+"""What every update is compiled to for a TPU v5e, alone and as one of four, and for an H100, with neither at hand.
+
+    python -m benchmarks.compiled [--targets h100 v5e v5e:2x2] [--methods NAME ...] [--tasks K ...] [--tree]
+                                  [--csv FILE] [--page FILE]
+
+The programs are those of the compilers for these devices; nothing runs on them. How often loops and branches run is
+counted on the CPU, for one stack of gradients of every family in tests/families.py. Loops of the compiled program are
+found again by their names. `--tree` prints the programs: their loops, their branches and what these launch. The exit
+status is 1 if a program is not as it must be: see `faults`.
+
+On a GPU, a launch is a kernel, a copy or a call of a library, which launches one kernel or more. XLA may record five
+launches or more in a row as one CUDA graph; here each counts. The host waits for the device before each iteration of a
+loop of unknown length, after its last one, and at each conditional. On a TPU, bytes are the operands and results of
+the instructions in main memory; a part of an operand that is cut out of it counts as this part.
+"""
 
 import argparse
+import csv
 import functools
 import os
+import statistics
 import sysconfig
+import time
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 from jax.experimental import topologies
-from jax.sharding import SingleDeviceSharding
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from rich.console import Console
 from rich.tree import Tree
 
 from benchmarks import hlo
+from benchmarks.control_flow import named, place
 from mtlgrad_jax.registry import METHODS, ROWS
 from mtlgrad_jax.registry import make as make_row
 
-# The published figures of the card, from which the compiler chooses tilings. Nothing is measured.
+# The published figures of the card, from which the compiler chooses tilings.
 H100 = """
 gpu_device_info {
   cuda_compute_capability { major: 9 }
@@ -44,13 +65,19 @@ platform_name: "CUDA"
 dnn_version_info { major: 9 minor: 10 }
 device_description_str: "NVIDIA H100 80GB HBM3"
 """
-PLATFORMS = {"h100": "cuda", "v5e": "tpu"}
+TARGETS = {"h100": "cuda", "v5e": "tpu", "v5e:2x2": "tpu"}
+PARAMETERS = {"cuda": 1 << 12, "tpu": 1 << 24}  # on a TPU many, so that bytes of K×K matrices do not count
 NAMES = [row.name for row in METHODS]
-PARAMETERS = 1024
+KINDS = {row.name: row.folder for row in METHODS}
+MICROSECONDS = {"launch": 4, "wait": 10}
+COLUMNS = (
+    *("method", "kind", "target", "num_tasks", "launches", "launches_worst", "library", "waits", "waits_worst"),
+    *("iterations", "iterations_worst", "read", "collectives", "seconds"),
+)
 
 
 def prepare() -> None:
-    """Set what the compilers read when they start: no device is looked for."""
+    """Set what the compilers read when they start, so that they look for no device."""
     nvcc = Path(sysconfig.get_path("purelib")) / "nvidia" / "cuda_nvcc"
     os.environ["PATH"] = f"{nvcc / 'bin'}{os.pathsep}{os.environ['PATH']}"
     os.environ["XLA_FLAGS"] = f"--xla_gpu_autotune_level=0 --xla_gpu_cuda_data_dir={nvcc}"
@@ -60,29 +87,89 @@ def prepare() -> None:
 
 
 @functools.cache
-def devices(target: str) -> Any:
+def devices(platform: str) -> Any:
     """The devices of a machine that is described, not there."""
-    if target == "v5e":
-        return topologies.get_topology_desc(platform="tpu", topology_name="v5e:2x2").devices
-    return topologies.get_topology_desc(platform="cuda", topology_name="", topology="1x1x1", target_config=H100).devices
+    if platform == "tpu":
+        return topologies.get_topology_desc("v5e:2x2", platform).devices
+    return topologies.get_topology_desc("", platform, topology="1x1x1", target_config=H100).devices
 
 
-def compile_update(name: str, num_tasks: int, size: int, target: str) -> Any:
-    """The compiled update of a method, for K gradients of one leaf."""
+def update(name: str, num_tasks: int, size: int) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+    """An update, and the shapes of its arguments for parameters of one leaf."""
     tx = make_row(ROWS[name], num_tasks)
-    sharding = SingleDeviceSharding(devices(target)[0])
-
-    def on_device(tree: Any) -> Any:
-        return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), tree)
-
     params = {"leaf": jax.ShapeDtypeStruct((size,), "float32")}
     stack = {"leaf": jax.ShapeDtypeStruct((num_tasks, size), "float32")}
-    args = on_device((stack, jax.eval_shape(tx.init, params), params, jax.ShapeDtypeStruct((num_tasks,), "float32")))
+    losses = jax.ShapeDtypeStruct((num_tasks,), "float32")
 
     def step(stack: Any, state: Any, params: Any, losses: Any) -> Any:
         return tx.update(stack, state, params, losses=losses)
 
-    return jax.jit(step).trace(*args).lower(lowering_platforms=(PLATFORMS[target],)).compile()
+    return step, (stack, jax.eval_shape(tx.init, params), params, losses)
+
+
+def compiled(name: str, num_tasks: int, target: str) -> str:
+    """The text of the compiled update; on several devices, each holds a part of all parameters."""
+    platform = TARGETS[target]
+    size = PARAMETERS[platform]
+    step, args = update(name, num_tasks, size)
+    mesh = Mesh(np.array(devices(platform))[: 4 if target == "v5e:2x2" else 1], "parameters")
+
+    def on_device(leaf: Any) -> Any:
+        split = ("parameters" if n == size else None for n in leaf.shape)
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=NamedSharding(mesh, PartitionSpec(*split)))
+
+    traced = jax.jit(named(step, platform)).trace(*jax.tree.map(on_device, args))
+    return traced.lower(lowering_platforms=(platform,)).compile().as_text()
+
+
+@functools.cache
+def runs(name: str, num_tasks: int) -> list[Counter[tuple[str, int]]]:
+    """For each family of gradients, how often loops and branches run in the first update."""
+    import families
+
+    K = num_tasks
+    counter: Counter[tuple[str, int]] = Counter()
+    step, (_, _, params, _) = update(name, K, 4 * K)
+    params = jax.tree.map(lambda leaf: jnp.ones(leaf.shape), params)
+    program, state = jax.jit(named(step, "cuda", counter.update)), make_row(ROWS[name], K).init(params)
+    found = []
+    for family in families.EVERY:
+        for columns in (max(K // 2, 1), K, 4 * K):
+            stack = np.zeros((K, 4 * K))
+            stack[:, :columns] = families.stack(family, K, columns)
+            if families.within_contract(families.gramian(stack, "float32")):
+                counter.clear()
+                losses = jnp.asarray(np.random.default_rng(columns).uniform(0.5, 2.0, K), "float32")
+                jax.block_until_ready(program({"leaf": jnp.asarray(stack, "float32")}, state, params, losses))
+                jax.effects_barrier()
+                found.append(Counter(counter))
+    return found
+
+
+def costs(program: hlo.Part, name: str, num_tasks: int) -> list[hlo.Cost]:
+    """What an update does, for each family of gradients."""
+    if not any(part.loops or part.conditionals for part in hlo.walk(program)):
+        return [hlo.cost(program, lambda op_name, branch: 0)]
+    return [
+        hlo.cost(program, lambda op_name, branch, run=run: run[place(op_name), branch]) for run in runs(name, num_tasks)
+    ]
+
+
+def measure(name: str, num_tasks: int, target: str) -> tuple[dict[str, Any], hlo.Part]:
+    """The row of one update, and its program."""
+    start = time.perf_counter()
+    program = hlo.program(compiled(name, num_tasks, target))
+    seconds = time.perf_counter() - start
+    every = costs(program, name, num_tasks)
+    row = {"method": name, "kind": KINDS[name], "target": target, "num_tasks": num_tasks, "seconds": seconds}
+    for key in ("launches", "library", "waits", "iterations"):
+        values = [getattr(own, key) for own in every]
+        row |= {key: statistics.median(values), f"{key}_worst": max(values)}
+    own_parameters = PARAMETERS[TARGETS[target]] / (4 if target == "v5e:2x2" else 1)
+    row["read"] = statistics.median(own.bytes for own in every) / 4 / own_parameters
+    sent = [line for part in hlo.walk(program) for line in part.collectives]
+    row["collectives"] = "; ".join(f"{line.operation} {hlo.size(line.shape) // 4}" for line in sent)
+    return {key: row[key] for key in COLUMNS}, program
 
 
 def describe(part: hlo.Part) -> str:
@@ -95,32 +182,41 @@ def grow(tree: Tree, part: hlo.Part) -> Tree:
     for loop in part.loops:
         trips = f"{loop.trips} iterations" if loop.trips else "the host waits for each iteration"
         condition = f" + condition {describe(loop.condition)}" if loop.condition.launches else ""
-        grow(
-            tree.add(f"[bold]loop[/] {loop.op_name}: {describe(loop.body)}{condition} an iteration; {trips}"), loop.body
-        )
+        line = f"[bold]loop[/] {loop.op_name}: {describe(loop.body)}{condition} an iteration; {trips}"
+        grow(tree.add(line), loop.body)
     for choice in part.conditionals:
-        branch = tree.add(f"[bold]conditional[/] {choice.op_name}: the host waits")
-        for inner in choice.branches:
-            grow(branch.add(f"branch: {describe(inner)}"), inner)
+        branches = tree.add(f"[bold]conditional[/] {choice.op_name}: the host waits")
+        for branch in choice.branches:
+            grow(branches.add(f"branch: {describe(branch)}"), branch)
     return tree
 
 
-def main(argv: list[str] | None = None) -> None:
-    """Compile and print."""
+def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.compiled", description=__doc__.split("\n")[0])
-    parser.add_argument("--target", choices=list(PLATFORMS), default="h100", help="(%(default)s)")
+    parser.add_argument("--targets", nargs="+", choices=list(TARGETS), default=list(TARGETS), metavar="TARGET")
     parser.add_argument("--methods", nargs="+", choices=NAMES, default=NAMES, metavar="NAME", help="(all)")
     parser.add_argument("--tasks", nargs="+", type=int, default=[8], metavar="K", help="(8)")
-    args, console = parser.parse_args(argv), Console(width=200)
+    parser.add_argument("--tree", action="store_true", help="print the programs' loops and branches")
+    parser.add_argument("--csv", type=Path, default=Path("runs/compiled.csv"), metavar="FILE", help="(%(default)s)")
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Compile, print, write."""
+    args, console = parse(argv), Console(width=160)
     prepare()
-    for name in args.methods:
-        for num_tasks in args.tasks:
-            program = hlo.program(compile_update(name, num_tasks, PARAMETERS, args.target).as_text())
-            everything = sum(part.launches for part in hlo.walk(program))
-            tree = Tree(
-                f"[bold]{name}[/], K = {num_tasks}: entry {describe(program)}; {everything} in the whole program"
-            )
-            console.print(grow(tree, program))
+    args.csv.parent.mkdir(parents=True, exist_ok=True)
+    with args.csv.open("w", newline="", buffering=1) as file:
+        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+        writer.writeheader()
+        for target in args.targets:
+            for num_tasks in args.tasks:
+                for name in args.methods:
+                    row, program = measure(name, num_tasks, target)
+                    writer.writerow({k: f"{v:.4g}" if isinstance(v, float) else v for k, v in row.items()})
+                    print({k: f"{v:.4g}" if isinstance(v, float) else v for k, v in row.items()})
+                    if args.tree:
+                        console.print(grow(Tree(f"[bold]{name}[/], K = {num_tasks}: {describe(program)}"), program))
 
 
 if __name__ == "__main__":
