@@ -17,12 +17,14 @@ the instructions in main memory; a part of an operand that is cut out of it coun
 import argparse
 import csv
 import functools
+import itertools
 import os
 import statistics
+import sys
 import sysconfig
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +34,7 @@ import numpy as np
 from jax.experimental import topologies
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from rich.console import Console
+from rich.progress import track
 from rich.tree import Tree
 
 from benchmarks import hlo
@@ -71,8 +74,8 @@ NAMES = [row.name for row in METHODS]
 KINDS = {row.name: row.folder for row in METHODS}
 MICROSECONDS = {"launch": 4, "wait": 10}
 COLUMNS = (
-    *("method", "kind", "target", "num_tasks", "launches", "launches_worst", "library", "waits", "waits_worst"),
-    *("iterations", "iterations_worst", "read", "collectives", "seconds"),
+    *("target", "num_tasks", "method", "launches", "launches_worst", "library", "waits", "waits_worst"),
+    *("iterations", "iterations_worst", "gradients", "sent", "seconds"),
 )
 
 
@@ -161,14 +164,14 @@ def measure(name: str, num_tasks: int, target: str) -> tuple[dict[str, Any], hlo
     program = hlo.program(compiled(name, num_tasks, target))
     seconds = time.perf_counter() - start
     every = costs(program, name, num_tasks)
-    row = {"method": name, "kind": KINDS[name], "target": target, "num_tasks": num_tasks, "seconds": seconds}
+    row = {"method": name, "target": target, "num_tasks": num_tasks, "seconds": seconds}
     for key in ("launches", "library", "waits", "iterations"):
         values = [getattr(own, key) for own in every]
-        row |= {key: statistics.median(values), f"{key}_worst": max(values)}
-    own_parameters = PARAMETERS[TARGETS[target]] / (4 if target == "v5e:2x2" else 1)
-    row["read"] = statistics.median(own.bytes for own in every) / 4 / own_parameters
-    sent = [line for part in hlo.walk(program) for line in part.collectives]
-    row["collectives"] = "; ".join(f"{line.operation} {hlo.size(line.shape) // 4}" for line in sent)
+        row |= {key: statistics.median_low(values), f"{key}_worst": max(values)}
+    gradient = 4 * PARAMETERS[TARGETS[target]] / (4 if target == "v5e:2x2" else 1)
+    row["gradients"] = statistics.median_low(own.bytes for own in every) / gradient
+    usual = statistics.mode(tuple(sorted(own.sent.items())) for own in every)
+    row["sent"] = "; ".join(f"{times:g} {what}" for what, times in usual)
     return {key: row[key] for key in COLUMNS}, program
 
 
@@ -197,27 +200,40 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--methods", nargs="+", choices=NAMES, default=NAMES, metavar="NAME", help="(all)")
     parser.add_argument("--tasks", nargs="+", type=int, default=[8], metavar="K", help="(8)")
     parser.add_argument("--tree", action="store_true", help="print the programs' loops and branches")
+    parser.add_argument("--resume", action="store_true", help="keep the rows of the CSV file")
     parser.add_argument("--csv", type=Path, default=Path("runs/compiled.csv"), metavar="FILE", help="(%(default)s)")
     return parser.parse_args(argv)
 
 
-def main(argv: list[str] | None = None) -> None:
+def rows(args: argparse.Namespace, console: Console) -> Iterator[dict[str, str]]:
+    """What the CSV file holds and what is measured now, as text."""
+    kept = list(csv.DictReader(args.csv.open())) if args.resume and args.csv.exists() else []
+    yield from kept
+    known = {(row["target"], row["num_tasks"], row["method"]) for row in kept}
+    wanted = itertools.product(args.targets, args.tasks, args.methods)
+    missing = [case for case in wanted if (case[0], str(case[1]), case[2]) not in known]
+    for target, num_tasks, name in track(missing, "compiling", console=console, transient=True):
+        row, program = measure(name, num_tasks, target)
+        if args.tree:
+            console.print(grow(Tree(f"[bold]{name}[/], K = {num_tasks}: {describe(program)}"), program))
+        yield {key: f"{value:.4g}" if isinstance(value, float) else str(value) for key, value in row.items()}
+
+
+def main(argv: list[str] | None = None) -> int:
     """Compile, print, write."""
     args, console = parse(argv), Console(width=160)
     prepare()
     args.csv.parent.mkdir(parents=True, exist_ok=True)
-    with args.csv.open("w", newline="", buffering=1) as file:
-        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
-        writer.writeheader()
-        for target in args.targets:
-            for num_tasks in args.tasks:
-                for name in args.methods:
-                    row, program = measure(name, num_tasks, target)
-                    writer.writerow({k: f"{v:.4g}" if isinstance(v, float) else v for k, v in row.items()})
-                    print({k: f"{v:.4g}" if isinstance(v, float) else v for k, v in row.items()})
-                    if args.tree:
-                        console.print(grow(Tree(f"[bold]{name}[/], K = {num_tasks}: {describe(program)}"), program))
+    found = []
+    for row in rows(args, console):
+        found.append(row)
+        console.print("  ".join(f"{key} {value}" for key, value in row.items()), highlight=False)
+        with args.csv.open("w", newline="") as file:
+            writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(found)
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -9,7 +9,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import astuple, dataclass, field
+from dataclasses import dataclass, field, fields
 
 # Instructions that name or select a value, or wait for one, and start nothing on the device.
 FREE = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all", "opt-barrier", "add-dependency"}
@@ -120,9 +120,10 @@ class Cost:
     waits: float = 0  # how often the host waits for a number from the device to know what to launch next
     iterations: float = 0  # of loops for whose condition it waits
     bytes: float = 0
+    sent: Counter[str] = field(default_factory=Counter)  # how often each collective ran, and with how many bytes
 
     def __add__(self, other: "Cost") -> "Cost":
-        return Cost(*(a + b for a, b in zip(astuple(self), astuple(other), strict=True)))
+        return Cost(*(getattr(self, own.name) + getattr(other, own.name) for own in fields(self)))
 
 
 def cost(part: Part, ran: Callable[[str, int], int], times: float = 1) -> Cost:
@@ -133,7 +134,8 @@ def cost(part: Part, ran: Callable[[str, int], int], times: float = 1) -> Cost:
       ran: for an op_name and the number of a branch, or 0 for a loop, how often this branch or the body ran in all.
       times: how often the part itself runs.
     """
-    total = Cost(times * part.launches, times * len(part.library), 0, 0, times * part.bytes)
+    sent = Counter({f"{line.operation} of {size(line.shape)} bytes": times for line in part.collectives if times})
+    total = Cost(times * part.launches, times * len(part.library), 0, 0, times * part.bytes, sent)
     for loop in part.loops:
         turns = times * loop.trips if loop.trips else ran(loop.op_name, 0)
         total += cost(loop.body, ran, turns)
