@@ -36,7 +36,9 @@ def named(function: Callable[..., Any], platform: str, report: Report | None = N
 def place(op_name: str) -> str:
     """The place in an op_name of a compiled program."""
     found = re.findall(r"at:([\d.]+)", op_name)
-    return found[-1] if found else ""
+    if not found:
+        raise ValueError(f"`op_name` must hold a place, got {op_name!r}: the function that was compiled is not named.")
+    return found[-1]
 
 
 @dataclass(frozen=True)
