@@ -24,7 +24,7 @@ import sys
 import sysconfig
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +39,9 @@ from rich.tree import Tree
 
 from benchmarks import hlo
 from benchmarks.control_flow import named, place
-from mtlgrad_jax.registry import METHODS, ROWS
+from benchmarks.report import fill
+from benchmarks.solvers import machine
+from mtlgrad_jax.registry import FOLDERS, METHODS, ROWS
 from mtlgrad_jax.registry import make as make_row
 
 # The published figures of the card, from which the compiler chooses tilings.
@@ -71,8 +73,12 @@ device_description_str: "NVIDIA H100 80GB HBM3"
 TARGETS = {"h100": "cuda", "v5e": "tpu", "v5e:2x2": "tpu"}
 PARAMETERS = {"cuda": 1 << 12, "tpu": 1 << 24}  # on a TPU many, so that bytes of K×K matrices do not count
 NAMES = [row.name for row in METHODS]
-KINDS = {row.name: row.folder for row in METHODS}
-MICROSECONDS = {"launch": 4, "wait": 10}
+SHORT = ["mean", "uw", "mgda", "cagrad", "nash_mtl", "pcgrad", "epo", "coordinate_median", "modo", "db_mtl"]
+LAUNCH, WAIT = 4, 10  # microseconds on a GPU
+TPU_TASKS = 8
+PADDED = 512  # bytes that a TPU sends for a single number
+# Gradients that must move: those of all tasks for the Gramian, again for the weighted sum, and the update.
+FLOORS = {"gramian": lambda K: 2 * K + 1, "mixed": lambda K: 2 * K + 1}
 COLUMNS = (
     *("target", "num_tasks", "method", "launches", "launches_worst", "library", "waits", "waits_worst"),
     *("iterations", "iterations_worst", "gradients", "sent", "seconds"),
@@ -175,6 +181,18 @@ def measure(name: str, num_tasks: int, target: str) -> tuple[dict[str, Any], hlo
     return {key: row[key] for key in COLUMNS}, program
 
 
+def faults(row: dict[str, Any], program: hlo.Part) -> list[str]:
+    """What a program must be on a TPU and is not."""
+    K, kind = row["num_tasks"], ROWS[row["method"]].folder
+    if row["target"] == "v5e" and kind in FLOORS and row["gradients"] > 1.05 * FLOORS[kind](K):
+        return [f"moves {row['gradients']:.4g} gradients where {FLOORS[kind](K)} are enough"]
+    most = max(4 * K * K, PADDED)
+    sent = [(line.operation, hlo.size(line.shape)) for part in hlo.walk(program) for line in part.collectives]
+    wrong = [f"{operation} of {size} bytes" for operation, size in sent if operation != "all-reduce" or size > most]
+    usual = [] if not row["sent"] or (row["sent"].startswith("1 ") and ";" not in row["sent"]) else [row["sent"]]
+    return [f"sends {what}" for what in (*wrong, *usual)]
+
+
 def describe(part: hlo.Part) -> str:
     calls = [f"{count} {name}" for name, count in Counter(part.library).items()]
     return f"{part.launches} launches" + (f" (with {', '.join(calls)})" if calls else "")
@@ -194,21 +212,85 @@ def grow(tree: Tree, part: hlo.Part) -> Tree:
     return tree
 
 
+def microseconds(launches: int, waits: int) -> int:
+    return LAUNCH * launches + WAIT * waits
+
+
+def span(values: Iterable[float], form: str = "{:g}") -> str:
+    """One value, or the least and the greatest."""
+    least, greatest = min(values := list(values)), max(values)
+    return form.format(least) if least == greatest else f"{form.format(least)}-{form.format(greatest)}"
+
+
+def markdown(lines: list[list[str]]) -> str:
+    heading, *rest = lines
+    rule = ["---", *["---:"] * (len(heading) - 1)]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in (heading, rule, *rest))
+
+
+def gpu_table(found: list[dict[str, str]]) -> str:
+    """For every method that the host waits for, and for the others of each kind together."""
+    own: dict[str, dict[int, dict[str, str]]] = {}
+    for row in found:
+        if row["target"] == "h100":
+            own.setdefault(row["method"], {})[int(row["num_tasks"])] = row
+    sizes = sorted({num_tasks for by_size in own.values() for num_tasks in by_size})
+    free = [name for name, by_size in own.items() if all(row["waits_worst"] == "0" for row in by_size.values())]
+    together: dict[str, list[str]] = {}
+    for name in free:
+        together.setdefault(ROWS[name].folder, []).append(name)
+    lines = [["method", *(f"K = {K}: {what}" for K in sizes for what in ("launches + waits", "µs", "worst µs"))]]
+
+    def line(title: str, names: list[str]) -> list[str]:
+        cells = []
+        for K in sizes:
+            rows = [{key: int(own[name][K][key]) for key in COLUMNS[3:8]} for name in names]
+            usual = span(row["launches"] for row in rows) + " + " + span(row["waits"] for row in rows)
+            cells += [usual, span(microseconds(row["launches"], row["waits"]) for row in rows)]
+            cells += [span(microseconds(row["launches_worst"], row["waits_worst"]) for row in rows)]
+        return [title, *cells]
+
+    for kind, names in together.items():
+        title = f"`{names[0]}`" if len(names) == 1 else f"{len(names)} methods that look at {FOLDERS[kind]}"
+        lines.append(line(title, names))
+    lines += [line(f"`{name}`", [name]) for name in own if name not in free]
+    return markdown(lines)
+
+
+def tpu_table(found: list[dict[str, str]]) -> str:
+    """For each kind of method."""
+    kinds: dict[str, dict[str, list[dict[str, str]]]] = {}
+    for row in found:
+        if row["target"] != "h100" and int(row["num_tasks"]) == TPU_TASKS:
+            kinds.setdefault(ROWS[row["method"]].folder, {}).setdefault(row["target"], []).append(row)
+    lines = [["looks at", "methods", "gradients moved", "over the floor", "sent in an update, split over four"]]
+    for kind, targets in kinds.items():
+        alone = targets.get("v5e", [])
+        moved = [float(row["gradients"]) for row in alone]
+        floor = FLOORS[kind](TPU_TASKS) if kind in FLOORS else 0
+        sent = sorted({row["sent"] for row in targets.get("v5e:2x2", [])})
+        over = span((value / floor for value in moved), "{:.2f}") if floor else "-"
+        lines.append([FOLDERS[kind], str(len(alone)), span(moved, "{:.4g}"), over, " or ".join(sent) or "nothing"])
+    return markdown(lines)
+
+
 def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.compiled", description=__doc__.split("\n")[0])
     parser.add_argument("--targets", nargs="+", choices=list(TARGETS), default=list(TARGETS), metavar="TARGET")
-    parser.add_argument("--methods", nargs="+", choices=NAMES, default=NAMES, metavar="NAME", help="(all)")
+    parser.add_argument("--methods", nargs="+", choices=NAMES, metavar="NAME", help="(ten of all kinds)")
+    parser.add_argument("--all", dest="methods", action="store_const", const=NAMES, default=SHORT, help="methods")
     parser.add_argument("--tasks", nargs="+", type=int, default=[8], metavar="K", help="(8)")
     parser.add_argument("--tree", action="store_true", help="print the programs' loops and branches")
     parser.add_argument("--resume", action="store_true", help="keep the rows of the CSV file")
     parser.add_argument("--csv", type=Path, default=Path("runs/compiled.csv"), metavar="FILE", help="(%(default)s)")
+    parser.add_argument("--page", type=Path, metavar="FILE", help="a Markdown file to put the tables into")
     return parser.parse_args(argv)
 
 
-def rows(args: argparse.Namespace, console: Console) -> Iterator[dict[str, str]]:
-    """What the CSV file holds and what is measured now, as text."""
+def rows(args: argparse.Namespace, console: Console) -> Iterator[tuple[dict[str, str], list[str]]]:
+    """What the CSV file holds and what is measured now, as text, and what is wrong with it."""
     kept = list(csv.DictReader(args.csv.open())) if args.resume and args.csv.exists() else []
-    yield from kept
+    yield from ((row, []) for row in kept)
     known = {(row["target"], row["num_tasks"], row["method"]) for row in kept}
     wanted = itertools.product(args.targets, args.tasks, args.methods)
     missing = [case for case in wanted if (case[0], str(case[1]), case[2]) not in known]
@@ -216,7 +298,8 @@ def rows(args: argparse.Namespace, console: Console) -> Iterator[dict[str, str]]
         row, program = measure(name, num_tasks, target)
         if args.tree:
             console.print(grow(Tree(f"[bold]{name}[/], K = {num_tasks}: {describe(program)}"), program))
-        yield {key: f"{value:.4g}" if isinstance(value, float) else str(value) for key, value in row.items()}
+        text = {key: f"{value:.4g}" if isinstance(value, float) else str(value) for key, value in row.items()}
+        yield text, faults(row, program)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -224,15 +307,21 @@ def main(argv: list[str] | None = None) -> int:
     args, console = parse(argv), Console(width=160)
     prepare()
     args.csv.parent.mkdir(parents=True, exist_ok=True)
-    found = []
-    for row in rows(args, console):
+    found, wrong = [], 0
+    for row, problems in rows(args, console):
         found.append(row)
-        console.print("  ".join(f"{key} {value}" for key, value in row.items()), highlight=False)
+        console.print("  ".join(f"{key} {value}" for key, value in row.items() if value), highlight=False)
+        for problem in problems:
+            console.print(f"[bold red]{row['target']}, {row['method']}, K = {row['num_tasks']}: {problem}[/]")
+        wrong += len(problems)
         with args.csv.open("w", newline="") as file:
             writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
             writer.writeheader()
             writer.writerows(found)
-    return 0
+    if args.page:
+        where = machine("jax", "libtpu", "jax-cuda12-plugin", "nvidia-cuda-nvcc-cu12")
+        fill(args.page, {"gpu": f"{where}\n\n{gpu_table(found)}", "tpu": f"{where}\n\n{tpu_table(found)}"})
+    return int(wrong > 0)
 
 
 if __name__ == "__main__":
