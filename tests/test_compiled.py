@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import pytest
 from jax import lax
 
-from benchmarks import hlo
+from benchmarks import compiled, hlo
 from benchmarks.control_flow import named, place
 
 PROGRAM = """\
@@ -156,3 +156,58 @@ def test_the_branch_of_a_platform_is_the_one_asked_for():
         return lax.platform_dependent(x, cpu=lambda x: x + 1, default=lambda x: x + 2)
 
     assert [float(jax.jit(named(function, platform))(0.0)) for platform in ("cpu", "cuda", "tpu")] == [1, 2, 2]
+
+
+def row(method, target="h100", num_tasks=8, **values):
+    return dict.fromkeys(compiled.COLUMNS, "0") | {
+        "method": method,
+        "target": target,
+        "num_tasks": str(num_tasks),
+        **values,
+    }
+
+
+def test_tables_by_hand():
+    gpu = [
+        row("mean", launches="9", launches_worst="9"),
+        row("uw", launches="13", launches_worst="13"),
+        row("mgda", launches="79", launches_worst="398", waits="5", waits_worst="20"),
+    ]
+    tpu = [
+        row("mgda", "v5e", gradients="17"),
+        row("cagrad", "v5e", gradients="17.5"),
+        row("mgda", "v5e:2x2", sent="1 all-reduce of 256 bytes"),
+    ]
+    _, _, together, alone = compiled.gpu_table(gpu + tpu).splitlines()
+    assert together.endswith("| 9-13 + 0 | 36-52 | 36-52 |")
+    assert alone == f"| `mgda` | 79 + 5 | {79 * 4 + 5 * 10} | {398 * 4 + 20 * 10} |"
+    *_, kind = compiled.tpu_table(gpu + tpu).splitlines()
+    assert kind.endswith(f"| 2 | 17-17.5 | 1.00-{17.5 / 17:.2f} | 1 all-reduce of 256 bytes |")
+
+
+def sending(*shapes, operation="all-reduce"):
+    return hlo.Part(collectives=[hlo.Instruction("sent", shape, operation, "") for shape in shapes])
+
+
+@pytest.mark.parametrize(
+    ("target", "gradients", "program", "sent", "fault"),
+    [
+        ("v5e", 17.8, hlo.Part(), "", None),
+        ("v5e", 18.0, hlo.Part(), "", "moves 18 gradients where 17 are enough"),
+        ("v5e:2x2", 17.0, sending("f32[8,8]"), "1 all-reduce of 256 bytes", None),
+        ("v5e:2x2", 17.0, sending("f32[8,8]"), "1 a; 1 b", "sends 1 a; 1 b"),
+        ("v5e:2x2", 17.0, sending("f32[8,99]"), "1 all-reduce of 3168 bytes", "sends all-reduce of 3168 bytes"),
+        (
+            "v5e:2x2",
+            17.0,
+            hlo.Part(loops=[hlo.Loop("", sending("f32[]", operation="all-gather"), hlo.Part(), 1)]),
+            "",
+            "sends all-gather of 4 bytes",
+        ),
+    ],
+)
+def test_faults(target, gradients, program, sent, fault):
+    found = compiled.faults(
+        {"method": "mgda", "target": target, "num_tasks": 8, "gradients": gradients, "sent": sent}, program
+    )
+    assert found == ([fault] if fault else [])
