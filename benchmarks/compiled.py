@@ -76,6 +76,7 @@ NAMES = [row.name for row in METHODS]
 SHORT = ["mean", "uw", "mgda", "cagrad", "nash_mtl", "pcgrad", "epo", "coordinate_median", "modo", "db_mtl"]
 LAUNCH, WAIT = 4, 10  # microseconds on a GPU
 TPU_TASKS = 8
+NAMED = 6  # methods of a kind whose names the page lists
 PADDED = 512  # bytes that a TPU sends for a single number
 # Gradients that must move: those of all tasks for the Gramian, again for the weighted sum, and the update.
 FLOORS = {"gramian": lambda K: 2 * K + 1, "mixed": lambda K: 2 * K + 1}
@@ -91,7 +92,7 @@ def prepare() -> None:
     os.environ["PATH"] = f"{nvcc / 'bin'}{os.pathsep}{os.environ['PATH']}"
     os.environ["XLA_FLAGS"] = f"--xla_gpu_autotune_level=0 --xla_gpu_cuda_data_dir={nvcc}"
     tpu = {"SKIP_MDS_QUERY": "1", "ACCELERATOR_TYPE": "v5litepod-4", "WORKER_HOSTNAMES": "localhost", "WORKER_ID": "0"}
-    os.environ |= {f"TPU_{key}": value for key, value in tpu.items()}
+    os.environ |= {f"TPU_{key}": value for key, value in tpu.items()} | {"ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
     jax.config.update("jax_platforms", "cpu")
 
 
@@ -270,7 +271,8 @@ def tpu_table(found: list[dict[str, str]]) -> str:
         floor = FLOORS[kind](TPU_TASKS) if kind in FLOORS else 0
         sent = sorted({row["sent"] for row in targets.get("v5e:2x2", [])})
         over = span((value / floor for value in moved), "{:.2f}") if floor else "-"
-        lines.append([FOLDERS[kind], str(len(alone)), span(moved, "{:.4g}"), over, " or ".join(sent) or "nothing"])
+        names = ", ".join(f"`{row['method']}`" for row in alone) if len(alone) <= NAMED else f"{len(alone)}, all"
+        lines.append([FOLDERS[kind], names, span(moved, "{:.4g}"), over, " or ".join(sent) or "nothing"])
     return markdown(lines)
 
 
