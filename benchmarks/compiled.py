@@ -25,6 +25,7 @@ import sysconfig
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,6 @@ from rich.tree import Tree
 from benchmarks import hlo
 from benchmarks.control_flow import named, place
 from benchmarks.report import fill
-from benchmarks.solvers import machine
 from mtlgrad_jax.registry import FOLDERS, METHODS, ROWS
 from mtlgrad_jax.registry import make as make_row
 
@@ -70,6 +70,7 @@ platform_name: "CUDA"
 dnn_version_info { major: 9 minor: 10 }
 device_description_str: "NVIDIA H100 80GB HBM3"
 """
+COMPILERS = ("jax", "jax-cuda12-pjrt", "libtpu")
 TARGETS = {"h100": "cuda", "v5e": "tpu", "v5e:2x2": "tpu"}
 PARAMETERS = {"cuda": 1 << 12, "tpu": 1 << 24}  # on a TPU many, so that bytes of K×K matrices do not count
 NAMES = [row.name for row in METHODS]
@@ -245,7 +246,10 @@ def gpu_table(found: list[dict[str, str]]) -> str:
     def line(title: str, names: list[str]) -> list[str]:
         cells = []
         for K in sizes:
-            rows = [{key: int(own[name][K][key]) for key in COLUMNS[3:8]} for name in names]
+            rows = [{key: int(own[name][K][key]) for key in COLUMNS[3:8]} for name in names if K in own[name]]
+            if not rows:
+                cells += ["-"] * 3
+                continue
             usual = span(row["launches"] for row in rows) + " + " + span(row["waits"] for row in rows)
             cells += [usual, span(microseconds(row["launches"], row["waits"]) for row in rows)]
             cells += [span(microseconds(row["launches_worst"], row["waits_worst"]) for row in rows)]
@@ -322,8 +326,8 @@ def main(argv: list[str] | None = None) -> int:
             writer.writeheader()
             writer.writerows(found)
     if args.page:
-        where = machine("jax", "libtpu", "jax-cuda12-plugin", "nvidia-cuda-nvcc-cu12")
-        fill(args.page, {"gpu": f"{where}\n\n{gpu_table(found)}", "tpu": f"{where}\n\n{tpu_table(found)}"})
+        used = ", ".join(f"{package} {metadata.version(package)}" for package in COMPILERS)
+        fill(args.page, {"gpu": f"{gpu_table(found)}\n\n{used}.", "tpu": f"{tpu_table(found)}\n\n{used}."})
     return int(wrong > 0)
 
 
