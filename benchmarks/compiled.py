@@ -1,12 +1,12 @@
 """What every update is compiled to for a TPU v5e, alone and as one of four, and for an H100, with neither at hand.
 
-    python -m benchmarks.compiled [--targets h100 v5e v5e:2x2] [--methods NAME ...] [--tasks K ...] [--tree]
-                                  [--csv FILE] [--page FILE]
+    python -m benchmarks.compiled [--targets h100 v5e v5e:2x2] [--methods NAME ... | --all] [--tasks K ...] [--tree]
+                                  [--csv FILE] [--resume] [--page FILE]
 
 The programs are those of the compilers for these devices; nothing runs on them. How often loops and branches run is
-counted on the CPU, for one stack of gradients of every family in tests/families.py. Loops of the compiled program are
-found again by their names. `--tree` prints the programs: their loops, their branches and what these launch. The exit
-status is 1 if a program is not as it must be: see `faults`.
+counted on the CPU, for gradients of every family in tests/families.py, at three numbers of columns. Loops of the
+compiled program are found again by their names. `--tree` prints the programs: their loops, their branches and what
+these launch. The exit status is 1 if a program is not as it must be: see `faults`.
 
 On a GPU, a launch is a kernel, a copy or a call of a library, which launches one kernel or more. XLA may record five
 launches or more in a row as one CUDA graph; here each counts. The host waits for the device before each iteration of a
@@ -191,8 +191,8 @@ def faults(row: dict[str, Any], program: hlo.Part) -> list[str]:
     most = max(4 * K * K, PADDED)
     sent = [(line.operation, hlo.size(line.shape)) for part in hlo.walk(program) for line in part.collectives]
     wrong = [f"{operation} of {size} bytes" for operation, size in sent if operation != "all-reduce" or size > most]
-    usual = [] if not row["sent"] or (row["sent"].startswith("1 ") and ";" not in row["sent"]) else [row["sent"]]
-    return [f"sends {what}" for what in (*wrong, *usual)]
+    more = [row["sent"]] if kind in FLOORS and ";" in row["sent"] else []  # than the Gramian
+    return [f"sends {what}" for what in (*wrong, *more)]
 
 
 def describe(part: hlo.Part) -> str:
@@ -283,8 +283,8 @@ def tpu_table(found: list[dict[str, str]]) -> str:
 def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.compiled", description=__doc__.split("\n")[0])
     parser.add_argument("--targets", nargs="+", choices=list(TARGETS), default=list(TARGETS), metavar="TARGET")
-    parser.add_argument("--methods", nargs="+", choices=NAMES, metavar="NAME", help="(ten of all kinds)")
-    parser.add_argument("--all", dest="methods", action="store_const", const=NAMES, help="methods")
+    parser.add_argument("--methods", nargs="+", choices=NAMES, metavar="NAME", help="(ten, of all kinds)")
+    parser.add_argument("--all", dest="methods", action="store_const", const=NAMES, help="all methods")
     parser.set_defaults(methods=SHORT)
     parser.add_argument("--tasks", nargs="+", type=int, default=[8], metavar="K", help="(8)")
     parser.add_argument("--tree", action="store_true", help="print the programs' loops and branches")
