@@ -1,12 +1,13 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+COMPILERS := .venv-compiled
 DATA := .cache/data
 INSTALLED := $(VENV)/.installed
 ARGS ?=
 SIDE_BY_SIDE := -n 2 --dist loadfile --ignore tests/peers
 
-.PHONY: demo toy pareto burgers fs_mtl test nightly sharded tables api peers stress soak bench cost coordinates device compile lint dist clean
+.PHONY: demo toy pareto burgers fs_mtl test nightly sharded tables api peers stress soak bench cost coordinates device compile compiled lint dist clean
 
 demo: $(INSTALLED)  ## train a two-task network on MultiMNIST and compare methods
 	$(BIN)/python -m benchmarks.multimnist $(ARGS)
@@ -64,6 +65,9 @@ device: $(INSTALLED)  ## time of every update on whatever device JAX has
 compile: $(INSTALLED)  ## seconds to compile an update of many leaves
 	$(BIN)/python -m benchmarks.compile $(ARGS)
 
+compiled: $(COMPILERS)/.installed  ## what every update is compiled to for a TPU v5e and an H100, without either
+	PYTHONPATH=.:tests $(COMPILERS)/bin/python -m benchmarks.compiled $(ARGS)
+
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -73,6 +77,11 @@ $(INSTALLED): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet --editable ".[test]"
+	touch $@
+
+$(COMPILERS)/.installed: pyproject.toml
+	$(PYTHON) -m venv $(COMPILERS)
+	$(COMPILERS)/bin/python -m pip install --quiet --editable ".[compiled]"
 	touch $@
 
 $(VENV)/.peers: $(INSTALLED)
@@ -99,4 +108,4 @@ $(VENV)/.dist: $(INSTALLED)
 	touch $@
 
 clean:
-	rm -rf $(VENV) build dist .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	rm -rf $(VENV) $(COMPILERS) build dist .pytest_cache .ruff_cache .mypy_cache .hypothesis
