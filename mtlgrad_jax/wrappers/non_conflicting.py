@@ -6,12 +6,13 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
-from mtlgrad_jax._core.control import in_full_precision
 from mtlgrad_jax._core.method import Method, fit, weights_of
 from mtlgrad_jax._core.row import Row
 from mtlgrad_jax._core.step import mark_skipped, mark_solved
 from mtlgrad_jax._core.tasks import accumulator_dtype, present_tasks
+from mtlgrad_jax.methods.gramian.capped_mgda import ROW as CAPPED_MGDA
 from mtlgrad_jax.solvers import project_weights
+from mtlgrad_jax.solvers._solution import in_full_precision
 
 
 def non_conflicting(method: Method) -> Method:
@@ -61,6 +62,7 @@ ROW = Row(
     non_conflicting,
     scale="the method's, or less",
     state="the method's",
-    paper="Hu, Ho & Yu, 2026, arXiv 2605.30452 (abstract only)",
+    papers=CAPPED_MGDA.papers,
+    note="abstract only",
     wraps="mean",
 )

@@ -86,7 +86,6 @@ ROW = Row(
     partition,
     scale="the methods'",
     state="the methods'",
-    paper="none",
     kwargs=lambda num_tasks: {"labels": lambda path: True},
     wraps="mean",
     around=lambda method: {"transforms": {True: method}},

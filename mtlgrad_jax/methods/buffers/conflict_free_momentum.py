@@ -18,6 +18,7 @@ from mtlgrad_jax._core.method import Method, from_rule
 from mtlgrad_jax._core.row import PERMUTATION, Row, num_tasks_only
 from mtlgrad_jax._core.tasks import accumulator_dtype
 from mtlgrad_jax._core.weights import Present
+from mtlgrad_jax.methods.gramian.conflict_free import ROW as CONFLICT_FREE
 from mtlgrad_jax.methods.gramian.conflict_free import equal_cosines
 
 
@@ -123,7 +124,7 @@ ROW = Row(
     conflict_free_momentum,
     scale="Adam's: coordinates of about 1",
     state="K + 2 gradients, K + 1 counts",
-    paper="Liu, Chu & Thuerey, ICLR 2025, arXiv 2408.11104",
+    papers=CONFLICT_FREE.papers,
     promises=frozenset({PERMUTATION}),
     kwargs=num_tasks_only,
     checked="numpy float64 of the published formula; formula from official code",

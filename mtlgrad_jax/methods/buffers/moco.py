@@ -14,6 +14,7 @@ from jaxtyping import Array, Float, PyTree
 from mtlgrad_jax import stacks
 from mtlgrad_jax._core.checks import Number, check_choice, check_count, check_dtype, check_number
 from mtlgrad_jax._core.method import Losses, Method, from_rule
+from mtlgrad_jax._core.paper import Paper
 from mtlgrad_jax._core.row import CONTINUOUS, PERMUTATION, Row, num_tasks_only
 from mtlgrad_jax._core.step import POSITIVE_LOSSES
 from mtlgrad_jax._core.tasks import accumulator_dtype
@@ -112,7 +113,15 @@ ROW = Row(
     moco,
     scale="mean (weights sum to 1)",
     state="K gradients, K weights",
-    paper="Fernando et al., ICLR 2023, arXiv 2210.12624",
+    papers=(
+        Paper(
+            "Mitigating Gradient Bias in Multi-objective Learning: A Provably Convergent Approach",
+            "Heshan Fernando, Han Shen, Miao Liu, Subhajit Chaudhury, Keerthiram Murugesan, Tianyi Chen",
+            2023,
+            booktitle="ICLR",
+            arxiv="2210.12624",
+        ),
+    ),
     promises=frozenset({PERMUTATION, CONTINUOUS}),
     kwargs=num_tasks_only,
     checked="numpy float64 of the published formula; formulas from official code and LibMTL",

@@ -13,6 +13,7 @@ from jaxtyping import Array, PyTree
 from mtlgrad_jax import stacks
 from mtlgrad_jax._core.checks import check_numbers
 from mtlgrad_jax._core.method import Method, from_rule
+from mtlgrad_jax._core.paper import Paper
 from mtlgrad_jax._core.random import Key, Seed, check_key, draw_key, make_key
 from mtlgrad_jax._core.row import CONTINUOUS, HOMOGENEOUS, PERMUTATION, Row
 from mtlgrad_jax._core.trees import draw_like
@@ -80,7 +81,15 @@ ROW = Row(
     graddrop,
     scale="sum (where the signs agree)",
     state="a random key",
-    paper="Chen et al., NeurIPS 2020, arXiv 2010.06808",
+    papers=(
+        Paper(
+            "Just Pick a Sign: Optimizing Deep Multitask Models with Gradient Sign Dropout",
+            "Zhao Chen, Jiquan Ngiam, Yanping Huang, Thang Luong, Henrik Kretzschmar, Yuning Chai, Dragomir Anguelov",
+            2020,
+            booktitle="NeurIPS",
+            arxiv="2010.06808",
+        ),
+    ),
     promises=frozenset({HOMOGENEOUS, PERMUTATION, CONTINUOUS}),
     checked="numpy float64 of the published law; TorchJD, in law",
     randomized=True,

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 
 from mtlgrad_jax._core.checks import Number, check_number
 from mtlgrad_jax._core.method import Gramian, Method, Weights, from_kernel
+from mtlgrad_jax._core.paper import Paper
 from mtlgrad_jax._core.row import CONTINUOUS, DESCENT, HOMOGENEOUS, PERMUTATION, Row
 from mtlgrad_jax._core.weights import Present
 from mtlgrad_jax.solvers import capped_min_norm
@@ -41,7 +42,15 @@ def capped_mgda(cap: Number) -> Method:
 ROW = Row(
     capped_mgda,
     scale="mean (weights sum to 1)",
-    paper="Hu, Ho & Yu, 2026, arXiv 2605.30452 (the cap's parametrisation is a reconstruction)",
+    papers=(
+        Paper(
+            "A Unified Framework for Gradient Aggregation in Multi-Objective Optimization",
+            "Zeou Hu, Kelvin Ho, Yaoliang Yu",
+            2026,
+            arxiv="2605.30452",
+        ),
+    ),
+    note="the cap's parametrisation is a reconstruction",
     promises=frozenset({DESCENT, HOMOGENEOUS, PERMUTATION, CONTINUOUS}),
     kwargs=lambda num_tasks: {"cap": 0.5},
     checked="an independent exact solve; duality gap",

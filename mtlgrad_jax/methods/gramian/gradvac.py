@@ -14,6 +14,7 @@ from jaxtyping import Array, Bool, Float
 
 from mtlgrad_jax._core.checks import Number, check_choice, check_count, check_number
 from mtlgrad_jax._core.method import Gramian, Method, Weights, from_kernel
+from mtlgrad_jax._core.paper import Paper
 from mtlgrad_jax._core.random import Key, Seed, check_key, draw_key, draw_orders, make_key
 from mtlgrad_jax._core.row import HOMOGENEOUS, LINEAR, PERMUTATION, Row, num_tasks_only
 from mtlgrad_jax._core.tasks import accumulator_dtype
@@ -122,7 +123,15 @@ ROW = Row(
     gradvac,
     scale="sum",
     state="K×K target cosines and a random key",
-    paper="Wang et al., ICLR 2021, arXiv 2010.05874",
+    papers=(
+        Paper(
+            "Gradient Vaccine: Investigating and Improving Multi-task Optimization in Massively Multilingual Models",
+            "Zirui Wang, Yulia Tsvetkov, Orhan Firat, Yuan Cao",
+            2021,
+            booktitle="ICLR",
+            arxiv="2010.05874",
+        ),
+    ),
     promises=frozenset({HOMOGENEOUS, PERMUTATION, LINEAR}),
     kwargs=num_tasks_only,
     checked="numpy float64 of the published formula; TorchJD",

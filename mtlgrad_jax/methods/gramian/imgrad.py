@@ -9,6 +9,7 @@ from jaxtyping import Array, Float
 
 from mtlgrad_jax._core.checks import Number, check_choice, check_number
 from mtlgrad_jax._core.method import Gramian, Method, Weights, from_kernel
+from mtlgrad_jax._core.paper import Paper
 from mtlgrad_jax._core.row import DESCENT, HOMOGENEOUS, PERMUTATION, Row
 from mtlgrad_jax._core.weights import Present, uniform
 from mtlgrad_jax.methods.gramian.cagrad import Rescale
@@ -70,7 +71,16 @@ def _agreement(gramian: Gramian, present: Present) -> Float[Array, ""]:
 ROW = Row(
     imgrad,
     scale="mean",
-    paper="Zhou et al., IJCAI 2025, arXiv 2503.08006 (formula from the official code)",
+    papers=(
+        Paper(
+            "Injecting Imbalance Sensitivity for Multi-Task Learning",
+            "Zhipeng Zhou, Liu Liu, Peilin Zhao, Wei Gong",
+            2025,
+            booktitle="IJCAI",
+            arxiv="2503.08006",
+        ),
+    ),
+    note="formula from the official code",
     promises=frozenset({DESCENT, HOMOGENEOUS, PERMUTATION}),
     checked="numpy float64 of the dual; formula from official code",
 )

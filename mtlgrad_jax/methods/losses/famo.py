@@ -14,6 +14,7 @@ from jaxtyping import Array, Float, Int, PyTree
 from mtlgrad_jax._core.checks import Number, check_count, check_number, check_numbers
 from mtlgrad_jax._core.learned import Learned, descend, learn
 from mtlgrad_jax._core.method import Losses, Method, Weights, from_kernel
+from mtlgrad_jax._core.paper import Paper
 from mtlgrad_jax._core.row import CONTINUOUS, HOMOGENEOUS, LINEAR, PERMUTATION, Row, num_tasks_only
 from mtlgrad_jax._core.step import LAGGED, Argument
 from mtlgrad_jax._core.tasks import accumulator_dtype
@@ -97,7 +98,15 @@ ROW = Row(
     famo,
     scale="mean (weights sum to 1)",
     state="K logits and their Adam state, K losses, counts",
-    paper="Liu et al., NeurIPS 2023, arXiv 2306.03792",
+    papers=(
+        Paper(
+            "FAMO: Fast Adaptive Multitask Optimization",
+            "Bo Liu, Yihao Feng, Peter Stone, Qiang Liu",
+            2023,
+            booktitle="NeurIPS",
+            arxiv="2306.03792",
+        ),
+    ),
     promises=frozenset({HOMOGENEOUS, PERMUTATION, CONTINUOUS, LINEAR}),
     kwargs=num_tasks_only,
     checked="numpy float64 of the published formula; TorchJD",

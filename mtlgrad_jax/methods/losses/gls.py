@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from mtlgrad_jax._core.method import Losses, Method, Weights, from_kernel
+from mtlgrad_jax._core.paper import Paper
 from mtlgrad_jax._core.row import CONTINUOUS, HOMOGENEOUS, LINEAR, PERMUTATION, Row
 from mtlgrad_jax._core.step import POSITIVE_LOSSES
 from mtlgrad_jax._core.weights import Present
@@ -37,7 +38,15 @@ def gls() -> Method:
 ROW = Row(
     gls,
     scale="mean, relative to the losses' geometric mean",
-    paper="Chennupati et al., CVPR Workshops 2019, arXiv 1904.08492",
+    papers=(
+        Paper(
+            "MultiNet++: Multi-Stream Feature Aggregation and Geometric Loss Strategy for Multi-Task Learning",
+            "Sumanth Chennupati, Ganesh Sistu, Senthil Yogamani, Samir A. Rawashdeh",
+            2019,
+            booktitle="CVPR Workshops",
+            arxiv="1904.08492",
+        ),
+    ),
     promises=frozenset({HOMOGENEOUS, PERMUTATION, CONTINUOUS, LINEAR}),
     checked="numpy float64 of the published formula; TorchJD",
 )

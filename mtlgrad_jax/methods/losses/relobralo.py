@@ -14,6 +14,7 @@ from jaxtyping import Array, Float, Int
 
 from mtlgrad_jax._core.checks import Number, check_count, check_number
 from mtlgrad_jax._core.method import Losses, Method, Weights, from_kernel
+from mtlgrad_jax._core.paper import Paper
 from mtlgrad_jax._core.random import Key, Seed, check_key, draw_key, make_key
 from mtlgrad_jax._core.row import CONTINUOUS, HOMOGENEOUS, LINEAR, PERMUTATION, Row, num_tasks_only
 from mtlgrad_jax._core.step import POSITIVE_LOSSES
@@ -96,7 +97,16 @@ ROW = Row(
     relobralo,
     scale="sum (weights sum to K)",
     state="K weights, K first and K last losses, K counts, a random key",
-    paper="Bischof & Kraus, CMAME 2025, arXiv 2110.09813 (formulas from the official code)",
+    papers=(
+        Paper(
+            "Multi-Objective Loss Balancing for Physics-Informed Deep Learning",
+            "Rafael Bischof, Michael A. Kraus",
+            2025,
+            journal="Computer Methods in Applied Mechanics and Engineering",
+            arxiv="2110.09813",
+        ),
+    ),
+    note="formulas from the official code",
     promises=frozenset({HOMOGENEOUS, PERMUTATION, CONTINUOUS, LINEAR}),
     kwargs=num_tasks_only,
     checked="numpy float64 of the definition, with and without look-back in every step; formula from official code",

@@ -13,6 +13,7 @@ from jaxtyping import Array, Float, Int
 
 from mtlgrad_jax._core.checks import Number, check_count, check_number
 from mtlgrad_jax._core.method import Losses, Method, Weights, from_kernel
+from mtlgrad_jax._core.paper import Paper
 from mtlgrad_jax._core.row import CONTINUOUS, HOMOGENEOUS, LINEAR, PERMUTATION, Row, num_tasks_only
 from mtlgrad_jax._core.tasks import accumulator_dtype
 from mtlgrad_jax._core.weights import Present, over_mean
@@ -81,7 +82,15 @@ ROW = Row(
     slaw,
     scale="sum (weights sum to K)",
     state="K means and deviations of losses, K counts",
-    paper="Crawshaw & Kosecka, 2021, arXiv 2109.08218 (formulas from the official code)",
+    papers=(
+        Paper(
+            "SLAW: Scaled Loss Approximate Weighting for Efficient Multi-Task Learning",
+            "Michael Crawshaw, Jana Košecká",
+            2021,
+            arxiv="2109.08218",
+        ),
+    ),
+    note="formulas from the official code",
     promises=frozenset({HOMOGENEOUS, PERMUTATION, CONTINUOUS, LINEAR}),
     kwargs=num_tasks_only,
     checked="numpy float64 of the definition over all steps; formula from official code",

@@ -9,6 +9,7 @@ from jaxtyping import Array, Float, PyTree
 
 from mtlgrad_jax._core.checks import Number, check_number, check_numbers
 from mtlgrad_jax._core.method import Losses, Method, Weights, from_kernel
+from mtlgrad_jax._core.paper import Paper
 from mtlgrad_jax._core.row import CONTINUOUS, HOMOGENEOUS, LINEAR, PERMUTATION, Row
 from mtlgrad_jax._core.weights import Present, of_tasks, uniform
 
@@ -55,7 +56,15 @@ def stch(mu: Number, weights: PyTree = None, ideal: PyTree = None) -> Method:
 ROW = Row(
     stch,
     scale="convex combination of the weighted gradients",
-    paper="Lin et al., ICML 2024, arXiv 2402.19078",
+    papers=(
+        Paper(
+            "Smooth Tchebycheff Scalarization for Multi-Objective Optimization",
+            "Xi Lin, Xiaoyuan Zhang, Zhiyuan Yang, Fei Liu, Zhenkun Wang, Qingfu Zhang",
+            2024,
+            booktitle="ICML",
+            arxiv="2402.19078",
+        ),
+    ),
     promises=frozenset({HOMOGENEOUS, PERMUTATION, CONTINUOUS, LINEAR}),
     kwargs=lambda num_tasks: {"mu": 1.0},
     checked="numpy float64 of the published formula; TorchJD",

@@ -15,6 +15,7 @@ from mtlgrad_jax._core.row import CONTINUOUS, HOMOGENEOUS, LINEAR, PERMUTATION, 
 from mtlgrad_jax._core.step import POSITIVE_LOSSES
 from mtlgrad_jax._core.tasks import accumulator_dtype
 from mtlgrad_jax._core.weights import Present, of_tasks, softmax
+from mtlgrad_jax.methods.losses.stch import ROW as STCH
 
 
 class STCHMTLState(NamedTuple):
@@ -82,7 +83,7 @@ ROW = Row(
     stch_mtl,
     scale="sum of the gradients of the log-losses",
     state="K losses and counts",
-    paper="Lin et al., ICML 2024, arXiv 2402.19078",
+    papers=STCH.papers,
     promises=frozenset({HOMOGENEOUS, PERMUTATION, CONTINUOUS, LINEAR}),
     kwargs=lambda num_tasks: {"num_tasks": num_tasks, "warmup_steps": 1, "nadir_steps": 1},
     checked="numpy float64 of the official recipe",

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from mtlgrad_jax._core.checks import Number, check_number
 from mtlgrad_jax._core.method import Gramian, Losses, Method, Weights, from_kernel
+from mtlgrad_jax._core.paper import Paper
 from mtlgrad_jax._core.row import PERMUTATION, Row
 from mtlgrad_jax._core.step import POSITIVE_LOSSES
 from mtlgrad_jax._core.weights import Present, mean_of
@@ -50,7 +51,15 @@ def emtl(strength: Number) -> Method:
 ROW = Row(
     emtl,
     scale="sum if all r are equal",
-    paper="Yuan & Zhang, 2023, arXiv 2306.09373 (a reconstruction from the abstract)",
+    papers=(
+        Paper(
+            "Equitable Multi-task Learning",
+            "Jun Yuan, Rui Zhang",
+            2023,
+            arxiv="2306.09373",
+        ),
+    ),
+    note="a reconstruction from the abstract",
     promises=frozenset({PERMUTATION}),
     kwargs=lambda num_tasks: {"strength": 1.0},
     checked="numpy float64 of the reconstructed objective's derivative, not of a published formula",

@@ -22,6 +22,7 @@ from mtlgrad_jax._core.method import (
     skip_together,
     update_without_task_axis,
 )
+from mtlgrad_jax._core.paper import Paper
 from mtlgrad_jax._core.random import repeat_state
 from mtlgrad_jax._core.row import Row
 from mtlgrad_jax._core.step import mark_idle
@@ -226,7 +227,15 @@ ROW = Row(
     fs_mtl,
     scale="the method's, for losses plus flat parts",
     state="two copies of the method's",
-    paper="Phan et al., ICCV 2025, arXiv 2211.13723",
+    papers=(
+        Paper(
+            "Beyond Losses Reweighting: Empowering Multi-Task Learning via the Generalization Perspective",
+            "Hoang Phan, Lam Tran, Quyen Tran, Ngoc Tran, Tuan Truong, Qi Lei, Nhat Ho, Dinh Phung, Trung Le",
+            2025,
+            booktitle="ICCV",
+            arxiv="2211.13723",
+        ),
+    ),
     wraps="mgda",
     functions=("clean_grads` or `grad_fn",),
     checked="numpy float64 of the published formula; plain SAM for averages",

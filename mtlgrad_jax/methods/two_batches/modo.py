@@ -11,6 +11,7 @@ from jaxtyping import Array, Float
 
 from mtlgrad_jax._core.checks import Number, check_count, check_number
 from mtlgrad_jax._core.method import Method, Weights, from_kernel
+from mtlgrad_jax._core.paper import Paper
 from mtlgrad_jax._core.row import CONTINUOUS, PERMUTATION, Row, num_tasks_only
 from mtlgrad_jax._core.tasks import accumulator_dtype
 from mtlgrad_jax._core.weights import Present, on_simplex, share
@@ -66,7 +67,15 @@ ROW = Row(
     modo,
     scale="mean (weights sum to 1)",
     state="K weights",
-    paper="Chen et al., JMLR 2024, arXiv 2305.20057",
+    papers=(
+        Paper(
+            "Three-Way Trade-Off in Multi-Objective Learning: Optimization, Generalization and Conflict-Avoidance",
+            "Lisha Chen, Heshan Fernando, Yiming Ying, Tianyi Chen",
+            2024,
+            journal="Journal of Machine Learning Research",
+            arxiv="2305.20057",
+        ),
+    ),
     promises=frozenset({PERMUTATION, CONTINUOUS}),
     kwargs=num_tasks_only,
     checked="numpy float64 of the published formula; TorchJD",

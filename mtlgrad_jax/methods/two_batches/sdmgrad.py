@@ -14,6 +14,7 @@ from jaxtyping import Array, Float, PyTree
 
 from mtlgrad_jax._core.checks import Number, check_count, check_number, check_numbers
 from mtlgrad_jax._core.method import Method, Weights, from_kernel
+from mtlgrad_jax._core.paper import Paper
 from mtlgrad_jax._core.row import HOMOGENEOUS, PERMUTATION, Row, num_tasks_only
 from mtlgrad_jax._core.tasks import accumulator_dtype
 from mtlgrad_jax._core.weights import Present, mean_of, of_tasks, on_simplex, share, uniform
@@ -109,7 +110,15 @@ ROW = Row(
     sdmgrad,
     scale="mean",
     state="K weights",
-    paper="Xiao, Ban & Ji, NeurIPS 2023, arXiv 2305.18409",
+    papers=(
+        Paper(
+            "Direction-oriented Multi-objective Learning: Simple and Provable Stochastic Algorithms",
+            "Peiyao Xiao, Hao Ban, Kaiyi Ji",
+            2023,
+            booktitle="NeurIPS",
+            arxiv="2305.18409",
+        ),
+    ),
     promises=frozenset({HOMOGENEOUS, PERMUTATION}),
     kwargs=num_tasks_only,
     checked="numpy float64 of the published formula; TorchJD; published values",
