@@ -1,12 +1,13 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+COMPILERS := .venv-compiled
 DATA := .cache/data
 INSTALLED := $(VENV)/.installed
 ARGS ?=
 SIDE_BY_SIDE := -n 2 --dist loadfile --ignore tests/peers
 
-.PHONY: demo toy pareto burgers fs_mtl test nightly sharded tables peers stress soak bench cost coordinates device compile notebooks lint clean
+.PHONY: demo toy pareto burgers fs_mtl test nightly sharded tables api docs peers stress soak bench cost coordinates device compile compiled notebooks lint dist clean
 
 demo: $(INSTALLED)  ## train a two-task network on MultiMNIST and compare methods
 	$(BIN)/python -m benchmarks.multimnist $(ARGS)
@@ -28,11 +29,17 @@ tables: $(INSTALLED)  ## write what the rows say and what tests find about them 
 	PYTHONPATH=.:tests $(BIN)/python tests/property_table.py
 	PYTHONPATH=.:tests $(BIN)/python tests/checked_table.py
 
+docs: $(VENV)/.docs  ## the site of the documentation, in docs/_build/html
+	$(BIN)/python -m sphinx --fail-on-warning --keep-going --quiet --jobs auto docs docs/_build/html $(ARGS)
+
+api: $(INSTALLED)  ## write the names and signatures that are public into tests/
+	PYTHONPATH=. $(BIN)/python tests/test_public_api.py
+
 sharded: $(INSTALLED)  ## on eight virtual devices
 	JAX_NUM_CPU_DEVICES=8 $(BIN)/python -m pytest tests/sharded $(ARGS)
 
-peers: $(VENV)/.peers  ## the methods beside TorchJD and the formulas of others
-	$(BIN)/python -m pytest tests/peers $(ARGS)
+peers: $(VENV)/.peers  ## the methods beside TorchJD and the formulas of others, compiled as for users
+	XLA_FLAGS= $(BIN)/python -m pytest tests/peers $(ARGS)
 
 notebooks: $(VENV)/.notebooks  ## run every notebook at a small size, and compare it with its .py file
 	for name in $(basename $(wildcard notebooks/*.ipynb)); do \
@@ -71,6 +78,9 @@ device: $(INSTALLED)  ## time of every update on whatever device JAX has
 compile: $(INSTALLED)  ## seconds to compile an update of many leaves
 	$(BIN)/python -m benchmarks.compile $(ARGS)
 
+compiled: $(COMPILERS)/.installed  ## what every update is compiled to for a TPU v5e and an H100, without either
+	PYTHONPATH=.:tests $(COMPILERS)/bin/python -m benchmarks.compiled $(ARGS)
+
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -82,12 +92,21 @@ $(INSTALLED): pyproject.toml
 	$(BIN)/python -m pip install --quiet --editable ".[test]"
 	touch $@
 
+$(COMPILERS)/.installed: pyproject.toml
+	$(PYTHON) -m venv $(COMPILERS)
+	$(COMPILERS)/bin/python -m pip install --quiet --editable ".[compiled]"
+	touch $@
+
 $(VENV)/.peers: $(INSTALLED)
 	$(BIN)/python -m pip install --quiet --editable ".[peers]"
 	touch $@
 
 $(VENV)/.notebooks: $(INSTALLED)
 	$(BIN)/python -m pip install --quiet --editable ".[notebooks]"
+	touch $@
+
+$(VENV)/.docs: $(INSTALLED)
+	$(BIN)/python -m pip install --quiet --editable ".[docs]"
 	touch $@
 
 $(DATA)/mnist:
@@ -100,5 +119,14 @@ $(DATA)/fashion:
 	cd $(DATA) && apt-get download dataset-fashion-mnist
 	dpkg-deb -x $(DATA)/dataset-fashion-mnist_*.deb $@
 
+dist: $(VENV)/.dist  ## build the sdist and the wheel, and check them
+	rm -rf dist
+	$(BIN)/python -m build
+	$(BIN)/python -m twine check --strict dist/*
+
+$(VENV)/.dist: $(INSTALLED)
+	$(BIN)/python -m pip install --quiet build twine
+	touch $@
+
 clean:
-	rm -rf $(VENV) build dist .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	rm -rf $(VENV) $(COMPILERS) build dist docs/_build docs/generated .pytest_cache .ruff_cache .mypy_cache .hypothesis

@@ -1,5 +1,6 @@
 """For all tests: cache compiled programs, group and mark the tests, and run the Python blocks of the Markdown pages."""
 
+import os
 from collections import Counter
 from pathlib import Path
 
@@ -9,6 +10,13 @@ from sybil import Sybil
 from sybil.parsers.markdown import PythonCodeBlockParser
 
 from mtlgrad_jax.registry import METHODS
+
+# Compiling takes most of the tests' time; these flags halve it. If XLA_FLAGS is set, even to nothing (`make peers`), it
+# decides.
+QUICK = ["--xla_backend_optimization_level=0"]
+if jax.__version_info__ < (0, 11):  # later versions always use the emitters
+    QUICK.append("--xla_cpu_use_fusion_emitters=false")
+os.environ.setdefault("XLA_FLAGS", " ".join(QUICK))
 
 if jax.config.jax_compilation_cache_dir is None:
     jax.config.update("jax_compilation_cache_dir", str(Path(__file__).parent / ".cache" / "jax"))

@@ -34,6 +34,7 @@ from benchmarks import report
 from benchmarks.data import TASKS, DataError, Digits, Pairs, load, pair
 from mtlgrad_jax.registry import METHODS
 
+NEXT = "https://github.com/mtlgrad/mtlgrad_jax#what-to-read-next"
 DEFAULT_METHODS = "mean,pcgrad,cagrad,nash_mtl,upgrad"
 BATCH, LEARNING_RATE = 128, 5e-3
 STEPS, QUICK_STEPS = 620, 155  # approximate number, unless --epochs is given
@@ -256,6 +257,7 @@ def main(argv: list[str] | None = None) -> int:
         code = 130
         console.print("[yellow]Interrupted. What is finished:")
     report.report(args.out, console)
+    console.print(f"What to read next: {NEXT}", soft_wrap=True)
     return code
 
 

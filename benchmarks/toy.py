@@ -36,6 +36,7 @@ from mtlgrad_jax.registry import make as make_row
 LEARNING_RATE = 1e-3
 EVERY = 100  # steps between two points of a recorded path
 NEAR_FRONT, NEAR_OPTIMUM = 0.35, 0.1  # distances
+IN_README = ("mean", "upgrad", "cagrad", "nash_mtl")  # readme.png has their paths from CAGrad's starts
 
 # What an independent implementation of three settings found (CAGrad's problem solved on a grid of weights).
 INDEPENDENT = {
@@ -299,8 +300,9 @@ def draw(outcomes: list[Outcome], columns: int = 6) -> Figure:
     mean = land.mean[coarse, coarse].T
     levels = np.linspace(mean.min(), np.quantile(mean, 0.95), 14)
     darkest = 2 * levels[0] - levels[-1]  # so that only the lighter half of the greys is used
+    columns = min(columns, len(outcomes))
     rows = -(-len(outcomes) // columns)
-    figure = Figure(figsize=(11, 1.9 * rows + 0.7), layout="constrained")
+    figure = Figure(figsize=(11 / 6 * columns, 1.9 * rows + 0.7), layout="constrained")
     panels = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
     for axis, outcome in zip(panels.flat, outcomes, strict=False):
         axis.contourf(land.a[coarse], land.b[coarse], mean, levels, cmap="Greys_r", vmin=darkest, extend="max")
@@ -374,6 +376,8 @@ def main(argv: list[str] | None = None) -> None:
         console.print(table.rich(title))
         image = Path(os.path.relpath(out, page.parent), f"{name}.png").as_posix()
         sections[name] = f"![{title}]({image})\n\n{table.markdown()}"
+    if few := [outcome for outcome in outcomes if outcome.setting == "cagrad" and outcome.method in IN_README]:
+        draw(few).savefig(out / "readme.png", dpi=220)
     console.print(overview(outcomes).rich("Runs that end on the front, at an optimum of the mean loss"))
     sections["left out"] = "\n".join(f"- `{name}`: {reason}" for name, reason in left_out.items()) or "None."
     for name, reason in left_out.items():

@@ -116,5 +116,6 @@ from mtlgrad_jax.diagnostics import metrics as metrics
 from mtlgrad_jax.diagnostics import scalars as scalars
 
 from mtlgrad_jax import registry as registry
+from mtlgrad_jax.registry import cite as cite
 
 __version__ = "0.1.0.dev0"

@@ -1,5 +1,6 @@
 """The rows of all methods, ordered by what a method must see, and of all wrappers."""
 
+import difflib
 import functools
 import importlib
 import pkgutil
@@ -64,6 +65,35 @@ def needs(row: Row) -> tuple[str, ...]:
     return (*required, *row.functions)
 
 
+def cite(name: str) -> str:
+    """Return the BibTeX entries of a method's or a wrapper's papers.
+
+    Args:
+      name: of its factory.
+
+    Example:
+      >>> import mtlgrad_jax as mtl
+      >>> print(mtl.cite("cagrad"))
+      @inproceedings{liu2021conflict,
+        title = {{Conflict-Averse Gradient Descent for Multi-task Learning}},
+        author = {Liu, Bo and Liu, Xingchao and Jin, Xiaojie and Stone, Peter and Liu, Qiang},
+        year = {2021},
+        booktitle = {NeurIPS},
+        eprint = {2110.14048},
+        archiveprefix = {arXiv},
+      }
+
+    Raises:
+      ValueError: for a name that is unknown, or that has no paper.
+    """
+    if not (isinstance(name, str) and name in ROWS):
+        near = ", ".join(difflib.get_close_matches(str(name), ROWS)) or "nothing; mtl.registry.ROWS holds all names"
+        raise ValueError(f"`name` must be that of a method or a wrapper, got name={name!r}. Near it: {near}.")
+    if not ROWS[name].papers:
+        raise ValueError(f"`{name}` has no paper to cite. Its reference: {ROWS[name].reference}.")
+    return "\n\n".join(paper.bibtex() for paper in ROWS[name].papers)
+
+
 def describe(row: Row) -> str:
     """Return what the row adds to its factory's documentation."""
     promises = ", ".join(sorted(row.promises)) or "none"
@@ -82,7 +112,7 @@ def describe(row: Row) -> str:
             f"Checked against: {row.checked}.",
         ]
     lines += [
-        f"Reference: {row.paper}.",
+        f"Reference: {row.reference}.",
         "Raises: ValueError for arguments out of range, and in update for wrong shapes.",
     ]
     return "\n".join(lines)
@@ -104,7 +134,7 @@ def markdown_table() -> str:
     for row in METHODS:
         promises = ", ".join(sorted(row.promises & {NON_CONFLICTING, DESCENT, SCALE_FREE})) or "-"
         wanted = ", ".join(f"`{name}`" for name in needs(row)) or "-"
-        looks = [FOLDERS[row.folder], wanted, row.scale, row.state, promises, row.paper, row.checked]
+        looks = [FOLDERS[row.folder], wanted, row.scale, row.state, promises, row.reference, row.checked]
         rows.append([f"`{row.name}`", *looks])
     return "\n".join(f"| {' | '.join(cells)} |" for cells in rows)
 

@@ -1,10 +1,11 @@
 """Algebra of stacked pytrees: all sums over the P parameters are in this file.
 
-A stack is a pytree whose leaves have the shape (K, *parameter shape): row i is the gradient of task i. Gramians are
+A stack is a pytree whose leaves have the shape `(K, *parameter shape)`: row i is the gradient of task i. Gramians are
 accumulated leaf by leaf, never from a concatenated copy, in float32 at the highest matmul precision (float64 under
 x64), whatever the gradients' dtype. Leaves that are not floating (integer parameters) count as zero gradients.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -23,6 +24,7 @@ from mtlgrad_jax._core.tasks import Jacobian, accumulator_dtype, present_tasks, 
 _BLOCK = 1 << 15  # entries of a block that stays in cache on CPU
 _RUN = 256  # columns that are summed one after the other on CPU
 _SHORT = 1024  # most columns of a leaf that is joined with others on CPU
+_LEAST_BATCHED = 512  # entries of a slice that is a product of its own on GPU
 _JOINED = 32  # most leaves that are joined: compile time grows faster than linearly in their number
 _UNROLLED_ROWS = 16  # rows that one fused loop reads
 
@@ -36,7 +38,7 @@ def num_tasks(task_grads: PyTree, params: PyTree | None = None, *, name: str = "
 
     Args:
       task_grads: the stack.
-      params: if given, every leaf must have the shape (K, *parameter shape).
+      params: if given, every leaf must have the shape `(K, *parameter shape)`.
       name: name of the stack in error messages.
 
     Raises:
@@ -509,7 +511,11 @@ def _product(a: Array, b: Array, rows: Array | None, columns: Array | None, bloc
         return lax.dot_general(x, y, dimensions, precision=lax.Precision.HIGHEST, out_sharding=_replicated(a))
 
     if not blocked:
-        return dot(_wide(a, rows), _wide(b, columns))
+        x, y = _wide(a, rows), _wide(b, columns)
+        batch = _batch_axes(a.shape)
+        if not batch or jax.device_count() > 1:
+            return dot(x, y)
+        return lax.platform_dependent(x, y, cuda=partial(_batched_dot, batch), default=dot)
 
     def runs(start: Array | int, width: int) -> Array:
         """Return the products of runs of columns; XLA:CPU sums each run sequentially."""
@@ -529,6 +535,20 @@ def _product(a: Array, b: Array, rows: Array | None, columns: Array | None, bloc
         sums = tuple(jnp.stack([first, jnp.zeros_like(first)]))
         products += lax.fori_loop(1, whole, lambda i, sums: _two_sum(sums, runs(i * block, block)), sums)
     return _pairwise(jnp.add, [product.sum(axis=0) for product in products])
+
+
+def _batch_axes(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Return the first axes of a leaf's parameters, of which enough are left to contract; none of a small leaf."""
+    sizes = [math.prod(shape[axis + 1 :]) for axis in range(1, len(shape))]
+    enough = max(_LEAST_BATCHED, 8 * shape[0])
+    return tuple(axis for axis, size in enumerate(sizes, 1) if math.prod(shape[1:]) >= _BLOCK and size >= enough)
+
+
+def _batched_dot(batch: tuple[int, ...], x: Array, y: Array) -> Array:
+    """Return the (K, L) product of two leaves, as many products of slices: cuBLAS does a single one slowly."""
+    axes = tuple(range(len(batch) + 1, x.ndim))
+    products = lax.dot_general(x, y, ((axes, axes), (batch, batch)), precision=lax.Precision.HIGHEST)
+    return products.sum(axis=range(len(batch)))
 
 
 def _two_sum(sums: tuple[Array, ...], term: Array) -> tuple[Array, ...]:

@@ -87,6 +87,16 @@ def raises_naming(argument):
     return re.compile(rf"^`{argument}` must .*", re.DOTALL)
 
 
+def precisions(program):
+    """The precision of every product of floating matrices in a program."""
+    for equation in program.eqns:
+        if equation.primitive.name == "dot_general" and jnp.issubdtype(equation.outvars[0].aval.dtype, jnp.floating):
+            yield equation.params["precision"]
+        for inner in jax.tree.leaves(list(equation.params.values()), is_leaf=lambda leaf: hasattr(leaf, "eqns")):
+            if hasattr(inner, "eqns") or hasattr(inner, "jaxpr"):
+                yield from precisions(getattr(inner, "jaxpr", inner))
+
+
 def losses_of(params, num_tasks=3):
     """Losses of parameters with a leaf "w"."""
     return jnp.arange(1.0, 1 + num_tasks) * jnp.sum(params["w"] ** 2)

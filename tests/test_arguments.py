@@ -42,6 +42,7 @@ def parts(annotation):
 WRONG = {
     Number: ("x", np.nan, np.inf, -np.inf, 1e300, 1j, True, np.ones(2)),
     bool: ("no", 0, 1.0, np.ones(2, bool)),
+    str: ("nonsense", 3),
     int: (1.5, True, -1, "x", np.nan),
     typing.Literal["a choice"]: ("nonsense", 3),
     typing.Literal["a choice"] | int: ("nonsense", 0, 1.5, True),
@@ -121,6 +122,7 @@ TOOLS = {
     mtl.under: {},
     mtl.unstack: {"values": np.ones(K), "like": np.ones(K)},
     mtl.metrics: {"opt_state": 0},
+    mtl.cite: {"name": "cagrad"},
     mtl.scalars: {"metrics": {}, "like": jnp.zeros(2)},
 }
 """Public functions outside the registry, with their smallest arguments."""

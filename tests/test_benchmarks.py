@@ -246,7 +246,9 @@ def test_the_whole_command(tiny, tmp_path, capsys, monkeypatch):
     assert (config["methods"], config["seeds"], config["steps"]) == (["upgrad"], 2, 4)
     assert {"jax", "optax", "flax", "mtlgrad-jax"} <= set(config["versions"])
     assert (tmp_path / "multimnist.png").read_bytes().startswith(b"\x89PNG")
-    assert "upgrad" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "upgrad" in printed
+    assert printed.rstrip().endswith(multimnist.NEXT)
     with pytest.raises(SystemExit, match="2"):
         multimnist.main(arguments)  # does not overwrite a run
     assert "already holds a run" in capsys.readouterr().err

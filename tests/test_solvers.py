@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.optimize
+from harness import precisions
 
 from mtlgrad_jax import solvers
 from mtlgrad_jax.solvers import cosines, direction_of_products, project_simplex, significant_eigh
@@ -740,6 +741,17 @@ def values(M):
 
 
 @pytest.mark.nightly
+def test_nash_of_two_tasks_takes_no_step(dtype):
+    """It is the bisector: w_i = 1 / (n_i sqrt(1 + cos)), cos the cosine of the two rows."""
+    for family, M in cases(2, 50, dtype):
+        solved = solvers.alpha_fair(M, 1.0)
+        assert solved.steps == 0, family
+        n = np.sqrt(np.diag(M.astype(float)))
+        cosine = M[0, 1] / n.prod() if n.all() else -1
+        if cosine > -0.999:
+            np.testing.assert_allclose(solved.value, 1 / (n * np.sqrt(1 + cosine)), rtol=2e-3, err_msg=family)
+
+
 def test_jit_vmap_and_scan_agree_with_eager():
     with jax.disable_jit():
         eager = values(jnp.asarray(SMALL[0]))
@@ -770,6 +782,22 @@ ARGUMENTS = {
     "progress_direction": (0, ones(7, "float32")),
     "alpha_fair": (np.float32(2),),
 }
+
+
+MATRIX = np.eye(7, dtype="float32")
+OF_OTHERS = {
+    "linear_program": (ones(7, "float32"), MATRIX, ones(7, "float32"), ones(7, "float32"), np.ones(7, bool)),
+    "direction_of_products": (MATRIX, jnp.ones(7)),
+}
+
+
+@pytest.mark.parametrize("solver", [*ARGUMENTS, *OF_OTHERS])
+def test_products_are_in_full_precision(solver):
+    """Whatever the default is: bfloat16 on TPUs, TensorFloat-32 on GPUs."""
+    first, *others = OF_OTHERS.get(solver) or (MATRIX, *ARGUMENTS[solver])
+    with jax.default_matmul_precision("bfloat16"):
+        program = jax.make_jaxpr(lambda M: getattr(solvers, solver)(M, *others))(first)
+        assert set(precisions(program.jaxpr)) == {(jax.lax.Precision.HIGHEST,) * 2}
 
 
 @pytest.mark.nightly

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from mtlgrad_jax import stacks
-from mtlgrad_jax.stacks import _BLOCK, _RUN, _SHORT, _UNROLLED_ROWS
+from mtlgrad_jax.stacks import _BLOCK, _RUN, _SHORT, _UNROLLED_ROWS, _batch_axes, _batched_dot
 
 
 def random_tree(K, seed=0, scale=1.0, dtype=np.float32, width=5000):
@@ -42,6 +42,7 @@ def test_gramian_is_accurate_at_every_width(K, width):
     assert relative_error(matrix, dense(tree)) < ROUNDING
 
 
+@pytest.mark.skipif(jax.default_backend() != "cpu", reason="other devices add up in an order of their own")
 @pytest.mark.sample(5)
 @pytest.mark.parametrize("entries", ["equal", "random"])
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
@@ -143,6 +144,19 @@ def test_products_are_at_the_highest_precision():
     assert program.count("dot_general") == program.count("precision=(Precision.HIGHEST, Precision.HIGHEST)") > 0
 
 
+@pytest.mark.parametrize(
+    ("shape", "batch"),
+    [((3, 40, 1024), (1,)), ((2, 3, 5, 8, 512), (1, 2, 3)), ((2, 40, 3, 500), (1,)), ((80, 64, 512), ()), ((2, 9), ())],
+)
+def test_slices_that_a_gpu_multiplies(shape, batch):
+    """As many as leave at least 512 entries, and eight rows' worth, in each."""
+    assert _batch_axes(shape) == batch
+    x, y = np.random.default_rng(0).normal(size=(2, *shape)).astype("f4")
+    found = _batched_dot(_batch_axes(shape), jnp.asarray(x), jnp.asarray(y[:1]))
+    wanted = x.reshape(len(x), -1).astype(float) @ y[0].reshape(-1).astype(float)
+    np.testing.assert_allclose(found[:, 0], wanted, atol=1e-6 * x[0].size)
+
+
 def test_absent_rows_may_hold_anything():
     tree = random_tree(3)
     present = jnp.asarray([True, False, True])
@@ -242,5 +256,6 @@ def test_programs_are_those_of_the_platform_they_are_lowered_for(product):
 
 def test_one_export_serves_several_platforms():
     tree = random_tree(3, width=3 * _BLOCK)
-    exported = jax.export.export(jax.jit(stacks.gramian), platforms=("cpu", "tpu"))(tree)
+    tree["m"] = tree["b"]["d"].reshape(3, 96, -1)
+    exported = jax.export.export(jax.jit(stacks.gramian), platforms=("cpu", "tpu", "cuda"))(tree)
     assert relative_error(exported.call(tree), dense(tree)) < ROUNDING

@@ -115,7 +115,7 @@ def test_every_method_runs_or_says_why_not(unchecked):
 def test_the_whole_command(tmp_path, capsys):
     page = tmp_path / "page.md"
     page.write_text("before\n<!-- overview -->\nold\n<!-- /overview -->\nbetween\n")
-    arguments = ["--methods", "mean", "db_mtl", "krum", "--settings", "nash", "samgs", "--steps", "200"]
+    arguments = ["--methods", "mean", "db_mtl", "krum", "--settings", "cagrad", "samgs", "--steps", "200"]
     toy.main([*arguments, "--page", str(page)])
     text = page.read_text()
     assert text.startswith("before\n<!-- overview -->\n\n| method |")
@@ -124,15 +124,16 @@ def test_the_whole_command(tmp_path, capsys):
     assert "![SAM-GS's seven starts: 200 steps](page/samgs.png)" in text
     assert "- `krum`: it needs 3 tasks" in text
     assert "Left out: krum: it needs 3 tasks" in capsys.readouterr().out
-    assert (tmp_path / "page" / "nash.png").read_bytes().startswith(b"\x89PNG")
+    for name in ("cagrad.png", "readme.png"):
+        assert (tmp_path / "page" / name).read_bytes().startswith(b"\x89PNG")
     with (tmp_path / "page" / "toy.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
-    assert len(rows) == 2 * (5 + 7)
+    assert len(rows) == 2 * (3 + 7)
     # bowls are negative: a method that takes logarithms does not move, and reports this
     low = next(row for row in rows if (row["method"], row["start_a"], row["start_b"]) == ("db_mtl", "10", "-3"))
     assert (low["end_a"], low["end_b"], low["skipped"]) == ("10", "-3", "200")
     toy.main([*arguments, "--out", str(tmp_path / "out")])
-    assert "](nash.png)" in (tmp_path / "out" / "toy.md").read_text()
+    assert "](cagrad.png)" in (tmp_path / "out" / "toy.md").read_text()
 
 
 @pytest.mark.parametrize("steps", ["0", "150", "-100"])

@@ -308,6 +308,41 @@ def test_gram_over_weighs_by_some_leaves_and_applies_to_all():
         mtl.gram_over(mtl.trimmed_mean(), SHARED)
 
 
+TRUNK = mtl.under("first", "last")
+AROUND = {
+    "shared_private": lambda m: mtl.shared_private(m, TRUNK),
+    "partition": lambda m: mtl.partition({True: m, False: mtl.sum()}, TRUNK),
+}
+INSIDE = {
+    "function": (mtl.gram_over(mtl.mgda(), mtl.under("last")), 6.0),
+    "tree": (mtl.gram_over(mtl.mgda(), {"first": False, "last": True, "heads": {"a": False, "b": False}}), 6.0),
+    "labels": (mtl.grouped(mtl.mgda(), {"first": "first", "last": "last", "heads": "heads"}), 4.0),
+}
+
+
+@pytest.mark.parametrize("around", AROUND)
+@pytest.mark.parametrize("inside", INSIDE)
+def test_leaves_are_named_alike_inside_another_wrapper(around, inside):
+    """The unit gradients of the last layer get halves; the first layer's 4 and 8 get these, or MGDA's own weights."""
+
+    def losses_fn(p):
+        return {"a": p["last"][0] + 4 * p["first"] + 5 * p["heads"]["a"], "b": p["last"][1] + 8 * p["first"]}
+
+    method, first = INSIDE[inside]
+    tx, zero = AROUND[around](method), jnp.zeros(())
+    params = {"first": zero, "last": jnp.zeros(2), "heads": {"a": zero, "b": zero}}
+
+    @jax.jit
+    def both(params, state):
+        stored = tx.update(mtl.task_value_and_grad(losses_fn)(params)[1], state, params)[0]
+        return stored, tx.update(mtl.linearize(losses_fn, params), state, params)[0]
+
+    for update in both(params, tx.init(params)):
+        np.testing.assert_allclose(update["first"], first, rtol=1e-6)
+        np.testing.assert_allclose(update["last"], 0.5, rtol=1e-6)
+        assert (update["heads"]["a"], update["heads"]["b"]) == (5, 0)
+
+
 @pytest.mark.parametrize("column", [0, 3])
 def test_gram_over_skips_a_step_that_is_broken_anywhere(column):
     broken = G.copy()

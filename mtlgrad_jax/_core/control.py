@@ -5,7 +5,6 @@ Outside jit, JAX would compile the closures of its control flow again on every c
 
 import functools
 from collections.abc import Callable
-from contextlib import AbstractContextManager
 from typing import Any
 
 import jax
@@ -53,11 +52,6 @@ def repeat(start: Any, stop: int, function: Callable[[Any, Any], Any], carry: An
     for i in range(start, stop):
         carry = function(i, carry)
     return carry
-
-
-def in_full_precision() -> AbstractContextManager[Any]:
-    """Return a context for products of K×K matrices, which by default have bfloat16's precision on TPUs."""
-    return jax.default_matmul_precision("highest")
 
 
 def promoting(function: Callable[..., Any]) -> Callable[..., Any]:

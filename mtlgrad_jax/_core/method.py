@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, PyTree
 
 from mtlgrad_jax import stacks
 from mtlgrad_jax._core.checks import check_count, check_flag, check_function, check_state, check_surroundings, leaf_name
-from mtlgrad_jax._core.control import cond, in_full_precision, promoting
+from mtlgrad_jax._core.control import cond, promoting
 from mtlgrad_jax._core.step import (
     STANDARD,
     TASK_MASK,
@@ -28,7 +28,7 @@ from mtlgrad_jax._core.step import (
 from mtlgrad_jax._core.tasks import Jacobian, accumulator_dtype, check_num_tasks, own_losses, task_names, task_vector
 from mtlgrad_jax._core.trees import row_shapes, unaliased
 from mtlgrad_jax._core.weights import fit, uniform
-from mtlgrad_jax.solvers._solution import SOLVED, Solution
+from mtlgrad_jax.solvers._solution import FAILED, Solution, closed_form, in_full_precision
 
 Gramian = Float[Array, "K K"]
 Losses = Float[Array, " K"]
@@ -43,7 +43,7 @@ class Method(optax.GradientTransformationExtraArgs):
       init: `init(params) -> state`; params are not stacked. JAX must be able to trace it, since every update compares
         its state's shapes with those of `init`.
       update: `update(task_grads, state, params=None, **extra_args) -> (gradient, state)`; `task_grads` is a stack,
-        leaves (K, *parameter shape), or a TaskJacobian.
+        leaves `(K, *parameter shape)`, or a TaskJacobian.
       weigh: `weigh(gramian, state, **extra_args) -> (weights, state)`, or None if the gradient is not a weighted sum
         of the task gradients. `gramian` may be a function that returns it, called only if the Gramian is needed.
       arguments: what `update` and `weigh` look at besides the gradients.
@@ -213,7 +213,8 @@ def from_kernel(
     too few tasks are present, their mean is used. Both are counted in the state's `info`.
 
     Args:
-      kernel: the formula; its weights are (K,) or a solver's Solution.
+      kernel: the formula; its weights are (K,) or a solver's Solution. If they are not finite, or the Solution has
+        FAILED, the mean is used, and counted.
       init: `init(num_tasks)` makes the method's own state; None for a method without state.
       arguments: other or stricter arguments of the update than those above, such as `POSITIVE_LOSSES`.
       num_tasks: K, if the method keeps per-task state: axes whose length depends on K hold one entry per task.
@@ -261,11 +262,12 @@ def from_kernel(
             solved = kernel(**{name: given[name] for name in wanted})
         solved, method_state = solved if "state" in wanted else (solved, state.method)
         if not isinstance(solved, Solution):
-            solved = Solution(solved, jnp.zeros(()), jnp.zeros((), int), jnp.asarray(SOLVED))
+            solved = closed_form(solved)
         if jnp.shape(solved.value) != (K,):
             raise ValueError(f"`kernel` must return weights of shape ({K},), got shape {jnp.shape(solved.value)}.")
         axes = task_axes(None if init is None else lambda K: jax.eval_shape(lambda: init(K)), known_tasks)
         sane = fit(solved.value, step.values["gramian"] if "gramian" in wanted else None, step.present)
+        sane = sane & (solved.result != FAILED)
         new_state, enough = commit(step, state, method_state, axes, sane=sane, fewest=fewest, solved=solved)
         weights = jnp.where(enough, solved.value, uniform(step.present))
         return jnp.where(step.present, weights, 0), new_state

@@ -4,6 +4,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from mtlgrad_jax._core.paper import Paper
+
 # What a row can promise. Each promise has a property test; each missing one has a counterexample in docs/properties.md.
 NON_CONFLICTING = "non-conflicting"  # no task ascends to first order: <g_i, d> >= 0
 PERMUTATION = "permutation-equivariant"  # the order of the tasks does not matter
@@ -26,7 +28,8 @@ class Row:
     Attributes:
       factory: in `mtlgrad_jax`.
       scale: native scale of the update.
-      paper: reference.
+      papers: where it was published.
+      note: what the papers do not say: where its formula comes from, or which part of a paper it is.
       state: size of its state.
       promises: properties that hold for every input, with the default arguments.
       kwargs: smallest arguments, as a function of K.
@@ -41,7 +44,8 @@ class Row:
 
     factory: Callable[..., Any]
     scale: str
-    paper: str
+    papers: tuple[Paper, ...] = ()
+    note: str = ""
     state: str = "none"
     promises: frozenset[str] = frozenset()
     kwargs: Callable[[int], dict[str, Any]] = lambda num_tasks: {}
@@ -56,6 +60,12 @@ class Row:
     def name(self) -> str:
         """The factory's name."""
         return self.factory.__name__
+
+    @property
+    def reference(self) -> str:
+        """The papers and the note in one line."""
+        papers = "; ".join(map(str, self.papers))
+        return f"{papers} ({self.note})" if papers and self.note else papers or self.note or "none"
 
     @property
     def folder(self) -> str:

@@ -27,11 +27,11 @@ from mtlgrad_jax.stacks import once
 class Info(NamedTuple):
     """How the last step went, and how often steps went wrong; found in any state by `optax.tree.get(state, "info")`."""
 
-    residual: Float[Array, ""]  # scale-free optimality residual of the solver, 0 for closed forms
-    steps: Int[Array, ""]  # solver steps taken
-    result: Int[Array, ""]  # a key of RESULTS
-    fallbacks: Int[Array, ""]  # updates so far that used another gradient in place of the method's
-    skipped: Int[Array, ""]  # updates so far that were zero because something was not finite
+    residual: Float[Array, ""]  #: scale-free optimality residual of the solver, 0 for closed forms
+    steps: Int[Array, ""]  #: solver steps taken
+    result: Int[Array, ""]  #: a key of RESULTS
+    fallbacks: Int[Array, ""]  #: updates so far that used another gradient in place of the method's
+    skipped: Int[Array, ""]  #: updates so far that were zero because something was not finite
 
 
 def first_info() -> Info:
@@ -150,11 +150,11 @@ class Argument(NamedTuple):
     """An argument of an update besides the gradients, passed as `update(..., name=value)`."""
 
     name: str
-    axes: str = "K"  # "K": a number for every task; "K K": one for every pair; "": a flag for the whole step
-    above: Any = None  # a bound that its entries must exceed: a number, or one for every task
-    required: bool = True  # if not, a formula gets None where it is missing
-    stand_in: str | None = None  # what replaces it if it is missing
-    missing: int = SOLVED  # the result code if it is missing
+    axes: str = "K"  #: "K" for a number for every task, "K K" for one for every pair, "" for a flag
+    above: Any = None  #: a bound that its entries must exceed, a number or one for every task
+    required: bool = True  #: if not, a formula gets None where it is missing
+    stand_in: str | None = None  #: what replaces it if it is missing
+    missing: int = SOLVED  #: the result code if it is missing
 
     def valid(self, entries: Array) -> Bool[Array, "..."]:
         """Return which entries are finite and above the bound."""

@@ -22,7 +22,7 @@ class Jacobian(ABC):
 
     @abstractmethod
     def part(self, flags: list[bool]) -> "Jacobian":
-        """Return the Jacobian with respect to some of the leaves, a dict of them by path."""
+        """Return the Jacobian with respect to some of the leaves, a tree with None in place of the others."""
 
     @abstractmethod
     def gramian(self) -> Array:

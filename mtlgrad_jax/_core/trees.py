@@ -80,18 +80,22 @@ def flag_leaves(flags: Any, tree: PyTree, name: str) -> list[bool]:
 
 
 def cut(tree: PyTree, labels: list[Any], label: Any) -> Any:
-    """Return the leaves with one label as a dict by path; for a TaskJacobian, the one with respect to these leaves."""
+    """Return a tree with None in place of leaves of other labels; for a TaskJacobian, that of the leaves that are left.
+
+    Paths stay those of the whole tree, so that functions of a path also work inside another wrapper.
+    """
     if isinstance(tree, Jacobian):
         return tree.part([own == label for own in labels])
-    leaves = jax.tree_util.tree_leaves_with_path(tree)
-    return {jax.tree_util.keystr(path): leaf for (path, leaf), own in zip(leaves, labels, strict=True) if own == label}
+    treedef: Any
+    leaves, treedef = jax.tree.flatten(tree)
+    return treedef.unflatten([leaf if own == label else None for leaf, own in zip(leaves, labels, strict=True)])
 
 
-def merge(tree: PyTree, *groups: dict[str, Any]) -> PyTree:
-    """Return a tree with the structure of `tree` and the leaves of the groups."""
+def merge(tree: PyTree, *groups: PyTree) -> PyTree:
+    """Return a tree with the structure of `tree` and the leaves of the groups, which `cut` made."""
     tree = tree.like if isinstance(tree, Jacobian) else tree
-    leaves = {path: leaf for group in groups for path, leaf in group.items()}
-    return jax.tree_util.tree_map_with_path(lambda path, _: leaves[jax.tree_util.keystr(path)], tree)
+    leaves = dict(named for group in groups for named in jax.tree_util.tree_leaves_with_path(group))
+    return jax.tree_util.tree_map_with_path(lambda path, _: leaves[path], tree)
 
 
 def row_shapes(task_grads: PyTree) -> PyTree:

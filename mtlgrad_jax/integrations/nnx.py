@@ -30,7 +30,7 @@ def task_value_and_grad(
 
     Returns:
       `f(model, *args, **kwargs) -> (losses, grads)`, or `((losses, aux), grads)`; the variables of grads have shape
-      (K, *variable shape), tasks in the flattened (sorted) order of the losses.
+      `(K, *variable shape)`, tasks in the flattened (sorted) order of the losses.
 
     Raises:
       ValueError: the model has no variable that `wrt` matches.

@@ -131,7 +131,7 @@ class TaskJacobian(Jacobian):
         return jax.eval_shape(lambda: self._rest.fill([jnp.zeros(leaf.shape, leaf.dtype) for leaf in self._shapes()]))
 
     def part(self, flags: list[bool]) -> "TaskJacobian":
-        """Return the Jacobian with respect to some of the leaves, a dict of them by path."""
+        """Return the Jacobian with respect to some of the leaves, a tree with None in place of the others."""
         rest, positions = self._rest.part(flags)
 
         def vjp(cotangent: PyTree) -> tuple[list[Array]]:
@@ -246,14 +246,14 @@ class TaskJacobian(Jacobian):
         return jax.vmap(self._pull)(units)
 
     def __jax_array__(self, *_: Any) -> Any:
-        """Raise: there are no entries to compute with."""
+        """Raise, as there are no entries to compute with."""
         raise TypeError(_OPAQUE)
 
     __mul__ = __rmul__ = __pow__ = __add__ = __radd__ = __truediv__ = __neg__ = __jax_array__
 
     @property
     def shape(self) -> Any:
-        """Raise: there are no entries to compute with."""
+        """Raise, as there are no entries to compute with."""
         raise AttributeError(_OPAQUE)
 
     dtype = real = shape

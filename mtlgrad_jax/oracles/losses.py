@@ -34,11 +34,10 @@ class Rest(NamedTuple):
         return self.treedef.unflatten(leaves)
 
     def part(self, flags: list[bool]) -> tuple["Rest", list[int]]:
-        """Return the Rest of a dict of some leaves by path, and the indices of its floating leaves."""
-        numbered = jax.tree_util.tree_leaves_with_path(self.treedef.unflatten(range(len(self.fixed))))
-        chosen = {jax.tree_util.keystr(path): i for (path, i), flag in zip(numbered, flags, strict=True) if flag}
-        order, floating = jax.tree.leaves(chosen), [i for i, leaf in enumerate(self.fixed) if leaf is None]
-        rest = Rest(jax.tree.structure(chosen), tuple(self.fixed[i] for i in order))
+        """Return the Rest of a tree with None in place of other leaves, and the indices of its floating leaves."""
+        chosen = [i if flag else None for i, flag in enumerate(flags)]
+        order, floating = [i for i in chosen if i is not None], [i for i, leaf in enumerate(self.fixed) if leaf is None]
+        rest = Rest(jax.tree.structure(self.treedef.unflatten(chosen)), tuple(self.fixed[i] for i in order))
         return rest, [floating.index(i) for i in order if self.fixed[i] is None]
 
     def pick(self, tree: PyTree) -> list[Array]:

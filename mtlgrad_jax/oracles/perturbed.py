@@ -59,7 +59,7 @@ def sam_perturbation(
     flags = flag_leaves(is_shared, params, "is_shared")
     radii = {True: rho_shared, False: rho_shared if rho_private is None else rho_private}
     parts = [(cut(task_grads, flags, flag), cut(params, flags, flag), rho) for flag, rho in radii.items()]
-    return merge(task_grads, *[_scaled(grads, own, rho, adaptive) for grads, own, rho in parts if grads])
+    return merge(task_grads, *[_scaled(grads, own, rho, adaptive) for grads, own, rho in parts if jax.tree.leaves(own)])
 
 
 def check_radii(rho_shared: Any, rho_private: Any) -> None:

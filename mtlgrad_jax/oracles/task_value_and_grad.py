@@ -35,7 +35,7 @@ def task_value_and_grad(
 
     Returns:
       `f(*args, **kwargs) -> (losses, grads)`, or `((losses, aux), grads)`; the leaves of grads have shape
-      (K, *leaf shape), tasks in the flattened (sorted) order of the losses.
+      `(K, *leaf shape)`, tasks in the flattened (sorted) order of the losses.
 
     Raises:
       ValueError: `losses_fn` returns anything else.

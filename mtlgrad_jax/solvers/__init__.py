@@ -1,20 +1,18 @@
 """K×K numerics on the device, one module per problem; an iterative solver returns a `Solution`.
 
-| module | problem | used by |
-|---|---|---|
-| `_interior_point` | quadratic programs with bounds | `_nonnegative_qp`, `_capped_min_norm` |
-| `_nonnegative_qp` | min x^T Q x / 2 - q^T x over x >= 0 | most of the following |
-| `_min_norm` | the min-norm point of a convex hull | mgda, imgrad, pmtl |
-| `_capped_min_norm` | the same with bounded weights | capped_mgda |
-| `_dual_cone` | projection on the dual cone, of the rows or their sum | upgrad, dualproj, non_conflicting |
-| `_max_min` | the best worst-case direction in a ball | cagrad, imgrad |
-| `_conic` | the best worst-case direction in a cone | conicgrad |
-| `_progress` | the nearest direction with some progress for all | pcd |
-| `_alpha_fair` | M w = (q/w)^(1/alpha) | nash_mtl, fairgrad, pivrg |
-| `_geometric_median` | the least sum of distances | geometric_median |
-| `_eigen` | eigen-decompositions with relative cut-offs | aligned_mtl, imtl_g, imtl, conflict_free, gcond |
-| `_linear_program` | linear programs over a simplex | epo |
-| `_simplex` | the Euclidean projection on the simplex | modo, sdmgrad, ferero, moco |
+- `_interior_point`: quadratic programs with bounds; used by `_nonnegative_qp`, `_capped_min_norm`
+- `_nonnegative_qp`: min x^T Q x / 2 - q^T x over x >= 0; used by most of the following
+- `_min_norm`: the min-norm point of a convex hull; used by mgda, imgrad, pmtl
+- `_capped_min_norm`: the same with bounded weights; used by capped_mgda
+- `_dual_cone`: projection on the dual cone, of the rows or their sum; used by upgrad, dualproj, non_conflicting
+- `_max_min`: the best worst-case direction in a ball; used by cagrad, imgrad
+- `_conic`: the best worst-case direction in a cone; used by conicgrad
+- `_progress`: the nearest direction with some progress for all; used by pcd
+- `_alpha_fair`: M w = (q/w)^(1/alpha); used by nash_mtl, fairgrad, pivrg
+- `_geometric_median`: the least sum of distances; used by geometric_median
+- `_eigen`: eigen-decompositions with relative cut-offs; used by aligned_mtl, imtl_g, imtl, conflict_free, gcond
+- `_linear_program`: linear programs over a simplex; used by epo
+- `_simplex`: the Euclidean projection on the simplex; used by modo, sdmgrad, ferero, moco
 
 All accept Gramians that are positive semidefinite up to rounding, of any rank and with rows of any scale.
 """

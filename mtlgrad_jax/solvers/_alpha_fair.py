@@ -11,15 +11,12 @@ At a Pareto-stationary point the equation has no solution; the shift of the diag
 and G^T w is as small as the shift allows.
 """
 
-from functools import partial
-
-import jax
 import jax.numpy as jnp
 import jax.scipy.linalg as jsl
 from jax import lax
 from jaxtyping import Array, Float
 
-from mtlgrad_jax.solvers._solution import Solution, inverse_sqrt, shift, solution
+from mtlgrad_jax.solvers._solution import Solution, compiled, inverse_sqrt, shift, solution
 
 _MAX_STEPS = 200
 _SMALLEST_STEP = 1e-3
@@ -29,7 +26,7 @@ _SMALL = 0.1  # largest change of the logs at which Newton's method converges qu
 _PATIENCE = 4  # steps that do not halve the residual before it counts as rounding
 
 
-@partial(jax.jit, static_argnames="max_steps")
+@compiled("max_steps")
 def alpha_fair(
     gramian: Float[Array, "K K"],
     alpha: Float[Array, ""] | float,
@@ -113,7 +110,8 @@ def alpha_fair(
     def going(carry: tuple) -> Array:
         return ~carry[-1] & (carry[-2] < max_steps)
 
-    x = log_p / (1 + beta)
+    alone = jnp.asarray(diagonal, dtype)
+    x = (log_p - jnp.log(alone + off[0, 1] if K == 2 else alone)) / (1 + beta)  # of two rows with equal p, the solution
     v = jnp.exp(x)
     start = residual_of(v, *sides(x, v))
     carry = (x, v, start, v, start, jnp.asarray(0), jnp.asarray(0), start <= 2 * eps)

@@ -3,19 +3,16 @@ r"""The min-norm point of the hull of K gradients with no weight above a cap (ca
 With bounds on both sides, active sets take long to find; an interior-point method has no such problem.
 """
 
-from functools import partial
-
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from mtlgrad_jax.solvers._interior_point import interior_point
-from mtlgrad_jax.solvers._solution import Solution, normalized, shift, solution
+from mtlgrad_jax.solvers._solution import Solution, compiled, normalized, shift, solution
 
 _MAX_STEPS = 100
 
 
-@partial(jax.jit, static_argnames="max_steps")
+@compiled("max_steps")
 def capped_min_norm(
     gramian: Float[Array, "K K"],
     cap: Float[Array, ""],

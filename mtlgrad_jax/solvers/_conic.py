@@ -8,20 +8,26 @@ is left: m = 0 if MGDA's direction lies inside the cone, else the m at which the
 have nonzero weight, the min-norm point is linear in m, and the root between two such points is that of a quadratic.
 """
 
-from functools import partial
-
-import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float
 
 from mtlgrad_jax.solvers._min_norm import min_norm
-from mtlgrad_jax.solvers._solution import INFEASIBLE, Solution, inverse_sqrt, normalized, shift, smallest_row, solution
+from mtlgrad_jax.solvers._solution import (
+    INFEASIBLE,
+    Solution,
+    compiled,
+    inverse_sqrt,
+    normalized,
+    shift,
+    smallest_row,
+    solution,
+)
 
 _MAX_STEPS = 100
 
 
-@partial(jax.jit, static_argnames="max_steps")
+@compiled("max_steps")
 def conic_direction(
     gramian: Float[Array, "K K"], c: Float[Array, ""], present: Bool[Array, " K"], *, max_steps: int = _MAX_STEPS
 ) -> Solution:

@@ -24,7 +24,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from mtlgrad_jax.solvers._interior_point import interior_point
 from mtlgrad_jax.solvers._nonnegative_qp import MAX_STEPS, nonnegative_qp
-from mtlgrad_jax.solvers._solution import Solution, inverse_sqrt, shift, solution
+from mtlgrad_jax.solvers._solution import Solution, compiled, inverse_sqrt, shift, solution
 
 _SWEEP = 8  # iterations between checks of the residual
 _RELAXATION = 1.8  # must be below 2
@@ -38,7 +38,7 @@ _SOFT = 1e-3  # shift of that correction; a smaller one carries more rounding in
 _ENOUGH = 5  # times the target residual: up to this, the exchanges are not worth it
 
 
-@partial(jax.jit, static_argnames="max_steps")
+@compiled("max_steps")
 def project_rows(
     gramian: Float[Array, "K K"], preference: Float[Array, " K"], *, max_steps: int = MAX_STEPS
 ) -> Solution:
@@ -53,7 +53,7 @@ def project_rows(
     return solved._replace(value=solved.value.sum(axis=1))
 
 
-@partial(jax.jit, static_argnames="max_steps")
+@compiled("max_steps")
 def project_weights(
     gramian: Float[Array, "K K"], weights: Float[Array, " K"], *, max_steps: int = MAX_STEPS
 ) -> Solution:

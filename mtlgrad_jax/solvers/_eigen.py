@@ -7,7 +7,7 @@ are noise and are dropped. Nothing is sliced by rank; shapes are static.
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from mtlgrad_jax.solvers._solution import SHIFT, inverse_sqrt, normalized
+from mtlgrad_jax.solvers._solution import SHIFT, in_full_precision, inverse_sqrt, normalized
 
 
 def significant_eigh(
@@ -26,6 +26,7 @@ def cosines(gramian: Float[Array, "K K"]) -> tuple[Float[Array, "K K"], Float[Ar
     return gramian * inverse[:, None] * inverse[None, :], inverse
 
 
+@in_full_precision()
 def direction_of_products(
     cosines: Float[Array, "K K"], products: Float[Array, " K"]
 ) -> tuple[Float[Array, " K"], Float[Array, " K"]]:

@@ -8,20 +8,18 @@ further step is the better of Weiszfeld's, which always descends, and Newton's, 
 identity. Newton's is shortened to a quarter whenever it was the worse one, and grows again when it was the better.
 """
 
-from functools import partial
-
 import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float
 
-from mtlgrad_jax.solvers._solution import Solution, inverse_sqrt, shift, solution
+from mtlgrad_jax.solvers._solution import Solution, compiled, inverse_sqrt, shift, solution
 
 _MAX_STEPS = 200
 _EQUAL = 4  # in eps: a squared distance of two rows below this is rounding
 
 
-@partial(jax.jit, static_argnames="max_steps")
+@compiled("max_steps")
 def geometric_median(
     gramian: Float[Array, "K K"], present: Bool[Array, " K"], *, max_steps: int = _MAX_STEPS
 ) -> Solution:

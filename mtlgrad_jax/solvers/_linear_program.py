@@ -11,15 +11,13 @@ negative entries, which may be rounding errors, are set to zero: by its violatio
 and by how far its objective is below that of the multipliers.
 """
 
-from functools import partial
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
-from mtlgrad_jax.solvers._solution import INFEASIBLE, MAX_STEPS, SOLVED, Solution, shift
+from mtlgrad_jax.solvers._solution import INFEASIBLE, MAX_STEPS, SOLVED, Solution, compiled, shift
 
 _ENOUGH = 16  # times the rounding error: a residual up to this counts as solved
 _PIVOT = 8  # times the rounding error: the least coefficient of an inequality that can be dropped
@@ -36,7 +34,7 @@ class _Vertex(NamedTuple):
     done: Bool[Array, ""]
 
 
-@partial(jax.jit, static_argnames="max_steps")
+@compiled("max_steps")
 def linear_program(
     c: Float[Array, " K"],
     A: Float[Array, "R K"],

@@ -15,17 +15,15 @@ g_0 that reaches it. The answer is the best of the points found, judged by the d
 bounds tau by b^T w + C ||G^T w||, and the t of the optimum is a multiple of the best w.
 """
 
-from functools import partial
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 import jax.scipy.linalg as jsl
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 from mtlgrad_jax.solvers._nonnegative_qp import MAX_STEPS, masked, nonnegative_qp
-from mtlgrad_jax.solvers._solution import Solution, inverse_sqrt, normalized, shift, smallest_row, solution
+from mtlgrad_jax.solvers._solution import Solution, compiled, inverse_sqrt, normalized, shift, smallest_row, solution
 
 _MAX_PIECES = 40
 _GROWTH = 16  # limit on the growth of rho in one step
@@ -33,7 +31,7 @@ _BLUR = 2  # in eps of (sum_i t_i ||g_i||)^2: how much rounding may change ||G^T
 _ENOUGH = 128  # in eps: a duality gap that counts as solved
 
 
-@partial(jax.jit, static_argnames="max_steps")
+@compiled("max_steps")
 def max_min_direction(
     gramian: Float[Array, "K K"],
     radius: Float[Array, ""],

@@ -5,17 +5,14 @@ positive multiple of the simplex minimiser. With s the smallest squared row norm
 multiple lies between 1/2 and 1.
 """
 
-from functools import partial
-
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from mtlgrad_jax.solvers._nonnegative_qp import MAX_STEPS, nonnegative_qp
-from mtlgrad_jax.solvers._solution import Solution, centred, smallest_row, solution
+from mtlgrad_jax.solvers._solution import Solution, centred, compiled, smallest_row, solution
 
 
-@partial(jax.jit, static_argnames="max_steps")
+@compiled("max_steps")
 def min_norm(
     gramian: Float[Array, "K K"], present: Bool[Array, " K"] | None = None, *, max_steps: int = MAX_STEPS
 ) -> Solution:

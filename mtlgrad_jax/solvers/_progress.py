@@ -7,17 +7,14 @@ j != p. It is unbounded if the constraints contradict each other; then for every
 So the constraints count as feasible if at least half of the required progress is reached.
 """
 
-from functools import partial
-
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from mtlgrad_jax.solvers._nonnegative_qp import MAX_STEPS, nonnegative_qp
-from mtlgrad_jax.solvers._solution import INFEASIBLE, Solution, inverse_sqrt, normalized, solution
+from mtlgrad_jax.solvers._solution import INFEASIBLE, Solution, compiled, inverse_sqrt, normalized, solution
 
 
-@partial(jax.jit, static_argnames=("primary", "max_steps"))
+@compiled("primary", "max_steps")
 def progress_direction(
     gramian: Float[Array, "K K"], primary: int, progress: Float[Array, " K"], *, max_steps: int = MAX_STEPS
 ) -> Solution:

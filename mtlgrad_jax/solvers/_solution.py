@@ -1,7 +1,9 @@
 """The result type of all solvers, and helpers that they share."""
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
@@ -42,9 +44,19 @@ class Solution(NamedTuple):
     """A solver's answer and its accuracy."""
 
     value: Float[Array, " K"]
-    residual: Float[Array, ""]  # scale-free residual of the optimality conditions
-    steps: Int[Array, ""]  # factorisations of a K×K matrix
-    result: Int[Array, ""]  # a key of RESULTS
+    residual: Float[Array, ""]  #: scale-free residual of the optimality conditions
+    steps: Int[Array, ""]  #: factorisations of a K×K matrix
+    result: Int[Array, ""]  #: a key of RESULTS
+
+
+def in_full_precision() -> Any:
+    """Return a context, also a decorator, for precise products of matrices: TPUs use bfloat16 by default."""
+    return jax.default_matmul_precision("highest")
+
+
+def compiled(*static: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Return a decorator that compiles a solver for every value of its static arguments, in full precision."""
+    return lambda function: jax.jit(in_full_precision()(function), static_argnames=static)
 
 
 def solution(value: Array, residual: Array, steps: Array | int, stopped_short: Array | bool) -> Solution:
@@ -52,6 +64,11 @@ def solution(value: Array, residual: Array, steps: Array | int, stopped_short: A
     residual = jnp.asarray(residual)
     short = jnp.asarray(stopped_short) | ~jnp.isfinite(residual)
     return Solution(value, residual, jnp.asarray(steps), jnp.where(short, MAX_STEPS, SOLVED))
+
+
+def closed_form(value: Array, defined: Array | bool = True) -> Solution:
+    """Return a Solution without steps, FAILED where the weights are not defined."""
+    return Solution(value, jnp.zeros(()), jnp.zeros((), int), jnp.where(defined, SOLVED, FAILED))
 
 
 def shift(matrix: Float[Array, "K K"]) -> float:

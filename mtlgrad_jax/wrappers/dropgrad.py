@@ -14,6 +14,7 @@ from jaxtyping import Array, PyTree
 from mtlgrad_jax import stacks
 from mtlgrad_jax._core.checks import Number, check_choice, check_number
 from mtlgrad_jax._core.method import reject_masked
+from mtlgrad_jax._core.paper import Paper
 from mtlgrad_jax._core.random import Key, Seed, check_key, draw_key, make_key
 from mtlgrad_jax._core.row import Row
 from mtlgrad_jax._core.tasks import present_tasks
@@ -31,8 +32,8 @@ def dropgrad(
 ) -> optax.GradientTransformationExtraArgs:
     r"""Multiply every coordinate of every task's gradient by noise of mean one, before a method combines them.
 
-    .. math:: g'_{ij} = g_{ij} z_{ij}, \qquad z_{ij} \sim \mathcal N\big(1, \tfrac{p}{1 - p}\big) \quad \text{or} \quad
-              z_{ij} \sim \tfrac{1}{1 - p} \operatorname{Bernoulli}(1 - p)
+    .. math:: g'_{ij} = g_{ij} z_{ij}, \qquad z_{ij} \sim \mathcal N\bigl(1, \tfrac{p}{1 - p}\bigr) \quad \text{or}
+              \quad z_{ij} \sim \tfrac{1}{1 - p} \operatorname{Bernoulli}(1 - p)
 
     Both have variance p / (1 - p). The task axis stays; chain a method after it. The gradient of an absent task, or one
     with a NaN or inf, is passed on unchanged.
@@ -97,6 +98,14 @@ ROW = Row(
     dropgrad,
     scale="the gradients', on average",
     state="a random key",
-    paper="Tseng et al., 2020, arXiv 2004.05859 (formulas from the official code)",
+    papers=(
+        Paper(
+            "Regularizing Meta-Learning via Gradient Dropout",
+            "Hung-Yu Tseng, Yi-Wen Chen, Yi-Hsuan Tsai, Sifei Liu, Yen-Yu Lin, Ming-Hsuan Yang",
+            2020,
+            arxiv="2004.05859",
+        ),
+    ),
+    note="formulas from the official code",
     randomized=True,
 )

@@ -16,6 +16,7 @@ from jaxtyping import Array, Float, Int, PyTree
 
 from mtlgrad_jax._core.checks import Number, check_count, check_function, check_number
 from mtlgrad_jax._core.control import cond
+from mtlgrad_jax._core.paper import Paper
 from mtlgrad_jax._core.row import Row
 from mtlgrad_jax._core.tasks import accumulator_dtype
 
@@ -125,7 +126,16 @@ ROW = Row(
     gen_learning_rate,
     scale="minus the learning rate times the input",
     state="a learning rate, three counts",
-    paper="Bu & Xu, ICLR 2025, OpenReview bI3fcTsKW4 (formulas from the official code)",
+    papers=(
+        Paper(
+            "Gradient descent with generalized Newton's method",
+            "Zhiqi Bu, Shiyun Xu",
+            2025,
+            booktitle="ICLR",
+            openreview="bI3fcTsKW4",
+        ),
+    ),
+    note="formulas from the official code",
     kwargs=lambda num_tasks: {"learning_rate": 0.1},
     functions=("value_fn",),
 )

@@ -8,6 +8,7 @@ from jaxtyping import PyTree
 from mtlgrad_jax._core.method import Method, weighed_over, weights_of
 from mtlgrad_jax._core.row import Row
 from mtlgrad_jax._core.trees import cut, flag_leaves
+from mtlgrad_jax.methods.mixed.gradnorm import ROW as GRADNORM
 
 
 def gram_over(method: Method, where: PyTree | Callable[[Any], bool]) -> Method:
@@ -42,7 +43,8 @@ ROW = Row(
     gram_over,
     scale="the method's",
     state="the method's",
-    paper="the last shared layer of Chen et al. (GradNorm), ICML 2018, arXiv 1711.02257",
+    papers=GRADNORM.papers,
+    note="the last shared layer there",
     kwargs=lambda num_tasks: {"where": lambda path: True},
     wraps="mgda",
 )

@@ -14,6 +14,7 @@ from mtlgrad_jax._core.row import Row
 from mtlgrad_jax._core.step import mark_idle
 from mtlgrad_jax._core.tasks import Jacobian, present_tasks, task_flags, task_names, unstack
 from mtlgrad_jax._core.trees import Labels, cut, label_leaves, merge
+from mtlgrad_jax.methods.gramian.gradvac import ROW as GRADVAC
 
 
 def grouped(method: Method, labels: Labels, uses: Mapping[Hashable, PyTree] | None = None) -> Method:
@@ -119,7 +120,8 @@ ROW = Row(
     grouped,
     scale="the method's, in each group",
     state="the method's for each group",
-    paper="the groups of Wang et al. (GradVac), ICLR 2021, arXiv 2010.05874",
+    papers=GRADVAC.papers,
+    note="the groups there",
     kwargs=lambda num_tasks: {"labels": lambda path: str(path)},
     wraps="mgda",
 )

@@ -6,18 +6,19 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
-from mtlgrad_jax._core.control import in_full_precision
 from mtlgrad_jax._core.method import Method, fit, weights_of
 from mtlgrad_jax._core.row import Row
 from mtlgrad_jax._core.step import mark_skipped, mark_solved
 from mtlgrad_jax._core.tasks import accumulator_dtype, present_tasks
+from mtlgrad_jax.methods.gramian.capped_mgda import ROW as CAPPED_MGDA
 from mtlgrad_jax.solvers import project_weights
+from mtlgrad_jax.solvers._solution import in_full_precision
 
 
 def non_conflicting(method: Method) -> Method:
     r"""Replace a method's direction by the nearest one along which no task ascends.
 
-    .. math:: d = \arg\min_{G d \ge 0} \Big\| d - \sum_i w_i g_i \Big\|
+    .. math:: d = \arg\min_{G d \ge 0} \Bigl\| d - \sum_i w_i g_i \Bigr\|
 
     A direction without conflict stays unchanged. At Pareto-stationary points the only such direction may be zero.
     Around `mean`, this is `dualproj`.
@@ -61,6 +62,7 @@ ROW = Row(
     non_conflicting,
     scale="the method's, or less",
     state="the method's",
-    paper="Hu, Ho & Yu, 2026, arXiv 2605.30452 (abstract only)",
+    papers=CAPPED_MGDA.papers,
+    note="abstract only",
     wraps="mean",
 )

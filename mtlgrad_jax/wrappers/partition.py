@@ -17,8 +17,8 @@ def partition(transforms: Mapping[Any, optax.GradientTransformation], labels: La
     If one of them skips a step, all of them skip it.
 
     Args:
-      transforms: a dict by label. Each transformation sees a dict of its own leaves by path and must remove their task
-        axis, as methods of this library and chains that begin with one do.
+      transforms: a dict by label. Each transformation sees its own leaves, with None in place of the others, and must
+        remove their task axis, as methods of this library and chains that begin with one do.
       labels: a pytree of labels with the structure of params, or a function of a leaf's path.
 
     Returns:
@@ -86,7 +86,6 @@ ROW = Row(
     partition,
     scale="the methods'",
     state="the methods'",
-    paper="none",
     kwargs=lambda num_tasks: {"labels": lambda path: True},
     wraps="mean",
     around=lambda method: {"transforms": {True: method}},

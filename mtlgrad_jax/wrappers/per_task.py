@@ -79,6 +79,5 @@ ROW = Row(
     per_task,
     scale="the transformation's",
     state="K times the transformation's",
-    paper="none",
     kwargs=lambda num_tasks: {"transform": optax.identity(), "num_tasks": num_tasks},
 )

@@ -96,7 +96,7 @@ ROW = Row(
     shared_private,
     scale="the method's; heads as `private` says",
     state="the method's",
-    paper="the head conventions of the LibMTL and Nash-MTL code",
+    note="the head conventions of the LibMTL and Nash-MTL code",
     kwargs=lambda num_tasks: {"is_shared": lambda path: True},
     wraps="mean",
 )

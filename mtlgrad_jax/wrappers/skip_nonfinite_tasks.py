@@ -80,6 +80,5 @@ ROW = Row(
     skip_nonfinite_tasks,
     scale="the method's",
     state="a counter",
-    paper="none",
     wraps="mean",
 )

@@ -10,6 +10,7 @@ from jaxtyping import Array, Bool, Float, PyTree
 
 from mtlgrad_jax._core.checks import Number, check_count, check_number, check_numbers
 from mtlgrad_jax._core.method import Method, fit, weights_of
+from mtlgrad_jax._core.paper import Paper
 from mtlgrad_jax._core.row import Row
 from mtlgrad_jax._core.step import was_skipped
 from mtlgrad_jax._core.tasks import accumulator_dtype, check_num_tasks, present_tasks, task_names, task_vector
@@ -83,7 +84,14 @@ ROW = Row(
     smoothed,
     scale="the method's",
     state="K weights",
-    paper="Zhou et al. (CR-MOGM), NeurIPS 2022",
+    papers=(
+        Paper(
+            "On the Convergence of Stochastic Multi-Objective Gradient Manipulation and Beyond",
+            "Shiji Zhou, Wenpeng Zhang, Jiyan Jiang, Wenliang Zhong, Jinjie Gu, Wenwu Zhu",
+            2022,
+            booktitle="NeurIPS",
+        ),
+    ),
     kwargs=lambda num_tasks: {"num_tasks": num_tasks},
     wraps="mgda",
 )

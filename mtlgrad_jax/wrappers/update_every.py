@@ -12,9 +12,11 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 from mtlgrad_jax._core.checks import check_count
 from mtlgrad_jax._core.control import cond
 from mtlgrad_jax._core.method import Method, weights_of
+from mtlgrad_jax._core.paper import Paper
 from mtlgrad_jax._core.row import Row
 from mtlgrad_jax._core.step import mark_idle, was_skipped
 from mtlgrad_jax._core.tasks import accumulator_dtype, check_num_tasks, present_tasks
+from mtlgrad_jax.methods.gramian.nash_mtl import ROW as NASH_MTL
 
 
 class UpdateEveryState(NamedTuple):
@@ -86,7 +88,16 @@ ROW = Row(
     update_every,
     scale="the method's",
     state="K weights",
-    paper="Navon et al., ICML 2022; Xu et al. (PSMGD), AAAI 2025, arXiv 2412.10961",
+    papers=(
+        *NASH_MTL.papers,
+        Paper(
+            "PSMGD: Periodic Stochastic Multi-Gradient Descent for Fast Multi-Objective Optimization",
+            "Mingjing Xu, Peizhong Ju, Jia Liu, Haibo Yang",
+            2025,
+            booktitle="AAAI",
+            arxiv="2412.10961",
+        ),
+    ),
     kwargs=lambda num_tasks: {"num_tasks": num_tasks, "k": 2},
     wraps="mgda",
 )

@@ -8,11 +8,11 @@ from jaxtyping import Array, Bool, Float, PyTree
 
 from mtlgrad_jax import stacks
 from mtlgrad_jax._core.checks import check_count
-from mtlgrad_jax._core.control import in_full_precision
 from mtlgrad_jax._core.method import Method
 from mtlgrad_jax._core.row import Row
 from mtlgrad_jax._core.step import was_skipped
 from mtlgrad_jax._core.tasks import accumulator_dtype, check_num_tasks, present_tasks
+from mtlgrad_jax.solvers._solution import in_full_precision
 
 
 class Metrics(NamedTuple):
@@ -144,7 +144,6 @@ ROW = Row(
     with_metrics,
     scale="the method's",
     state="K×K metrics",
-    paper="none",
     kwargs=lambda num_tasks: {"num_tasks": num_tasks},
     wraps="mgda",
 )

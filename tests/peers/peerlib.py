@@ -4,12 +4,15 @@ List arguments are given as tuples.
 """
 
 import functools
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 import mtlgrad_jax as mtl
+
+COMING_FROM = Path(__file__).parents[2] / "docs" / "coming_from.md"
 
 
 def _make(name, kwargs):

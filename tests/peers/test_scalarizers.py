@@ -3,7 +3,7 @@
 import jax
 import numpy as np
 import pytest
-from peerlib import weigh
+from peerlib import COMING_FROM, weigh
 
 import mtlgrad_jax as mtl
 from mtlgrad_jax.registry import ROWS
@@ -50,8 +50,9 @@ COVERED = {
 def test_every_scalarizer_has_a_counterpart():
     """A new release of TorchJD fails here until its new scalarizers are compared."""
     assert set(scalarization.__all__) - {"Scalarizer"} == set(COVERED)
-    for name in COVERED.values():
-        assert name in ROWS
+    for name, ours in COVERED.items():
+        assert ours in ROWS
+        assert f"\n| `{name}` | `{ours}` |" in COMING_FROM.read_text()
 
 
 STATELESS = {

@@ -9,7 +9,7 @@ import hypothesis.extra.numpy as hnp
 import numpy as np
 import pytest
 from families import stack
-from peerlib import size, update, updates, weigh, weights
+from peerlib import COMING_FROM, size, update, updates, weigh, weights
 
 from mtlgrad_jax.registry import ROWS
 
@@ -81,8 +81,9 @@ COVERED = {
 def test_every_aggregator_has_a_counterpart():
     """A new release of TorchJD fails here until its new methods are compared."""
     assert {name.removesuffix("Weighting") for name in set(agg.__all__) - BASES} == set(COVERED)
-    for name in COVERED.values():
-        assert name in ROWS
+    for name, ours in COVERED.items():
+        assert ours in ROWS
+        assert f"\n| `{name}` | `{ours}` |" in COMING_FROM.read_text()
 
 
 @every_shape

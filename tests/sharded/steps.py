@@ -28,10 +28,12 @@ METHODS = {
 
 
 def losses_fn(params, x):
-    if any(kind == AxisType.Explicit for kind in jax.sharding.get_abstract_mesh().axis_types):
+    kinds = jax.sharding.get_abstract_mesh().axis_types
+    if AxisType.Explicit in kinds:
         params = jax.sharding.reshard(params, S())  # gathered before use, as fully sharded training does
     features = jnp.tanh(x @ params["trunk"])
-    return {task: jnp.mean((features @ head - i) ** 2) for i, (task, head) in enumerate(params["heads"].items())}
+    losses = {task: jnp.mean((features @ head - i) ** 2) for i, (task, head) in enumerate(params["heads"].items())}
+    return jax.lax.pmean(losses, "data") if AxisType.Manual in kinds else losses
 
 
 def stored(tx, params, state, x):
@@ -57,21 +59,20 @@ def put(tree, mesh, specs):
     return jax.tree.map(place, tree, specs)
 
 
-def step_of(name, route):
-    """Return an optimizer and a compiled step with it."""
+def step_of(name, route, manual=False):
+    """Return an optimizer and a compiled step with it, inside shard_map if manual."""
     tx = mtl.chain(METHODS[name](), optax.adam(1e-2))
 
-    @jax.jit
     def step(params, state, x):
         updates, state, losses = ROUTES[route](tx, params, state, x)
         return optax.apply_updates(params, updates), state, losses
 
-    return tx, step
+    return tx, jax.jit(jax.shard_map(step, in_specs=(S(), S(), S("data")), out_specs=S()) if manual else step)
 
 
-def train(name, route, mesh=None, specs=SPLIT):
+def train(name, route, mesh=None, specs=SPLIT, manual=False):
     """Return the parameters and losses after each of three steps; on one device without a mesh."""
-    tx, step = step_of(name, route)
+    tx, step = step_of(name, route, manual)
     params = jax.tree.map(jnp.asarray, PARAMS) if mesh is None else put(PARAMS, mesh, specs)
     state, found = jax.jit(tx.init)(params), []
     for x in BATCHES:

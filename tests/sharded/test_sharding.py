@@ -28,13 +28,17 @@ def mesh():
     return Mesh(np.asarray(jax.devices()), ("model",))
 
 
-@pytest.fixture(scope="module")
-def grads():
+def gradients(num_tasks):
     rng = np.random.default_rng(0)
     return {
-        "w": jnp.asarray(rng.normal(size=(K, 64, 24)), jnp.float32),
-        "b": jnp.asarray(rng.normal(size=(K, 16)), jnp.float32),
+        "w": jnp.asarray(rng.normal(size=(num_tasks, 64, 24)), jnp.float32),
+        "b": jnp.asarray(rng.normal(size=(num_tasks, 16)), jnp.float32),
     }
+
+
+@pytest.fixture(scope="module")
+def grads():
+    return gradients(K)
 
 
 def put(tree, mesh, stacked=True):
@@ -79,16 +83,20 @@ def compiled(tx, grads, mesh, losses):
     return step.lower(put(grads, mesh), state).compile(), state
 
 
-@pytest.mark.parametrize("name", WEIGHTINGS)
-def test_an_update_sends_one_gramian_and_gathers_nothing(name, mesh, grads):
-    losses = jnp.asarray([1.0, 2.0, 3.0])
-    tx = make_row(ROWS[name], K)
+DIVISIBLE = ["mgda", "cagrad", "upgrad", "conicgrad", "nash_mtl", "imtl_g", "pcgrad"]
+
+
+@pytest.mark.parametrize(("name", "num_tasks"), [(name, K) for name in WEIGHTINGS] + [(name, 8) for name in DIVISIBLE])
+def test_an_update_sends_one_gramian_and_gathers_nothing(name, num_tasks, mesh):
+    """With eight tasks on eight devices too, the K×K work is not split."""
+    grads, losses = gradients(num_tasks), jnp.arange(1.0, 1 + num_tasks)
+    tx = make_row(ROWS[name], num_tasks)
     step, state = compiled(tx, grads, mesh, losses)
     sent = collectives(step.as_text())
     assert all(kind == "all-reduce" for kind, _ in sent), sent
     if tx.looks:
         [(_, shape)] = sent  # one message; XLA:CPU sends a K×K matrix per leaf in it, where XLA:TPU adds them up first
-        assert set(re.findall(r"\w+\[[\d,]*\]", shape)) == {f"f32[{K},{K}]"}, sent
+        assert set(re.findall(r"\w+\[[\d,]*\]", shape)) == {f"f32[{num_tasks},{num_tasks}]"}, sent
     else:
         # Whether the update is finite; and the Gramian, where no cross-Gramian takes its place.
         assert len(sent) <= (2 if ROWS[name].folder == "two_batches" else 1)

@@ -39,3 +39,13 @@ def test_training_is_that_of_one_device(layout, name, route):
     with jax.set_mesh(mesh):
         found = train(name, route, mesh, specs)
     check(found, alone(name, route))
+
+
+@pytest.mark.parametrize("name", ["mgda", "pcgrad"])
+@pytest.mark.parametrize("route", ROUTES)
+def test_training_inside_shard_map_is_that_of_one_device(route, name):
+    """Each device has its part of the batch; the losses are averaged."""
+    mesh = mesh_of((8, 1))
+    with jax.set_mesh(mesh):
+        found = train(name, route, mesh, WHOLE, manual=True)
+    check(found, alone(name, route))

@@ -18,6 +18,7 @@ from mtlgrad_jax._core.method import Method, from_rule
 from mtlgrad_jax._core.row import PERMUTATION, Row, num_tasks_only
 from mtlgrad_jax._core.tasks import accumulator_dtype
 from mtlgrad_jax._core.weights import Present
+from mtlgrad_jax.methods.gramian.conflict_free import ROW as CONFLICT_FREE
 from mtlgrad_jax.methods.gramian.conflict_free import equal_cosines
 
 
@@ -41,7 +42,7 @@ def conflict_free_momentum(
     r"""Follow ConFIG's direction of the tasks' momenta, scaled coordinate by coordinate as in Adam.
 
     .. math:: m_i \leftarrow \beta_1 m_i + (1 - \beta_1) g_i, \qquad
-              d = \operatorname{ConFIG}(\hat m_1, \dots, \hat m_K), \qquad
+              d = \operatorname{ConFIG}(\hat m_1, \ldots, \hat m_K), \qquad
               v \leftarrow \beta_2 v + (1 - \beta_2) \tilde g^2, \qquad u = d / (\sqrt{\hat v} + \epsilon)
     .. math:: \tilde g_t = \frac{\tilde m_t - \beta_1 \tilde m_{t-1}}{1 - \beta_1}, \qquad
               \tilde m_t = (1 - \beta_1^t) \, d_t
@@ -123,7 +124,7 @@ ROW = Row(
     conflict_free_momentum,
     scale="Adam's: coordinates of about 1",
     state="K + 2 gradients, K + 1 counts",
-    paper="Liu, Chu & Thuerey, ICLR 2025, arXiv 2408.11104",
+    papers=CONFLICT_FREE.papers,
     promises=frozenset({PERMUTATION}),
     kwargs=num_tasks_only,
     checked="numpy float64 of the published formula; formula from official code",

@@ -14,6 +14,7 @@ from jaxtyping import Array, Int, PyTree
 from mtlgrad_jax import stacks
 from mtlgrad_jax._core.checks import Number, check_count, check_dtype, check_number
 from mtlgrad_jax._core.method import Losses, Method, from_rule
+from mtlgrad_jax._core.paper import Paper
 from mtlgrad_jax._core.row import HOMOGENEOUS, PERMUTATION, Row, num_tasks_only
 from mtlgrad_jax._core.step import POSITIVE_LOSSES
 from mtlgrad_jax._core.weights import Present
@@ -76,7 +77,16 @@ ROW = Row(
     db_mtl,
     scale="sum of K gradients, each scaled to the largest norm",
     state="K gradients",
-    paper="Lin et al., Neural Networks (accepted 2025), arXiv 2308.12029",
+    papers=(
+        Paper(
+            "Dual-Balancing for Multi-Task Learning",
+            "Baijiong Lin, Weisen Jiang, Feiyang Ye, Yu Zhang, Pengguang Chen, Ying-Cong Chen, Shu Liu, Ivor W. "
+            "Tsang, James T. Kwok",
+            2023,
+            arxiv="2308.12029",
+        ),
+    ),
+    note="accepted by Neural Networks",
     promises=frozenset({HOMOGENEOUS, PERMUTATION}),
     kwargs=num_tasks_only,
 )

@@ -14,6 +14,7 @@ from jaxtyping import Array, Float, PyTree
 from mtlgrad_jax import stacks
 from mtlgrad_jax._core.checks import Number, check_count, check_dtype, check_number
 from mtlgrad_jax._core.method import Method, from_rule
+from mtlgrad_jax._core.paper import Paper
 from mtlgrad_jax._core.row import HOMOGENEOUS, LINEAR, PERMUTATION, Row, num_tasks_only
 from mtlgrad_jax._core.tasks import accumulator_dtype
 from mtlgrad_jax._core.weights import Present, on_simplex, share
@@ -102,7 +103,15 @@ ROW = Row(
     excess_mtl,
     scale="sum (weights sum to K)",
     state="K gradients, K weights, K first excess risks",
-    paper="He et al., ICML 2024, arXiv 2402.02009",
+    papers=(
+        Paper(
+            "Robust Multi-Task Learning with Excess Risks",
+            "Yifei He, Shiji Zhou, Guojun Zhang, Hyokun Yun, Yi Xu, Belinda Zeng, Trishul Chilimbi, Han Zhao",
+            2024,
+            booktitle="ICML",
+            arxiv="2402.02009",
+        ),
+    ),
     promises=frozenset({HOMOGENEOUS, PERMUTATION, LINEAR}),
     kwargs=num_tasks_only,
     checked="numpy float64 of the published formula; TorchJD; formula from official code",

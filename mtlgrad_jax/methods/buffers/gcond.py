@@ -20,6 +20,7 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 from mtlgrad_jax import stacks
 from mtlgrad_jax._core.checks import Number, check_choice, check_count, check_dtype, check_number
 from mtlgrad_jax._core.method import Method, from_rule
+from mtlgrad_jax._core.paper import Paper
 from mtlgrad_jax._core.row import HOMOGENEOUS, Row, num_tasks_only
 from mtlgrad_jax._core.tasks import accumulator_dtype
 from mtlgrad_jax._core.weights import Present
@@ -226,7 +227,16 @@ ROW = Row(
     gcond,
     scale="sum",
     state="K gradients, K running averages of norms, K counts",
-    paper="Alves Limarenko & Studenikina, 2025, arXiv 2509.07252 (formulas from the official code)",
+    papers=(
+        Paper(
+            "GCond: Gradient Conflict Resolution via Accumulation-based Stabilization for Large-Scale "
+            "Multi-Task Learning",
+            "Evgeny Alves~Limarenko, Anastasiia Studenikina",
+            2025,
+            arxiv="2509.07252",
+        ),
+    ),
+    note="formulas from the official code",
     promises=frozenset({HOMOGENEOUS}),
     kwargs=num_tasks_only,
     checked="numpy float64 of the definition; formula from official code",

@@ -14,6 +14,7 @@ from jaxtyping import Array, Float, PyTree
 from mtlgrad_jax import stacks
 from mtlgrad_jax._core.checks import Number, check_choice, check_count, check_dtype, check_number
 from mtlgrad_jax._core.method import Losses, Method, from_rule
+from mtlgrad_jax._core.paper import Paper
 from mtlgrad_jax._core.row import CONTINUOUS, PERMUTATION, Row, num_tasks_only
 from mtlgrad_jax._core.step import POSITIVE_LOSSES
 from mtlgrad_jax._core.tasks import accumulator_dtype
@@ -40,7 +41,7 @@ def moco(
     r"""Learn the weights of the min-norm point from running averages of the gradients, so that noise biases them less.
 
     .. math:: y_i \leftarrow y_i - \beta (y_i - g_i), \qquad
-              w \leftarrow \Pi_\Delta \big( w - \gamma (Y Y^\top w + \rho w) \big), \qquad d = \sum_i w_i y_i
+              w \leftarrow \Pi_\Delta \bigl( w - \gamma (Y Y^\top w + \rho w) \bigr), \qquad d = \sum_i w_i y_i
 
     A step uses the new averages, which start at zero without bias correction, and the new weights. Weights of absent
     tasks do not change; those present share the rest of the total of 1.
@@ -112,7 +113,15 @@ ROW = Row(
     moco,
     scale="mean (weights sum to 1)",
     state="K gradients, K weights",
-    paper="Fernando et al., ICLR 2023, arXiv 2210.12624",
+    papers=(
+        Paper(
+            "Mitigating Gradient Bias in Multi-objective Learning: A Provably Convergent Approach",
+            "Heshan Fernando, Han Shen, Miao Liu, Subhajit Chaudhury, Keerthiram Murugesan, Tianyi Chen",
+            2023,
+            booktitle="ICLR",
+            arxiv="2210.12624",
+        ),
+    ),
     promises=frozenset({PERMUTATION, CONTINUOUS}),
     kwargs=num_tasks_only,
     checked="numpy float64 of the published formula; formulas from official code and LibMTL",

@@ -17,6 +17,7 @@ from jaxtyping import Array, Float, Int, PyTree
 from mtlgrad_jax import stacks
 from mtlgrad_jax._core.checks import Number, check_choice, check_count, check_dtype, check_number
 from mtlgrad_jax._core.method import Method, from_rule
+from mtlgrad_jax._core.paper import Paper
 from mtlgrad_jax._core.row import PERMUTATION, Row, num_tasks_only
 from mtlgrad_jax._core.tasks import accumulator_dtype
 from mtlgrad_jax._core.weights import Present, mean_of
@@ -151,7 +152,15 @@ ROW = Row(
     sam_gs,
     scale="the paper's, without the official code's factor K; quadratic in the gradients in the momentum branch",
     state="K gradients, a running dissimilarity",
-    paper="Borsani et al., ECML-PKDD 2025, arXiv 2506.06130",
+    papers=(
+        Paper(
+            "Gradient Similarity Surgery in Multi-Task Deep Learning",
+            "Thomas Borsani, Andrea Rosani, Giuseppe Nicosia, Giuseppe Di~Fatta",
+            2025,
+            booktitle="ECML-PKDD",
+            arxiv="2506.06130",
+        ),
+    ),
     promises=frozenset({PERMUTATION}),
     kwargs=num_tasks_only,
     checked="numpy float64 of the published formula; published values; formula from official code",

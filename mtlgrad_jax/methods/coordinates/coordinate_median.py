@@ -5,6 +5,7 @@ from jaxtyping import Array, PyTree
 
 from mtlgrad_jax import stacks
 from mtlgrad_jax._core.method import Method, from_rule
+from mtlgrad_jax._core.paper import Paper
 from mtlgrad_jax._core.row import CONTINUOUS, HOMOGENEOUS, PERMUTATION, Row
 from mtlgrad_jax._core.weights import Present
 
@@ -67,6 +68,14 @@ def _network(count: int) -> list[tuple[int, int]]:
 ROW = Row(
     coordinate_median,
     scale="mean",
-    paper="Yin et al., ICML 2018, arXiv 1803.01498",
+    papers=(
+        Paper(
+            "Byzantine-Robust Distributed Learning: Towards Optimal Statistical Rates",
+            "Dong Yin, Yudong Chen, Kannan Ramchandran, Peter Bartlett",
+            2018,
+            booktitle="ICML",
+            arxiv="1803.01498",
+        ),
+    ),
     promises=frozenset({HOMOGENEOUS, PERMUTATION, CONTINUOUS}),
 )

@@ -13,6 +13,7 @@ from jaxtyping import Array, PyTree
 from mtlgrad_jax import stacks
 from mtlgrad_jax._core.checks import check_numbers
 from mtlgrad_jax._core.method import Method, from_rule
+from mtlgrad_jax._core.paper import Paper
 from mtlgrad_jax._core.random import Key, Seed, check_key, draw_key, make_key
 from mtlgrad_jax._core.row import CONTINUOUS, HOMOGENEOUS, PERMUTATION, Row
 from mtlgrad_jax._core.trees import draw_like
@@ -29,8 +30,8 @@ def graddrop(leak: PyTree = 0.0, key: Seed = 0) -> Method:
     r"""In every coordinate, keep the gradients of one sign, drawn with the probability of that sign's share.
 
     .. math:: p_j = \frac{\sum_i \max(g_{ij}, 0)}{\sum_i |g_{ij}|}, \qquad
-              d_j = \sum_i \big( \lambda_i + (1 - \lambda_i) \, m_{ij} \big) g_{ij}, \qquad
-              m_{ij} = [\, u_j < p_j \iff g_{ij} > 0 \,]
+              d_j = \sum_i \bigl( \lambda_i + (1 - \lambda_i) \, m_{ij} \bigr) g_{ij}, \qquad
+              m_{ij} = [\, u_j < p_j \Leftrightarrow g_{ij} > 0 \,]
 
     with one uniform draw :math:`u_j` for all tasks. Where gradients agree in sign, d is their sum; where all are zero,
     zero. If the leak is the same for all tasks, the expectation of d is the plain sum.
@@ -80,7 +81,15 @@ ROW = Row(
     graddrop,
     scale="sum (where the signs agree)",
     state="a random key",
-    paper="Chen et al., NeurIPS 2020, arXiv 2010.06808",
+    papers=(
+        Paper(
+            "Just Pick a Sign: Optimizing Deep Multitask Models with Gradient Sign Dropout",
+            "Zhao Chen, Jiquan Ngiam, Yanping Huang, Thang Luong, Henrik Kretzschmar, Yuning Chai, Dragomir Anguelov",
+            2020,
+            booktitle="NeurIPS",
+            arxiv="2010.06808",
+        ),
+    ),
     promises=frozenset({HOMOGENEOUS, PERMUTATION, CONTINUOUS}),
     checked="numpy float64 of the published law; TorchJD, in law",
     randomized=True,

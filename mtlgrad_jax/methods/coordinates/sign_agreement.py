@@ -10,6 +10,7 @@ from jaxtyping import Array, PyTree
 from mtlgrad_jax import stacks
 from mtlgrad_jax._core.checks import Number, check_flag, check_number
 from mtlgrad_jax._core.method import Method, from_rule
+from mtlgrad_jax._core.paper import Paper
 from mtlgrad_jax._core.row import DESCENT, HOMOGENEOUS, LINEAR, NON_CONFLICTING, PERMUTATION, Row
 from mtlgrad_jax._core.tasks import accumulator_dtype
 from mtlgrad_jax._core.weights import Present
@@ -18,7 +19,7 @@ from mtlgrad_jax._core.weights import Present
 def sign_agreement(threshold: Number = 1.0, rescale: bool = False) -> Method:
     r"""Keep the mean gradient in the coordinates in which the tasks' signs agree, and nothing elsewhere.
 
-    .. math:: d_j = \bar g_j \, \Big[ \, \Big| \frac1K \sum_i \operatorname{sign} g_{ij} \Big| \ge \tau \Big]
+    .. math:: d_j = \bar g_j \, \Bigl[ \, \Bigl| \frac1K \sum_i \operatorname{sign} g_{ij} \Bigr| \ge \tau \Bigr]
 
     Zeros have sign 0. With :math:`\tau` = 1 all gradients must be nonzero and of one sign, so no task ascends in any
     coordinate; with tasks that each have parameters of their own, such parameters never move.
@@ -61,7 +62,15 @@ def sign_agreement(threshold: Number = 1.0, rescale: bool = False) -> Method:
 ROW = Row(
     sign_agreement,
     scale="mean",
-    paper="Parascandolo et al., ICLR 2021, arXiv 2009.00329",
+    papers=(
+        Paper(
+            "Learning explanations that are hard to vary",
+            "Giambattista Parascandolo, Alexander Neitz, Antonio Orvieto, Luigi Gresele, Bernhard Schölkopf",
+            2021,
+            booktitle="ICLR",
+            arxiv="2009.00329",
+        ),
+    ),
     promises=frozenset({NON_CONFLICTING, DESCENT, HOMOGENEOUS, PERMUTATION, LINEAR}),
     checked="numpy float64 of the published formula; formula from official code",
 )

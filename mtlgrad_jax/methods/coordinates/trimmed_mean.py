@@ -14,6 +14,7 @@ from mtlgrad_jax._core.control import repeat
 from mtlgrad_jax._core.method import Method, from_rule
 from mtlgrad_jax._core.row import CONTINUOUS, HOMOGENEOUS, PERMUTATION, Row
 from mtlgrad_jax._core.weights import Present
+from mtlgrad_jax.methods.coordinates.coordinate_median import ROW as COORDINATE_MEDIAN
 
 _UNROLLED = 32  # values passed on per coordinate, up to which one fused loop compiles faster than a loop over rows
 
@@ -76,7 +77,7 @@ def _exchange(keep: Callable, give: Callable, slots: tuple[Array, ...], row: Arr
 ROW = Row(
     trimmed_mean,
     scale="mean",
-    paper="Yin et al., ICML 2018, arXiv 1803.01498",
+    papers=COORDINATE_MEDIAN.papers,
     promises=frozenset({HOMOGENEOUS, PERMUTATION, CONTINUOUS}),
     fewest=3,
     checked="numpy float64 of the published formula; definition from TorchJD",

@@ -11,6 +11,7 @@ from jaxtyping import PyTree
 
 from mtlgrad_jax._core.checks import check_choice, check_numbers
 from mtlgrad_jax._core.method import Gramian, Method, Weights, from_kernel
+from mtlgrad_jax._core.paper import Paper
 from mtlgrad_jax._core.row import DESCENT, HOMOGENEOUS, PERMUTATION, Row
 from mtlgrad_jax._core.weights import Present, of_tasks
 from mtlgrad_jax.solvers import significant_eigh
@@ -59,7 +60,15 @@ def aligned_mtl(scale: Literal["min", "median", "rmse"] = "min", weights: PyTree
 ROW = Row(
     aligned_mtl,
     scale="sum",
-    paper="Senushkin et al., CVPR 2023, arXiv 2305.19000",
+    papers=(
+        Paper(
+            "Independent Component Alignment for Multi-Task Learning",
+            "Dmitry Senushkin, Nikolay Patakin, Arseny Kuznetsov, Anton Konushin",
+            2023,
+            booktitle="CVPR",
+            arxiv="2305.19000",
+        ),
+    ),
     promises=frozenset({DESCENT, HOMOGENEOUS, PERMUTATION}),
     checked="numpy float64 of the published formula; TorchJD; published values",
 )

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from mtlgrad_jax._core.checks import check_choice
 from mtlgrad_jax._core.method import Gramian, Method, Weights, from_kernel
+from mtlgrad_jax._core.paper import Paper
 from mtlgrad_jax._core.row import HOMOGENEOUS, PERMUTATION, Row
 from mtlgrad_jax._core.weights import Present, mean_of
 from mtlgrad_jax.solvers import inverse_sqrt, normalized
@@ -17,7 +18,7 @@ from mtlgrad_jax.solvers import inverse_sqrt, normalized
 def avgnorm(scale: Literal["sum_norm", "mean_norm", "one"] = "sum_norm") -> Method:
     r"""Give every gradient the length of their sum.
 
-    .. math:: d = S \sum_i \frac{g_i}{\|g_i\|}, \qquad S = \Big\| \sum_j g_j \Big\|
+    .. math:: d = S \sum_i \frac{g_i}{\|g_i\|}, \qquad S = \Bigl\| \sum_j g_j \Bigr\|
 
     Tasks with zero gradient take no part.
 
@@ -54,6 +55,14 @@ def avgnorm(scale: Literal["sum_norm", "mean_norm", "one"] = "sum_norm") -> Meth
 ROW = Row(
     avgnorm,
     scale="sum of K gradients, each scaled to the norm of their sum",
-    paper="Guo et al., 2025, arXiv 2509.23915 (formula from a summary)",
+    papers=(
+        Paper(
+            "Revisit the Imbalance Optimization in Multi-task Learning: An Experimental Analysis",
+            "Yihang Guo, Tianyuan Yu, Liang Bai, Yanming Guo, Yirun Ruan, William Li, Weishi Zheng",
+            2025,
+            arxiv="2509.23915",
+        ),
+    ),
+    note="formula from a summary",
     promises=frozenset({HOMOGENEOUS, PERMUTATION}),
 )

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from mtlgrad_jax._core.checks import Number, check_choice, check_number
 from mtlgrad_jax._core.method import Gramian, Method, Weights, from_kernel
+from mtlgrad_jax._core.paper import Paper
 from mtlgrad_jax._core.row import DESCENT, HOMOGENEOUS, PERMUTATION, Row
 from mtlgrad_jax._core.weights import Present, uniform
 from mtlgrad_jax.solvers import max_min_direction
@@ -55,7 +56,15 @@ def cagrad(c: Number = 0.4, rescale: Rescale = "none") -> Method:
 ROW = Row(
     cagrad,
     scale="mean",
-    paper="Liu et al., NeurIPS 2021, arXiv 2110.14048",
+    papers=(
+        Paper(
+            "Conflict-Averse Gradient Descent for Multi-task Learning",
+            "Bo Liu, Xingchao Liu, Xiaojie Jin, Peter Stone, Qiang Liu",
+            2021,
+            booktitle="NeurIPS",
+            arxiv="2110.14048",
+        ),
+    ),
     promises=frozenset({DESCENT, HOMOGENEOUS, PERMUTATION}),
     checked="Brent's method on the dual; duality gap; published values",
 )

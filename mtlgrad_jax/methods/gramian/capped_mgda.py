@@ -7,6 +7,7 @@ import jax.numpy as jnp
 
 from mtlgrad_jax._core.checks import Number, check_number
 from mtlgrad_jax._core.method import Gramian, Method, Weights, from_kernel
+from mtlgrad_jax._core.paper import Paper
 from mtlgrad_jax._core.row import CONTINUOUS, DESCENT, HOMOGENEOUS, PERMUTATION, Row
 from mtlgrad_jax._core.weights import Present
 from mtlgrad_jax.solvers import capped_min_norm
@@ -15,7 +16,7 @@ from mtlgrad_jax.solvers import capped_min_norm
 def capped_mgda(cap: Number) -> Method:
     r"""Follow the min-norm point of the gradients' convex hull in which no weight exceeds a cap.
 
-    .. math:: w = \arg\min_w \Big\| \sum_i w_i g_i \Big\|^2 \quad \text{s.t.} \quad
+    .. math:: w = \arg\min_w \Bigl\| \sum_i w_i g_i \Bigr\|^2 \quad \text{s.t.} \quad
               0 \le w_i \le c, \quad \sum_i w_i = 1
 
     Args:
@@ -41,7 +42,15 @@ def capped_mgda(cap: Number) -> Method:
 ROW = Row(
     capped_mgda,
     scale="mean (weights sum to 1)",
-    paper="Hu, Ho & Yu, 2026, arXiv 2605.30452 (the cap's parametrisation is a reconstruction)",
+    papers=(
+        Paper(
+            "A Unified Framework for Gradient Aggregation in Multi-Objective Optimization",
+            "Zeou Hu, Kelvin Ho, Yaoliang Yu",
+            2026,
+            arxiv="2605.30452",
+        ),
+    ),
+    note="the cap's parametrisation is a reconstruction",
     promises=frozenset({DESCENT, HOMOGENEOUS, PERMUTATION, CONTINUOUS}),
     kwargs=lambda num_tasks: {"cap": 0.5},
     checked="an independent exact solve; duality gap",

@@ -10,6 +10,7 @@ from jaxtyping import Array, Float, PyTree
 
 from mtlgrad_jax._core.checks import check_choice, check_numbers
 from mtlgrad_jax._core.method import Gramian, Method, Weights, from_kernel
+from mtlgrad_jax._core.paper import Paper
 from mtlgrad_jax._core.row import DESCENT, HOMOGENEOUS, LINEAR, PERMUTATION, Row
 from mtlgrad_jax._core.weights import Present, mean_of, of_tasks
 from mtlgrad_jax.solvers import cosines, direction_of_products
@@ -20,7 +21,7 @@ Length = Literal["projection", "min", "max", "harmonic", "arithmetic", "geometri
 def conflict_free(length: Length = "projection", weights: PyTree = None) -> Method:
     r"""Follow the direction that has the same cosine with every task.
 
-    .. math:: u = \frac{U^+ p}{\|U^+ p\|}, \qquad d = \Big( \sum_i \langle g_i, u \rangle \Big) u
+    .. math:: u = \frac{U^+ p}{\|U^+ p\|}, \qquad d = \Bigl( \sum_i \langle g_i, u \rangle \Bigr) u
 
     with the unit gradients as rows of :math:`U`. If :math:`U^\top p` is zero up to rounding (for two tasks in float32:
     within 2e-3 of opposite), d is zero. If the gradients are linearly independent, all tasks descend at the same rate.
@@ -75,7 +76,15 @@ def _mean(kind: Length, norms: Array, rows: Present) -> Array:
 ROW = Row(
     conflict_free,
     scale="sum (of the projections)",
-    paper="Liu, Chu & Thuerey, ICLR 2025, arXiv 2408.11104",
+    papers=(
+        Paper(
+            "ConFIG: Towards Conflict-free Training of Physics Informed Neural Networks",
+            "Qiang Liu, Mengyu Chu, Nils Thuerey",
+            2025,
+            booktitle="ICLR",
+            arxiv="2408.11104",
+        ),
+    ),
     promises=frozenset({DESCENT, HOMOGENEOUS, PERMUTATION, LINEAR}),
     checked="the dense pseudo-inverse; TorchJD; published values",
 )

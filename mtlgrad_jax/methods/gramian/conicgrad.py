@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from mtlgrad_jax._core.checks import Number, check_number
 from mtlgrad_jax._core.method import Gramian, Method, Weights, from_kernel
+from mtlgrad_jax._core.paper import Paper
 from mtlgrad_jax._core.row import DESCENT, HOMOGENEOUS, PERMUTATION, Row
 from mtlgrad_jax._core.weights import Present
 from mtlgrad_jax.solvers import conic_direction
@@ -45,7 +46,16 @@ def conicgrad(c: Number = 0.5) -> Method:
 ROW = Row(
     conicgrad,
     scale="norm of the mean gradient",
-    paper="Hassanpour et al., 2025, arXiv 2502.00217 (abstract only; its closed form is unverified)",
+    papers=(
+        Paper(
+            "Fantastic Multi-Task Gradient Updates and How to Find Them In a Cone",
+            "Negar Hassanpour, Muhammad Kamran Janjua, Kunlin Zhang, Sepehr Lavasani, Xiaowen Zhang, Chunhua "
+            "Zhou, Chao Gao",
+            2025,
+            arxiv="2502.00217",
+        ),
+    ),
+    note="abstract only; its closed form is unverified",
     promises=frozenset({DESCENT, HOMOGENEOUS, PERMUTATION}),
     checked="an independent solve of the dual; brute force over directions",
 )

@@ -12,6 +12,7 @@ from jaxtyping import Array
 
 from mtlgrad_jax._core.checks import Number, check_count, check_number
 from mtlgrad_jax._core.method import Gramian, Method, Weights, from_kernel
+from mtlgrad_jax._core.paper import Paper
 from mtlgrad_jax._core.row import PERMUTATION, SCALE_FREE, Row
 from mtlgrad_jax._core.weights import Present
 from mtlgrad_jax.solvers import cosines
@@ -66,6 +67,14 @@ def _bargain(C: Gramian, rows: Present, radius: Array, rate: Array, num_steps: i
 ROW = Row(
     dibs,
     scale="eta r times the sum of unit gradients after one step",
-    paper="DiBS-MTL, 2025 (formulas from the official code)",
+    papers=(
+        Paper(
+            "DiBS-MTL: Transformation-Invariant Multitask Learning with Direction Oracles",
+            "Surya Murthy, Kushagra Gupta, Mustafa O. Karabag, David Fridovich-Keil, Ufuk Topcu",
+            2025,
+            arxiv="2509.23948",
+        ),
+    ),
+    note="formulas from the official code",
     promises=frozenset({SCALE_FREE, PERMUTATION}),
 )

@@ -8,15 +8,17 @@ from jaxtyping import PyTree
 
 from mtlgrad_jax._core.checks import Number, check_number, check_numbers
 from mtlgrad_jax._core.method import Gramian, Method, Weights, from_kernel
+from mtlgrad_jax._core.paper import Paper
 from mtlgrad_jax._core.row import DESCENT, HOMOGENEOUS, NON_CONFLICTING, PERMUTATION, Row
 from mtlgrad_jax._core.weights import Present, of_tasks, uniform
+from mtlgrad_jax.methods.gramian.upgrad import ROW as UPGRAD
 from mtlgrad_jax.solvers import project_weights
 
 
 def dualproj(preference: PyTree = None, regularization: Number = 0.0) -> Method:
     r"""Project the preferred mean onto the cone of directions that conflict with no task.
 
-    .. math:: d = \arg\min_{G d \ge 0} \Big\| d - \sum_i p_i g_i \Big\|
+    .. math:: d = \arg\min_{G d \ge 0} \Bigl\| d - \sum_i p_i g_i \Bigr\|
 
     No task ascends, up to rounding of the terms that sum to d.
 
@@ -46,7 +48,16 @@ def dualproj(preference: PyTree = None, regularization: Number = 0.0) -> Method:
 ROW = Row(
     dualproj,
     scale="mean",
-    paper="Lopez-Paz & Ranzato, NeurIPS 2017, arXiv 1706.08840; Quinton & Rey, 2024, arXiv 2406.16232",
+    papers=(
+        Paper(
+            "Gradient Episodic Memory for Continual Learning",
+            "David Lopez-Paz, Marc'Aurelio Ranzato",
+            2017,
+            booktitle="NeurIPS",
+            arxiv="1706.08840",
+        ),
+        *UPGRAD.papers,
+    ),
     promises=frozenset({NON_CONFLICTING, DESCENT, HOMOGENEOUS, PERMUTATION}),
     checked="support enumeration and scipy's NNLS; optimality conditions; TorchJD; published values",
 )

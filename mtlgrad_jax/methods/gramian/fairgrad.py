@@ -5,6 +5,7 @@ The official code solves the same equation with scipy and multiplies the result 
 
 from mtlgrad_jax._core.checks import Number, check_number
 from mtlgrad_jax._core.method import Gramian, Method, Weights, from_kernel
+from mtlgrad_jax._core.paper import Paper
 from mtlgrad_jax._core.row import DESCENT, NON_CONFLICTING, PERMUTATION, Row
 from mtlgrad_jax.solvers import alpha_fair
 
@@ -40,7 +41,15 @@ def fairgrad(alpha: Number = 2.0) -> Method:
 ROW = Row(
     fairgrad,
     scale="as solved",
-    paper="Ban & Ji, ICML 2024, arXiv 2402.15638",
+    papers=(
+        Paper(
+            "Fair Resource Allocation in Multi-Task Learning",
+            "Hao Ban, Kaiyi Ji",
+            2024,
+            booktitle="ICML",
+            arxiv="2402.15638",
+        ),
+    ),
     promises=frozenset({NON_CONFLICTING, DESCENT, PERMUTATION}),
     checked="the equation's residual; published values; formula from official code",
 )

@@ -4,6 +4,7 @@ Solved to convergence; the paper stops Weiszfeld's iteration after a few steps a
 """
 
 from mtlgrad_jax._core.method import Gramian, Method, Weights, from_kernel
+from mtlgrad_jax._core.paper import Paper
 from mtlgrad_jax._core.row import HOMOGENEOUS, Row
 from mtlgrad_jax._core.weights import Present
 from mtlgrad_jax.solvers import geometric_median as solve
@@ -32,7 +33,15 @@ def geometric_median() -> Method:
 ROW = Row(
     geometric_median,
     scale="mean (weights sum to 1)",
-    paper="Pillutla, Kakade & Harchaoui, IEEE TSP 2022, arXiv 1912.13445",
+    papers=(
+        Paper(
+            "Robust Aggregation for Federated Learning",
+            "Krishna Pillutla, Sham M. Kakade, Zaid Harchaoui",
+            2022,
+            journal="IEEE Transactions on Signal Processing",
+            arxiv="1912.13445",
+        ),
+    ),
     promises=frozenset({HOMOGENEOUS}),
     checked="an independent solve; optimality conditions",
 )

@@ -14,6 +14,7 @@ from jaxtyping import Array, Bool, Float
 
 from mtlgrad_jax._core.checks import Number, check_choice, check_count, check_number
 from mtlgrad_jax._core.method import Gramian, Method, Weights, from_kernel
+from mtlgrad_jax._core.paper import Paper
 from mtlgrad_jax._core.random import Key, Seed, check_key, draw_key, draw_orders, make_key
 from mtlgrad_jax._core.row import HOMOGENEOUS, LINEAR, PERMUTATION, Row, num_tasks_only
 from mtlgrad_jax._core.tasks import accumulator_dtype
@@ -37,8 +38,8 @@ def gradvac(
 ) -> Method:
     r"""Turn every gradient, one after the other, towards those to which it is less similar than on average.
 
-    .. math:: \hat g_i \leftarrow \hat g_i + \frac{\|\hat g_i\| \big(\hat\phi_{ij} \sqrt{1 - \phi^2} - \phi
-              \sqrt{1 - \hat\phi_{ij}^2}\big)}{\|g_j\| \sqrt{1 - \hat\phi_{ij}^2}} \, g_j
+    .. math:: \hat g_i \leftarrow \hat g_i + \frac{\|\hat g_i\| \bigl(\hat\phi_{ij} \sqrt{1 - \phi^2} - \phi
+              \sqrt{1 - \hat\phi_{ij}^2}\bigr)}{\|g_j\| \sqrt{1 - \hat\phi_{ij}^2}} \, g_j
               \quad \text{where} \quad \phi = \cos(\hat g_i, g_j) < \hat\phi_{ij}, \qquad d = \sum_i \hat g_i
 
     followed by :math:`\hat\phi_{ij} \leftarrow (1 - \beta) \hat\phi_{ij} + \beta \phi`. Targets begin at 0, where this
@@ -122,7 +123,15 @@ ROW = Row(
     gradvac,
     scale="sum",
     state="K×K target cosines and a random key",
-    paper="Wang et al., ICLR 2021, arXiv 2010.05874",
+    papers=(
+        Paper(
+            "Gradient Vaccine: Investigating and Improving Multi-task Optimization in Massively Multilingual Models",
+            "Zirui Wang, Yulia Tsvetkov, Orhan Firat, Yuan Cao",
+            2021,
+            booktitle="ICLR",
+            arxiv="2010.05874",
+        ),
+    ),
     promises=frozenset({HOMOGENEOUS, PERMUTATION, LINEAR}),
     kwargs=num_tasks_only,
     checked="numpy float64 of the published formula; TorchJD",

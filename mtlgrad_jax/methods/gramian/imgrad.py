@@ -9,6 +9,7 @@ from jaxtyping import Array, Float
 
 from mtlgrad_jax._core.checks import Number, check_choice, check_number
 from mtlgrad_jax._core.method import Gramian, Method, Weights, from_kernel
+from mtlgrad_jax._core.paper import Paper
 from mtlgrad_jax._core.row import DESCENT, HOMOGENEOUS, PERMUTATION, Row
 from mtlgrad_jax._core.weights import Present, uniform
 from mtlgrad_jax.methods.gramian.cagrad import Rescale
@@ -18,7 +19,7 @@ from mtlgrad_jax.solvers import max_min_direction, min_norm, normalized
 def imgrad(c: Number = 0.8, rescale: Rescale = "none") -> Method:
     r"""Turn the mean gradient towards the worst-off task, the more so the less it agrees with the min-norm point.
 
-    .. math:: w = \arg\min_w \Big( \tfrac{3}{2} - \phi \Big) \langle g_w, g_0 \rangle + \phi \, c \, \|g_0\| \|g_w\|,
+    .. math:: w = \arg\min_w \Bigl( \tfrac{3}{2} - \phi \Bigr) \langle g_w, g_0 \rangle + \phi \, c \, \|g_0\| \|g_w\|,
               \qquad d = g_0 + c \, \|g_0\| \frac{g_w}{\|g_w\|}, \qquad \phi = \cos(g_0, g_{mn})
 
     with w on the simplex, :math:`g_w = \sum_i w_i g_i`, :math:`g_0` the mean gradient and :math:`g_{mn}` the min-norm
@@ -70,7 +71,16 @@ def _agreement(gramian: Gramian, present: Present) -> Float[Array, ""]:
 ROW = Row(
     imgrad,
     scale="mean",
-    paper="Zhou et al., IJCAI 2025, arXiv 2503.08006 (formula from the official code)",
+    papers=(
+        Paper(
+            "Injecting Imbalance Sensitivity for Multi-Task Learning",
+            "Zhipeng Zhou, Liu Liu, Peilin Zhao, Wei Gong",
+            2025,
+            booktitle="IJCAI",
+            arxiv="2503.08006",
+        ),
+    ),
+    note="formula from the official code",
     promises=frozenset({DESCENT, HOMOGENEOUS, PERMUTATION}),
     checked="numpy float64 of the dual; formula from official code",
 )

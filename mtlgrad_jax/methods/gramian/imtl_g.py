@@ -11,8 +11,10 @@ from jaxtyping import Array, Float
 
 from mtlgrad_jax._core.checks import check_choice
 from mtlgrad_jax._core.method import Gramian, Method, Weights, from_kernel
+from mtlgrad_jax._core.paper import Paper
 from mtlgrad_jax._core.row import HOMOGENEOUS, PERMUTATION, Row
-from mtlgrad_jax.solvers import cosines, direction_of_products
+from mtlgrad_jax.solvers import Solution, cosines, direction_of_products
+from mtlgrad_jax.solvers._solution import closed_form
 
 
 def imtl_g(sign: Literal["paper", "descent"] = "paper") -> Method:
@@ -45,8 +47,8 @@ def imtl_g(sign: Literal["paper", "descent"] = "paper") -> Method:
     return from_kernel(kernel, mean_like=True)
 
 
-def impartial_weights(gramian: Gramian, sign: str, scale: Float[Array, " K"] | float = 1.0) -> Float[Array, " K"]:
-    """Return the weights of imtl_g, NaN if undefined, or those that sum to 1 once divided by `scale`."""
+def impartial_weights(gramian: Gramian, sign: str, scale: Float[Array, " K"] | float = 1.0) -> Solution:
+    """Return the weights of imtl_g, or those that sum to 1 once divided by `scale`."""
     C, inverse_norms = cosines(gramian)
     # In units of the smallest row norm, so that neither v nor its sum overflows.
     unit = inverse_norms / jnp.maximum(jnp.max(inverse_norms), jnp.finfo(C.dtype).tiny)
@@ -58,13 +60,21 @@ def impartial_weights(gramian: Gramian, sign: str, scale: Float[Array, " K"] | f
     rounding = 4 * jnp.sum(unit > 0) * jnp.finfo(C.dtype).eps * jnp.sum(jnp.abs(parts))
     total = jnp.abs(total) if sign == "descent" else total
     defined = (jnp.abs(total) > rounding) | ~jnp.any(unit > 0)
-    return jnp.where(defined, v / jnp.where(total != 0, total, 1), jnp.nan)
+    return closed_form(v / jnp.where(defined & (total != 0), total, 1), defined)
 
 
 ROW = Row(
     imtl_g,
     scale="weights sum to 1",
-    paper="Liu et al., ICLR 2021, OpenReview IMPnRXEWpvr",
+    papers=(
+        Paper(
+            "Towards Impartial Multi-task Learning",
+            "Liyang Liu, Yi Li, Zhanghui Kuang, Jing-Hao Xue, Yimin Chen, Wenming Yang, Qingmin Liao, Wayne Zhang",
+            2021,
+            booktitle="ICLR",
+            openreview="IMPnRXEWpvr",
+        ),
+    ),
     promises=frozenset({HOMOGENEOUS, PERMUTATION}),
     checked="the paper's closed form; equal projections; TorchJD; published values",
 )

@@ -8,6 +8,7 @@ from jax import lax
 
 from mtlgrad_jax._core.checks import check_count, check_flag
 from mtlgrad_jax._core.method import Gramian, Method, Weights, from_kernel
+from mtlgrad_jax._core.paper import Paper
 from mtlgrad_jax._core.row import HOMOGENEOUS, Row
 from mtlgrad_jax._core.weights import Present
 from mtlgrad_jax.solvers import inverse_sqrt
@@ -63,7 +64,15 @@ def krum(num_byzantine: int, num_selected: int = 1, squared: bool = True) -> Met
 ROW = Row(
     krum,
     scale="mean",
-    paper="Blanchard et al., NeurIPS 2017, arXiv 1703.02757",
+    papers=(
+        Paper(
+            "Machine Learning with Adversaries: Byzantine Tolerant Gradient Descent",
+            "Peva Blanchard, El Mahdi El~Mhamdi, Rachid Guerraoui, Julien Stainer",
+            2017,
+            booktitle="NeurIPS",
+            arxiv="1703.02757",
+        ),
+    ),
     promises=frozenset({HOMOGENEOUS}),
     kwargs=lambda num_tasks: {"num_byzantine": 0},
     fewest=3,

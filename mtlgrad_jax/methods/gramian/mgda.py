@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from mtlgrad_jax._core.checks import check_choice
 from mtlgrad_jax._core.method import Gramian, Losses, Method, Weights, from_kernel
+from mtlgrad_jax._core.paper import Paper
 from mtlgrad_jax._core.row import CONTINUOUS, DESCENT, HOMOGENEOUS, NON_CONFLICTING, PERMUTATION, Row
 from mtlgrad_jax._core.step import POSITIVE_LOSSES
 from mtlgrad_jax._core.weights import Present
@@ -21,7 +22,7 @@ def mgda(
 ) -> Method:
     r"""Follow the min-norm point of the gradients' convex hull, along which every task descends unless it is zero.
 
-    .. math:: w = \arg\min_{w \ge 0, \, 1^T w = 1} \Big\| \sum_i w_i g_i / s_i \Big\|^2
+    .. math:: w = \arg\min_{w \ge 0, \, 1^T w = 1} \Bigl\| \sum_i w_i g_i / s_i \Bigr\|^2
 
     With a normalisation, the guarantee holds for the normalised combination; with "raw", a task may ascend.
 
@@ -60,7 +61,22 @@ def mgda(
 ROW = Row(
     mgda,
     scale="mean (weights sum to 1)",
-    paper="Desideri, Comptes Rendus Mathematique 350, 2012; Sener & Koltun, NeurIPS 2018, arXiv 1810.04650",
+    papers=(
+        Paper(
+            "Multiple-gradient descent algorithm (MGDA) for multiobjective optimization",
+            "Jean-Antoine Désidéri",
+            2012,
+            journal="Comptes Rendus Mathematique",
+            doi="10.1016/j.crma.2012.03.014",
+        ),
+        Paper(
+            "Multi-Task Learning as Multi-Objective Optimization",
+            "Ozan Sener, Vladlen Koltun",
+            2018,
+            booktitle="NeurIPS",
+            arxiv="1810.04650",
+        ),
+    ),
     promises=frozenset({NON_CONFLICTING, DESCENT, HOMOGENEOUS, PERMUTATION, CONTINUOUS}),
     checked="support enumeration and scipy's NNLS; duality gap; published values; formula from official code",
 )

@@ -6,6 +6,7 @@ weights, reuses weights over several steps (`update_every` does this) and clips 
 """
 
 from mtlgrad_jax._core.method import Gramian, Method, Weights, from_kernel
+from mtlgrad_jax._core.paper import Paper
 from mtlgrad_jax._core.row import DESCENT, NON_CONFLICTING, PERMUTATION, SCALE_FREE, Row
 from mtlgrad_jax.solvers import alpha_fair
 
@@ -36,7 +37,15 @@ def nash_mtl() -> Method:
 ROW = Row(
     nash_mtl,
     scale="norm sqrt(K)",
-    paper="Navon et al., ICML 2022, arXiv 2202.01017",
+    papers=(
+        Paper(
+            "Multi-Task Learning as a Bargaining Game",
+            "Aviv Navon, Aviv Shamsian, Idan Achituve, Haggai Maron, Kenji Kawaguchi, Gal Chechik, Ethan Fetaya",
+            2022,
+            booktitle="ICML",
+            arxiv="2202.01017",
+        ),
+    ),
     promises=frozenset({NON_CONFLICTING, DESCENT, SCALE_FREE, PERMUTATION}),
     checked="the equation's residual; published values; formula from official code",
 )

@@ -10,6 +10,7 @@ from jaxtyping import PyTree
 
 from mtlgrad_jax._core.checks import check_numbers
 from mtlgrad_jax._core.method import Gramian, Method, Weights, from_kernel
+from mtlgrad_jax._core.paper import Paper
 from mtlgrad_jax._core.row import SCALE_FREE, Row
 from mtlgrad_jax._core.tasks import task_vector
 from mtlgrad_jax.solvers import inverse_sqrt
@@ -47,7 +48,17 @@ def ngdiff(signs: PyTree) -> Method:
 ROW = Row(
     ngdiff,
     scale="unit (sum of unit gradients)",
-    paper="Jin, Bu et al., NAACL 2025, arXiv 2410.22086 (formula from secondary sources)",
+    papers=(
+        Paper(
+            "Unlearning as multi-task optimization: A normalized gradient difference approach with an adaptive "
+            "learning rate",
+            "Xiaomeng Jin, Zhiqi Bu, Bhanukiran Vinzamuri, Anil Ramakrishna, Kai-Wei Chang, Volkan Cevher, Mingyi Hong",
+            2025,
+            booktitle="NAACL",
+            arxiv="2410.22086",
+        ),
+    ),
+    note="formula from secondary sources",
     promises=frozenset({SCALE_FREE}),
     kwargs=lambda num_tasks: {"signs": [1.0] + [-1.0] * (num_tasks - 1)},
 )

@@ -14,10 +14,12 @@ from jaxtyping import Array, Float, Int, PyTree
 
 from mtlgrad_jax._core.checks import Number, check_count, check_number, check_numbers
 from mtlgrad_jax._core.method import Gramian, Method, Weights, from_kernel
+from mtlgrad_jax._core.paper import Paper
 from mtlgrad_jax._core.row import HOMOGENEOUS, LINEAR, Row, num_tasks_only
 from mtlgrad_jax._core.tasks import accumulator_dtype
 from mtlgrad_jax._core.weights import Present, of_tasks, one_for_all
 from mtlgrad_jax.solvers import progress_direction
+from mtlgrad_jax.solvers._solution import FAILED
 
 
 class PCDState(NamedTuple):
@@ -84,7 +86,8 @@ def pcd(num_tasks: int, primary: int | PyTree = 0, progress: PyTree = 0.02, deca
         scale = jnp.where(norm > 0, 1 / jnp.where(norm > 0, norm, 1), 0)
         solved = progress_direction(gramian * scale[:, None] * scale[None, :], primary, shares.astype(now.dtype))
         weights = solved.value * scale / jnp.where(scale[primary] > 0, scale[primary], 1)
-        return solved._replace(value=jnp.where(present[primary], weights, jnp.nan)), PCDState(norm, step)
+        result = jnp.where(present[primary], solved.result, FAILED)
+        return solved._replace(value=weights, result=result), PCDState(norm, step)
 
     per_task = named if one_for_all(progress) else {**named, "progress": progress}
     return from_kernel(kernel, init, num_tasks=num_tasks, per_task=per_task)
@@ -94,7 +97,17 @@ ROW = Row(
     pcd,
     scale="norm of the primary gradient",
     state="K root mean square norms, K counts",
-    paper="TMLR 2026, arXiv 2606.29521 (formulas from TorchJD 0.18)",
+    papers=(
+        Paper(
+            "Not All Objectives Are Born Equal: Priority-Constrained Descent for Hierarchical Multi-Objective "
+            "Optimization",
+            "Dara Varam, Mohamed I. Alhajri",
+            2026,
+            journal="Transactions on Machine Learning Research",
+            arxiv="2606.29521",
+        ),
+    ),
+    note="formulas from TorchJD 0.18",
     promises=frozenset({HOMOGENEOUS, LINEAR}),
     kwargs=num_tasks_only,
     checked="an independent solve; TorchJD",

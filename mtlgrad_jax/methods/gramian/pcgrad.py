@@ -12,9 +12,12 @@ from jaxtyping import Array, Float, Int
 
 from mtlgrad_jax._core.checks import check_choice
 from mtlgrad_jax._core.method import Gramian, Method, Weights, from_kernel
+from mtlgrad_jax._core.paper import Paper
 from mtlgrad_jax._core.random import Key, Seed, check_key, draw_key, draw_orders, make_key
 from mtlgrad_jax._core.row import HOMOGENEOUS, LINEAR, PERMUTATION, Row
 from mtlgrad_jax._core.weights import Present
+
+_UNROLLED = 8  # tasks up to which the visits are one program: a GPU then launches fewer kernels
 
 
 class PCGradState(NamedTuple):
@@ -69,7 +72,8 @@ def _projections(gramian: Gramian, orders: Int[Array, "K K"]) -> Float[Array, "K
             conflict = (inner < 0) & (j != i) & (square > 0)
             return coefficients.at[j].add(-jnp.where(conflict, inner / jnp.where(square > 0, square, 1), 0))
 
-        return jax.lax.fori_loop(0, len(order), visit, jnp.zeros(len(order), gramian.dtype).at[i].set(1))
+        own = jnp.zeros(len(order), gramian.dtype).at[i].set(1)
+        return jax.lax.fori_loop(0, len(order), visit, own, unroll=len(order) <= _UNROLLED)
 
     return jax.vmap(project)(jnp.arange(len(orders)), orders)
 
@@ -78,7 +82,15 @@ ROW = Row(
     pcgrad,
     scale="sum (K times the mean if nothing conflicts)",
     state="a random key",
-    paper="Yu et al., NeurIPS 2020, arXiv 2001.06782",
+    papers=(
+        Paper(
+            "Gradient Surgery for Multi-Task Learning",
+            "Tianhe Yu, Saurabh Kumar, Abhishek Gupta, Sergey Levine, Karol Hausman, Chelsea Finn",
+            2020,
+            booktitle="NeurIPS",
+            arxiv="2001.06782",
+        ),
+    ),
     promises=frozenset({HOMOGENEOUS, PERMUTATION, LINEAR}),
     checked="numpy float64 of the published formula over all orders; published values; formula from official code",
     randomized=True,

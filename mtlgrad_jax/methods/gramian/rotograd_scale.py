@@ -11,6 +11,7 @@ from jaxtyping import Array, Float, Int
 
 from mtlgrad_jax._core.checks import check_count
 from mtlgrad_jax._core.method import Gramian, Method, Weights, from_kernel
+from mtlgrad_jax._core.paper import Paper
 from mtlgrad_jax._core.row import HOMOGENEOUS, LINEAR, PERMUTATION, Row, num_tasks_only
 from mtlgrad_jax._core.tasks import accumulator_dtype
 from mtlgrad_jax._core.weights import Present, ratios
@@ -66,7 +67,15 @@ ROW = Row(
     rotograd_scale,
     scale="sum of K gradients of equal length",
     state="K first norms, K counts",
-    paper="Javaloy & Valera, ICLR 2022, arXiv 2103.02631",
+    papers=(
+        Paper(
+            "RotoGrad: Gradient Homogenization in Multitask Learning",
+            "Adrián Javaloy, Isabel Valera",
+            2022,
+            booktitle="ICLR",
+            arxiv="2103.02631",
+        ),
+    ),
     promises=frozenset({HOMOGENEOUS, PERMUTATION, LINEAR}),
     kwargs=num_tasks_only,
 )

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from mtlgrad_jax._core.method import Gramian, Method, Weights, from_kernel
 from mtlgrad_jax._core.row import HOMOGENEOUS, PERMUTATION, Row
 from mtlgrad_jax._core.weights import Present, over_mean
+from mtlgrad_jax.methods.losses.slaw import ROW as SLAW
 from mtlgrad_jax.solvers import inverse_sqrt
 
 
@@ -36,6 +37,6 @@ def slw() -> Method:
 ROW = Row(
     slw,
     scale="sum (weights sum to K)",
-    paper="Crawshaw & Kosecka, 2021, arXiv 2109.08218",
+    papers=SLAW.papers,
     promises=frozenset({HOMOGENEOUS, PERMUTATION}),
 )

@@ -9,6 +9,7 @@ from jaxtyping import PyTree
 
 from mtlgrad_jax._core.checks import Number, check_number, check_numbers
 from mtlgrad_jax._core.method import Gramian, Method, Weights, from_kernel
+from mtlgrad_jax._core.paper import Paper
 from mtlgrad_jax._core.row import DESCENT, HOMOGENEOUS, LINEAR, NON_CONFLICTING, PERMUTATION, Row
 from mtlgrad_jax._core.weights import Present, of_tasks, uniform
 from mtlgrad_jax.solvers import project_rows
@@ -47,7 +48,14 @@ def upgrad(preference: PyTree = None, regularization: Number = 0.0) -> Method:
 ROW = Row(
     upgrad,
     scale="mean",
-    paper="Quinton & Rey, 2024, arXiv 2406.16232",
+    papers=(
+        Paper(
+            "Jacobian Descent for Multi-Objective Optimization",
+            "Pierre Quinton, Valérian Rey",
+            2024,
+            arxiv="2406.16232",
+        ),
+    ),
     promises=frozenset({NON_CONFLICTING, DESCENT, HOMOGENEOUS, PERMUTATION, LINEAR}),
     checked="support enumeration and scipy's NNLS; optimality conditions; published values; formula from TorchJD",
 )

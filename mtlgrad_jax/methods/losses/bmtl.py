@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from mtlgrad_jax._core.checks import Number, check_flag, check_number
 from mtlgrad_jax._core.method import Losses, Method, Weights, from_kernel
+from mtlgrad_jax._core.paper import Paper
 from mtlgrad_jax._core.row import CONTINUOUS, HOMOGENEOUS, LINEAR, PERMUTATION, Row
 from mtlgrad_jax._core.weights import Present, softmax
 
@@ -47,6 +48,15 @@ def bmtl(temperature: Number = 1.0, normalize: bool = True) -> Method:
 ROW = Row(
     bmtl,
     scale="sum (weights sum to K)",
-    paper="Liang & Zhang, IEEE BigData 2021, arXiv 2002.04792 (abstract only; formula from an implementation)",
+    papers=(
+        Paper(
+            "A Simple General Approach to Balance Task Difficulty in Multi-Task Learning",
+            "Sicong Liang, Yu Zhang",
+            2021,
+            booktitle="IEEE BigData",
+            arxiv="2002.04792",
+        ),
+    ),
+    note="abstract only; formula from an implementation",
     promises=frozenset({HOMOGENEOUS, PERMUTATION, CONTINUOUS, LINEAR}),
 )

@@ -35,7 +35,7 @@ def constant(weights: PyTree) -> Method:
 ROW = Row(
     constant,
     scale="as given",
-    paper="baseline",
+    note="baseline",
     promises=frozenset({HOMOGENEOUS, CONTINUOUS, LINEAR}),
     kwargs=lambda num_tasks: {"weights": [1.0 + i for i in range(num_tasks)]},
     checked="numpy float64 of the published formula; TorchJD",

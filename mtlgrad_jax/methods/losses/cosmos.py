@@ -9,6 +9,7 @@ from jaxtyping import Array, Float, PyTree
 
 from mtlgrad_jax._core.checks import Number, check_number, check_numbers
 from mtlgrad_jax._core.method import Losses, Method, Weights, from_kernel
+from mtlgrad_jax._core.paper import Paper
 from mtlgrad_jax._core.row import CONTINUOUS, HOMOGENEOUS, LINEAR, PERMUTATION, Row
 from mtlgrad_jax._core.weights import Present, of_tasks, uniform
 
@@ -56,7 +57,15 @@ def cosmos(lam: Number, preference: PyTree = None) -> Method:
 ROW = Row(
     cosmos,
     scale="the preference's",
-    paper="Ruchte & Grabocka, ICDM 2021, arXiv 2103.13392",
+    papers=(
+        Paper(
+            "Scalable Pareto Front Approximation for Deep Multi-Objective Learning",
+            "Michael Ruchte, Josif Grabocka",
+            2021,
+            booktitle="ICDM",
+            arxiv="2103.13392",
+        ),
+    ),
     promises=frozenset({HOMOGENEOUS, PERMUTATION, CONTINUOUS, LINEAR}),
     kwargs=lambda num_tasks: {"lam": 1.0},
     checked="numpy float64 of the published formula; TorchJD",

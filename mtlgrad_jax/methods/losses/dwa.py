@@ -12,6 +12,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from mtlgrad_jax._core.checks import Number, check_count, check_number
 from mtlgrad_jax._core.method import Losses, Method, Weights, from_kernel
+from mtlgrad_jax._core.paper import Paper
 from mtlgrad_jax._core.row import CONTINUOUS, HOMOGENEOUS, LINEAR, PERMUTATION, Row
 from mtlgrad_jax._core.step import EPOCH_END
 from mtlgrad_jax._core.tasks import accumulator_dtype
@@ -86,7 +87,15 @@ ROW = Row(
     dwa,
     scale="sum (weights sum to K)",
     state="K means of losses, twice K means of the last epochs, counts",
-    paper="Liu, Johns & Davison, CVPR 2019, arXiv 1803.10704",
+    papers=(
+        Paper(
+            "End-to-End Multi-Task Learning with Attention",
+            "Shikun Liu, Edward Johns, Andrew J. Davison",
+            2019,
+            booktitle="CVPR",
+            arxiv="1803.10704",
+        ),
+    ),
     promises=frozenset({HOMOGENEOUS, PERMUTATION, CONTINUOUS, LINEAR}),
     kwargs=lambda num_tasks: {"num_tasks": num_tasks, "window": 1},
     checked="numpy float64 of the published formula; TorchJD",

@@ -14,6 +14,7 @@ from jaxtyping import Array, Float, Int, PyTree
 from mtlgrad_jax._core.checks import Number, check_count, check_number, check_numbers
 from mtlgrad_jax._core.learned import Learned, descend, learn
 from mtlgrad_jax._core.method import Losses, Method, Weights, from_kernel
+from mtlgrad_jax._core.paper import Paper
 from mtlgrad_jax._core.row import CONTINUOUS, HOMOGENEOUS, LINEAR, PERMUTATION, Row, num_tasks_only
 from mtlgrad_jax._core.step import LAGGED, Argument
 from mtlgrad_jax._core.tasks import accumulator_dtype
@@ -33,7 +34,7 @@ def famo(num_tasks: int, learning_rate: Number = 0.025, gamma: Number = 1e-3, mi
     r"""Learn weights with which all log-losses fall at the same rate, from the losses alone.
 
     .. math:: w_i = c \, \frac{z_i}{l_i - b_i}, \quad \sum_i w_i = 1, \quad z = \operatorname{softmax}(\xi), \qquad
-              \xi \leftarrow \operatorname{Adam}\big(\xi,\; J_z^T \delta + \gamma \xi\big), \quad
+              \xi \leftarrow \operatorname{Adam}\bigl(\xi,\; J_z^T \delta + \gamma \xi\bigr), \quad
               \delta_i = \log \frac{l_i - b_i}{l_i' - b_i}
 
     with the Jacobian :math:`J_z` of the softmax and the losses :math:`l'` after the step, on the same batch. A step
@@ -97,7 +98,15 @@ ROW = Row(
     famo,
     scale="mean (weights sum to 1)",
     state="K logits and their Adam state, K losses, counts",
-    paper="Liu et al., NeurIPS 2023, arXiv 2306.03792",
+    papers=(
+        Paper(
+            "FAMO: Fast Adaptive Multitask Optimization",
+            "Bo Liu, Yihao Feng, Peter Stone, Qiang Liu",
+            2023,
+            booktitle="NeurIPS",
+            arxiv="2306.03792",
+        ),
+    ),
     promises=frozenset({HOMOGENEOUS, PERMUTATION, CONTINUOUS, LINEAR}),
     kwargs=num_tasks_only,
     checked="numpy float64 of the published formula; TorchJD",

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from mtlgrad_jax._core.method import Losses, Method, Weights, from_kernel
+from mtlgrad_jax._core.paper import Paper
 from mtlgrad_jax._core.row import CONTINUOUS, HOMOGENEOUS, LINEAR, PERMUTATION, Row
 from mtlgrad_jax._core.step import POSITIVE_LOSSES
 from mtlgrad_jax._core.weights import Present
@@ -15,7 +16,7 @@ from mtlgrad_jax._core.weights import Present
 def gls() -> Method:
     r"""Descend on the geometric mean of the losses, in which all losses count relative to their size.
 
-    .. math:: \min_\theta \Big( \prod_i l_i \Big)^{1/K}, \qquad w_i = \frac{1}{K l_i} \Big( \prod_j l_j \Big)^{1/K}
+    .. math:: \min_\theta \Bigl( \prod_i l_i \Bigr)^{1/K}, \qquad w_i = \frac{1}{K l_i} \Bigl( \prod_j l_j \Bigr)^{1/K}
 
     Losses must be positive.
 
@@ -37,7 +38,15 @@ def gls() -> Method:
 ROW = Row(
     gls,
     scale="mean, relative to the losses' geometric mean",
-    paper="Chennupati et al., CVPR Workshops 2019, arXiv 1904.08492",
+    papers=(
+        Paper(
+            "MultiNet++: Multi-Stream Feature Aggregation and Geometric Loss Strategy for Multi-Task Learning",
+            "Sumanth Chennupati, Ganesh Sistu, Senthil Yogamani, Samir A. Rawashdeh",
+            2019,
+            booktitle="CVPR Workshops",
+            arxiv="1904.08492",
+        ),
+    ),
     promises=frozenset({HOMOGENEOUS, PERMUTATION, CONTINUOUS, LINEAR}),
     checked="numpy float64 of the published formula; TorchJD",
 )

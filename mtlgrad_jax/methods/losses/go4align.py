@@ -13,6 +13,7 @@ from jaxtyping import Array, Float
 
 from mtlgrad_jax._core.checks import Number, check_count, check_number
 from mtlgrad_jax._core.method import Losses, Method, Weights, from_kernel
+from mtlgrad_jax._core.paper import Paper
 from mtlgrad_jax._core.row import CONTINUOUS, HOMOGENEOUS, LINEAR, PERMUTATION, Row
 from mtlgrad_jax._core.step import POSITIVE_LOSSES
 from mtlgrad_jax._core.tasks import accumulator_dtype
@@ -100,7 +101,16 @@ ROW = Row(
     go4align,
     scale="sum, about the number of tasks for equal losses",
     state="K indicators",
-    paper="Shen et al., NeurIPS 2024, arXiv 2404.06486 (formulas from the official code)",
+    papers=(
+        Paper(
+            "GO4Align: Group Optimization for Multi-Task Alignment",
+            "Jiayi Shen, Cheems Wang, Zehao Xiao, Nanne van~Noord, Marcel Worring",
+            2024,
+            booktitle="NeurIPS",
+            arxiv="2404.06486",
+        ),
+    ),
+    note="formulas from the official code",
     promises=frozenset({HOMOGENEOUS, PERMUTATION, CONTINUOUS, LINEAR}),
     kwargs=lambda num_tasks: {"num_tasks": num_tasks, "num_groups": 2},
     checked="numpy float64 of the formulas, groups by enumeration",

@@ -13,6 +13,7 @@ from mtlgrad_jax._core.checks import Number, check_count, check_number
 from mtlgrad_jax._core.learned import MOST, Learned, check_optimizer, descend, learn
 from mtlgrad_jax._core.method import Losses, Method, Weights, from_kernel
 from mtlgrad_jax._core.row import CONTINUOUS, HOMOGENEOUS, LINEAR, PERMUTATION, Row, num_tasks_only
+from mtlgrad_jax.methods.gramian.imtl_g import ROW as IMTL_G
 
 
 class IMTLLState(NamedTuple):
@@ -70,7 +71,7 @@ ROW = Row(
     imtl_l,
     scale="sum at first, then learned",
     state="K log-scales and their optimizer's state",
-    paper="Liu et al., ICLR 2021, OpenReview IMPnRXEWpvr",
+    papers=IMTL_G.papers,
     promises=frozenset({HOMOGENEOUS, PERMUTATION, CONTINUOUS, LINEAR}),
     kwargs=num_tasks_only,
     checked="numpy float64 of the published formula; TorchJD",

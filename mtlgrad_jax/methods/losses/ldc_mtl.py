@@ -14,6 +14,7 @@ from jaxtyping import Array, Float
 from mtlgrad_jax._core.checks import Number, check_count, check_number
 from mtlgrad_jax._core.learned import Learned, check_optimizer, descend, learn
 from mtlgrad_jax._core.method import Losses, Method, Weights, from_kernel
+from mtlgrad_jax._core.paper import Paper
 from mtlgrad_jax._core.row import CONTINUOUS, HOMOGENEOUS, LINEAR, Row, num_tasks_only
 from mtlgrad_jax._core.weights import Present
 
@@ -73,7 +74,15 @@ ROW = Row(
     ldc_mtl,
     scale="mean, plus the penalty's part",
     state="K logits and their optimizer's state",
-    paper="Xiao et al., 2025, arXiv 2502.08585 (formulas from the official code)",
+    papers=(
+        Paper(
+            "LDC-MTL: Balancing Multi-Task Learning through Scalable Loss Discrepancy Control",
+            "Peiyao Xiao, Chaosheng Dong, Shaofeng Zou, Kaiyi Ji",
+            2025,
+            arxiv="2502.08585",
+        ),
+    ),
+    note="formulas from the official code",
     promises=frozenset({HOMOGENEOUS, CONTINUOUS, LINEAR}),
     kwargs=num_tasks_only,
 )

@@ -28,7 +28,7 @@ def mean() -> Method:
 ROW = Row(
     mean,
     scale="mean",
-    paper="baseline",
+    note="baseline",
     promises=frozenset({DESCENT, HOMOGENEOUS, PERMUTATION, CONTINUOUS, LINEAR}),
     checked="numpy float64 of the published formula; TorchJD",
 )

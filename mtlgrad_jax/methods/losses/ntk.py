@@ -12,6 +12,7 @@ from jaxtyping import PyTree
 
 from mtlgrad_jax._core.checks import check_choice, check_numbers
 from mtlgrad_jax._core.method import Method, Weights, from_kernel
+from mtlgrad_jax._core.paper import Paper
 from mtlgrad_jax._core.row import CONTINUOUS, HOMOGENEOUS, LINEAR, Row
 from mtlgrad_jax._core.weights import Present, of_tasks, ratios
 
@@ -61,7 +62,16 @@ def ntk(traces: PyTree, scale: Literal["sum", "mean"] = "sum") -> Method:
 ROW = Row(
     ntk,
     scale="K times the sum for equal traces",
-    paper="Wang, Yu & Perdikaris, JCP 2022, arXiv 2007.14527 (formula from the official code)",
+    papers=(
+        Paper(
+            "When and why PINNs fail to train: A neural tangent kernel perspective",
+            "Sifan Wang, Xinling Yu, Paris Perdikaris",
+            2022,
+            journal="Journal of Computational Physics",
+            arxiv="2007.14527",
+        ),
+    ),
+    note="formula from the official code",
     promises=frozenset({HOMOGENEOUS, CONTINUOUS, LINEAR}),
     kwargs=lambda num_tasks: {"traces": [1.0 + i for i in range(num_tasks)]},
 )

@@ -6,6 +6,7 @@ from jaxtyping import Array, Float, PyTree
 
 from mtlgrad_jax._core.checks import Number, check_number, check_numbers
 from mtlgrad_jax._core.method import Losses, Method, Weights, from_kernel
+from mtlgrad_jax._core.paper import Paper
 from mtlgrad_jax._core.row import CONTINUOUS, HOMOGENEOUS, LINEAR, PERMUTATION, Row
 from mtlgrad_jax._core.weights import Present, of_tasks
 
@@ -65,7 +66,15 @@ def _length(vector: Float[Array, " K"]) -> Float[Array, ""]:
 ROW = Row(
     pbi,
     scale="1 along the preference, theta across it",
-    paper="Zhang & Li, IEEE Transactions on Evolutionary Computation 2007",
+    papers=(
+        Paper(
+            "MOEA/D: A Multiobjective Evolutionary Algorithm Based on Decomposition",
+            "Qingfu Zhang, Hui Li",
+            2007,
+            journal="IEEE Transactions on Evolutionary Computation",
+            doi="10.1109/TEVC.2007.892759",
+        ),
+    ),
     promises=frozenset({HOMOGENEOUS, PERMUTATION, CONTINUOUS, LINEAR}),
     checked="numpy float64 of the published formula; TorchJD",
 )

@@ -14,6 +14,7 @@ from jaxtyping import Array, Float, Int
 
 from mtlgrad_jax._core.checks import Number, check_count, check_number
 from mtlgrad_jax._core.method import Losses, Method, Weights, from_kernel
+from mtlgrad_jax._core.paper import Paper
 from mtlgrad_jax._core.random import Key, Seed, check_key, draw_key, make_key
 from mtlgrad_jax._core.row import CONTINUOUS, HOMOGENEOUS, LINEAR, PERMUTATION, Row, num_tasks_only
 from mtlgrad_jax._core.step import POSITIVE_LOSSES
@@ -36,9 +37,9 @@ def relobralo(
 ) -> Method:
     r"""Give the largest weights to the losses that have fallen least, since the last step and, at times, the first.
 
-    .. math:: b_i(t, t') = K \frac{\exp \big( l_i(t) / (T \, l_i(t')) \big)}
-                                  {\sum_j \exp \big( l_j(t) / (T \, l_j(t')) \big)}, \qquad
-              w_i(t) = \alpha \big( \rho_t \, w_i(t-1) + (1 - \rho_t) \, b_i(t, 0) \big) + (1 - \alpha) \, b_i(t, t-1)
+    .. math:: b_i(t, t') = K \frac{\exp \bigl( l_i(t) / (T \, l_i(t')) \bigr)}
+                                  {\sum_j \exp \bigl( l_j(t) / (T \, l_j(t')) \bigr)}, \qquad
+              w_i(t) = \alpha \bigl( \rho_t \, w_i(t-1) + (1 - \rho_t) \, b_i(t, 0) \bigr) + (1 - \alpha) \, b_i(t, t-1)
 
     with :math:`\rho_t` drawn in every step, the same for all tasks: 1 with probability `rho`, else 0, a look-back that
     forgets the weights so far. A task has weight 1 in its first step, and :math:`\alpha = 0` in its second. The weights
@@ -96,7 +97,16 @@ ROW = Row(
     relobralo,
     scale="sum (weights sum to K)",
     state="K weights, K first and K last losses, K counts, a random key",
-    paper="Bischof & Kraus, CMAME 2025, arXiv 2110.09813 (formulas from the official code)",
+    papers=(
+        Paper(
+            "Multi-Objective Loss Balancing for Physics-Informed Deep Learning",
+            "Rafael Bischof, Michael A. Kraus",
+            2025,
+            journal="Computer Methods in Applied Mechanics and Engineering",
+            arxiv="2110.09813",
+        ),
+    ),
+    note="formulas from the official code",
     promises=frozenset({HOMOGENEOUS, PERMUTATION, CONTINUOUS, LINEAR}),
     kwargs=num_tasks_only,
     checked="numpy float64 of the definition, with and without look-back in every step; formula from official code",

@@ -8,6 +8,7 @@ from jaxtyping import Array, Float
 
 from mtlgrad_jax._core.checks import check_choice
 from mtlgrad_jax._core.method import Method, Weights, from_kernel
+from mtlgrad_jax._core.paper import Paper
 from mtlgrad_jax._core.random import Key, Seed, check_key, draw_key, make_key
 from mtlgrad_jax._core.row import CONTINUOUS, HOMOGENEOUS, LINEAR, PERMUTATION, Row
 from mtlgrad_jax._core.tasks import accumulator_dtype
@@ -74,7 +75,15 @@ ROW = Row(
     rlw,
     scale="mean (weights sum to 1)",
     state="a random key",
-    paper="Lin et al., TMLR 2022, arXiv 2111.10603",
+    papers=(
+        Paper(
+            "Reasonable Effectiveness of Random Weighting: A Litmus Test for Multi-Task Learning",
+            "Baijiong Lin, Feiyang Ye, Yu Zhang, Ivor W. Tsang",
+            2022,
+            journal="Transactions on Machine Learning Research",
+            arxiv="2111.10603",
+        ),
+    ),
     promises=frozenset({HOMOGENEOUS, PERMUTATION, CONTINUOUS, LINEAR}),
     checked="the laws of the published distributions; TorchJD, in law",
     randomized=True,

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 from mtlgrad_jax._core.method import Losses, Method, Weights, from_kernel
 from mtlgrad_jax._core.row import CONTINUOUS, HOMOGENEOUS, LINEAR, PERMUTATION, Row
 from mtlgrad_jax._core.step import POSITIVE_LOSSES
+from mtlgrad_jax.methods.gramian.nash_mtl import ROW as NASH_MTL
 
 
 def scale_invariant() -> Method:
@@ -33,6 +34,7 @@ def scale_invariant() -> Method:
 ROW = Row(
     scale_invariant,
     scale="sum of the gradients of the log-losses",
-    paper="baseline in Navon et al., ICML 2022, arXiv 2202.01017",
+    papers=NASH_MTL.papers,
+    note="a baseline there",
     promises=frozenset({HOMOGENEOUS, PERMUTATION, CONTINUOUS, LINEAR}),
 )

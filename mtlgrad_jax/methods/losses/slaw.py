@@ -13,6 +13,7 @@ from jaxtyping import Array, Float, Int
 
 from mtlgrad_jax._core.checks import Number, check_count, check_number
 from mtlgrad_jax._core.method import Losses, Method, Weights, from_kernel
+from mtlgrad_jax._core.paper import Paper
 from mtlgrad_jax._core.row import CONTINUOUS, HOMOGENEOUS, LINEAR, PERMUTATION, Row, num_tasks_only
 from mtlgrad_jax._core.tasks import accumulator_dtype
 from mtlgrad_jax._core.weights import Present, over_mean
@@ -30,20 +31,20 @@ def slaw(num_tasks: int, beta: Number = 0.99) -> Method:
     r"""Weight every loss by its inverse standard deviation over the steps, an estimate of its inverse gradient norm.
 
     .. math:: m_i \leftarrow m_i + a_k (l_i - m_i), \qquad
-              s_i^2 \leftarrow (1 - a_k) \big( s_i^2 + a_k (l_i - m_i)^2 \big), \qquad
+              s_i^2 \leftarrow (1 - a_k) \bigl( s_i^2 + a_k (l_i - m_i)^2 \bigr), \qquad
               w_i = K \frac{1 / s_i}{\sum_j 1 / s_j}
 
     with the old mean in the second formula and :math:`a_k = \max(1/k, 1 - \beta)` in a task's k-th step: averages over
     all losses so far, then, after 1/(1 - beta) steps, exponential averages (the official code rounds that number). The
     weights include the loss of the same step. A task in its first step has weight 1; the others share the rest. A
     deviation is floored at the dtype's eps times the loss's root mean square: a loss that never changes takes almost
-    all the weight, as in the official code, and several such losses have weights proportional to 1/|l|. A loss that has
+    all the weight, as in the official code, and several such have weights proportional to `1/|l|`. A loss that has
     always been zero has weight 0.
 
     Args:
       num_tasks: K.
       beta: decay :math:`\beta` of the averages, in [0, 1]; 1 averages over all steps. With 0 all deviations are zero,
-        so weights are proportional to 1/|l|.
+        so weights are proportional to `1/|l|`.
 
     Example:
       >>> import jax.numpy as jnp, mtlgrad_jax as mtl
@@ -81,7 +82,15 @@ ROW = Row(
     slaw,
     scale="sum (weights sum to K)",
     state="K means and deviations of losses, K counts",
-    paper="Crawshaw & Kosecka, 2021, arXiv 2109.08218 (formulas from the official code)",
+    papers=(
+        Paper(
+            "SLAW: Scaled Loss Approximate Weighting for Efficient Multi-Task Learning",
+            "Michael Crawshaw, Jana Košecká",
+            2021,
+            arxiv="2109.08218",
+        ),
+    ),
+    note="formulas from the official code",
     promises=frozenset({HOMOGENEOUS, PERMUTATION, CONTINUOUS, LINEAR}),
     kwargs=num_tasks_only,
     checked="numpy float64 of the definition over all steps; formula from official code",

@@ -15,6 +15,7 @@ from jaxtyping import Array, Float, Int
 
 from mtlgrad_jax._core.checks import Number, check_choice, check_count, check_number
 from mtlgrad_jax._core.method import Losses, Method, Weights, from_kernel
+from mtlgrad_jax._core.paper import Paper
 from mtlgrad_jax._core.row import CONTINUOUS, HOMOGENEOUS, LINEAR, PERMUTATION, Row, num_tasks_only
 from mtlgrad_jax._core.step import POSITIVE_LOSSES
 from mtlgrad_jax._core.tasks import accumulator_dtype
@@ -117,7 +118,15 @@ ROW = Row(
     softadapt,
     scale="mean (weights sum to 1)",
     state="the last 2 losses of each task (or more), K weights",
-    paper="Heydari, Thompson & Mehmood, 2019, arXiv 1912.12355 (formulas from the official code)",
+    papers=(
+        Paper(
+            "SoftAdapt: Techniques for Adaptive Loss Weighting of Neural Networks with Multi-Part Loss Functions",
+            "A. Ali Heydari, Craig A. Thompson, Asif Mehmood",
+            2019,
+            arxiv="1912.12355",
+        ),
+    ),
+    note="formulas from the official code",
     promises=frozenset({HOMOGENEOUS, PERMUTATION, CONTINUOUS, LINEAR}),
     kwargs=num_tasks_only,
     checked="numpy float64 of the definition over all steps; values from the official code's documentation",

@@ -9,6 +9,7 @@ from jaxtyping import Array, Float, PyTree
 
 from mtlgrad_jax._core.checks import Number, check_number, check_numbers
 from mtlgrad_jax._core.method import Losses, Method, Weights, from_kernel
+from mtlgrad_jax._core.paper import Paper
 from mtlgrad_jax._core.row import CONTINUOUS, HOMOGENEOUS, LINEAR, PERMUTATION, Row
 from mtlgrad_jax._core.weights import Present, of_tasks, uniform
 
@@ -16,8 +17,8 @@ from mtlgrad_jax._core.weights import Present, of_tasks, uniform
 def stch(mu: Number, weights: PyTree = None, ideal: PyTree = None) -> Method:
     r"""Descend on a smooth maximum of the weighted losses, which reaches concave parts of a Pareto front too.
 
-    .. math:: \min_\theta \mu \log \sum_i \exp\big(\lambda_i (l_i - z_i) / \mu\big), \qquad
-              w_i = \lambda_i \operatorname{softmax}\big(\lambda (l - z) / \mu\big)_i
+    .. math:: \min_\theta \mu \log \sum_i \exp\bigl(\lambda_i (l_i - z_i) / \mu\bigr), \qquad
+              w_i = \lambda_i \operatorname{softmax}\bigl(\lambda (l - z) / \mu\bigr)_i
 
     A small :math:`\mu` approaches `tchebycheff`, a large one linear scalarization.
 
@@ -55,7 +56,15 @@ def stch(mu: Number, weights: PyTree = None, ideal: PyTree = None) -> Method:
 ROW = Row(
     stch,
     scale="convex combination of the weighted gradients",
-    paper="Lin et al., ICML 2024, arXiv 2402.19078",
+    papers=(
+        Paper(
+            "Smooth Tchebycheff Scalarization for Multi-Objective Optimization",
+            "Xi Lin, Xiaoyuan Zhang, Zhiyuan Yang, Fei Liu, Zhenkun Wang, Qingfu Zhang",
+            2024,
+            booktitle="ICML",
+            arxiv="2402.19078",
+        ),
+    ),
     promises=frozenset({HOMOGENEOUS, PERMUTATION, CONTINUOUS, LINEAR}),
     kwargs=lambda num_tasks: {"mu": 1.0},
     checked="numpy float64 of the published formula; TorchJD",

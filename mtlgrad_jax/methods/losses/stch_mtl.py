@@ -15,6 +15,7 @@ from mtlgrad_jax._core.row import CONTINUOUS, HOMOGENEOUS, LINEAR, PERMUTATION, 
 from mtlgrad_jax._core.step import POSITIVE_LOSSES
 from mtlgrad_jax._core.tasks import accumulator_dtype
 from mtlgrad_jax._core.weights import Present, of_tasks, softmax
+from mtlgrad_jax.methods.losses.stch import ROW as STCH
 
 
 class STCHMTLState(NamedTuple):
@@ -28,9 +29,9 @@ def stch_mtl(num_tasks: int, warmup_steps: int, nadir_steps: int, mu: Number = 1
     r"""Descend on log-losses at first, then on a smooth maximum of the losses relative to a nadir point.
 
     .. math:: \min_\theta \sum_i \log l_i, \quad \text{then} \quad
-              \min_\theta K \mu \log \sum_i \exp\big(\log(l_i / \bar l_i) / \mu\big), \qquad
+              \min_\theta K \mu \log \sum_i \exp\bigl(\log(l_i / \bar l_i) / \mu\bigr), \qquad
               w_i = \frac1{l_i} \quad \text{and} \quad
-              w_i = \frac{K}{l_i} \operatorname{softmax}\big(\log(l / \bar l) / \mu\big)_i
+              w_i = \frac{K}{l_i} \operatorname{softmax}\bigl(\log(l / \bar l) / \mu\bigr)_i
 
     The nadir point :math:`\bar l` is the mean of each loss over the steps between warm-up and second phase, in which
     the first objective still counts. With :math:`\mu = 1`, the weights of the second phase are proportional to
@@ -82,7 +83,7 @@ ROW = Row(
     stch_mtl,
     scale="sum of the gradients of the log-losses",
     state="K losses and counts",
-    paper="Lin et al., ICML 2024, arXiv 2402.19078",
+    papers=STCH.papers,
     promises=frozenset({HOMOGENEOUS, PERMUTATION, CONTINUOUS, LINEAR}),
     kwargs=lambda num_tasks: {"num_tasks": num_tasks, "warmup_steps": 1, "nadir_steps": 1},
     checked="numpy float64 of the official recipe",

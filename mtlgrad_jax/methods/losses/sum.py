@@ -29,7 +29,7 @@ def sum() -> Method:
 ROW = Row(
     sum,
     scale="sum (K times the mean)",
-    paper="baseline",
+    note="baseline",
     promises=frozenset({DESCENT, HOMOGENEOUS, PERMUTATION, CONTINUOUS, LINEAR}),
     checked="numpy float64 of the published formula; TorchJD",
 )

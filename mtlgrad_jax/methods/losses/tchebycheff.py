@@ -6,6 +6,7 @@ from jaxtyping import PyTree
 
 from mtlgrad_jax._core.checks import check_numbers
 from mtlgrad_jax._core.method import Losses, Method, Weights, from_kernel
+from mtlgrad_jax._core.paper import Paper
 from mtlgrad_jax._core.row import CONTINUOUS, HOMOGENEOUS, LINEAR, PERMUTATION, Row
 from mtlgrad_jax._core.weights import Present, of_tasks, uniform
 
@@ -46,6 +47,15 @@ def tchebycheff(weights: PyTree = None, ideal: PyTree = None) -> Method:
 ROW = Row(
     tchebycheff,
     scale="one weighted gradient",
-    paper="Miettinen, Nonlinear Multiobjective Optimization, 1999, section 3.4",
+    papers=(
+        Paper(
+            "Nonlinear Multiobjective Optimization",
+            "Kaisa Miettinen",
+            1999,
+            publisher="Springer",
+            doi="10.1007/978-1-4615-5563-6",
+        ),
+    ),
+    note="section 3.4",
     promises=frozenset({HOMOGENEOUS, PERMUTATION, CONTINUOUS, LINEAR}),
 )

@@ -11,6 +11,7 @@ import optax
 from mtlgrad_jax._core.checks import Number, check_count, check_number
 from mtlgrad_jax._core.learned import MOST, Learned, check_optimizer, descend, learn
 from mtlgrad_jax._core.method import Losses, Method, Weights, from_kernel
+from mtlgrad_jax._core.paper import Paper
 from mtlgrad_jax._core.row import CONTINUOUS, HOMOGENEOUS, LINEAR, PERMUTATION, Row, num_tasks_only
 
 
@@ -63,7 +64,15 @@ ROW = Row(
     uw,
     scale="half the sum at first, then learned",
     state="K log-variances and their optimizer's state",
-    paper="Kendall, Gal & Cipolla, CVPR 2018, arXiv 1705.07115",
+    papers=(
+        Paper(
+            "Multi-Task Learning Using Uncertainty to Weigh Losses for Scene Geometry and Semantics",
+            "Alex Kendall, Yarin Gal, Roberto Cipolla",
+            2018,
+            booktitle="CVPR",
+            arxiv="1705.07115",
+        ),
+    ),
     promises=frozenset({HOMOGENEOUS, PERMUTATION, CONTINUOUS, LINEAR}),
     kwargs=num_tasks_only,
     checked="numpy float64 of the published formula; TorchJD",

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from mtlgrad_jax._core.checks import Number, check_number
 from mtlgrad_jax._core.method import Gramian, Losses, Method, Weights, from_kernel
+from mtlgrad_jax._core.paper import Paper
 from mtlgrad_jax._core.row import PERMUTATION, Row
 from mtlgrad_jax._core.step import POSITIVE_LOSSES
 from mtlgrad_jax._core.weights import Present, mean_of
@@ -18,7 +19,7 @@ def emtl(strength: Number) -> Method:
     r"""Equalise the tasks' relative contributions, loss over gradient norm. A reconstruction, not the authors' method.
 
     .. math:: \min_\theta \sum_i l_i + \lambda \operatorname{Var}_i(r_i), \quad r_i = \frac{l_i}{\|g_i\|}, \qquad
-              w_i = \max\!\Big(1 + \frac{2 \lambda}{K} \frac{r_i - \bar r}{\|g_i\|}, \, 0\Big)
+              w_i = \max\!\Bigl(1 + \frac{2 \lambda}{K} \frac{r_i - \bar r}{\|g_i\|}, \, 0\Bigr)
 
     with the norms held constant. Losses must be positive; a step with a loss <= 0 is skipped and counted. Tasks with
     zero gradient take no part: they have weight 1 and do not count in K. The weights cannot all be zero: that of the
@@ -50,7 +51,15 @@ def emtl(strength: Number) -> Method:
 ROW = Row(
     emtl,
     scale="sum if all r are equal",
-    paper="Yuan & Zhang, 2023, arXiv 2306.09373 (a reconstruction from the abstract)",
+    papers=(
+        Paper(
+            "Equitable Multi-task Learning",
+            "Jun Yuan, Rui Zhang",
+            2023,
+            arxiv="2306.09373",
+        ),
+    ),
+    note="a reconstruction from the abstract",
     promises=frozenset({PERMUTATION}),
     kwargs=lambda num_tasks: {"strength": 1.0},
     checked="numpy float64 of the reconstructed objective's derivative, not of a published formula",

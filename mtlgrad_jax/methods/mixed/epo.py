@@ -10,6 +10,7 @@ from jaxtyping import Array, Bool, Float, PyTree
 
 from mtlgrad_jax._core.checks import Number, check_flag, check_number, check_numbers
 from mtlgrad_jax._core.method import Gramian, Losses, Method, Weights, from_kernel
+from mtlgrad_jax._core.paper import Paper
 from mtlgrad_jax._core.row import HOMOGENEOUS, PERMUTATION, Row
 from mtlgrad_jax._core.step import POSITIVE_LOSSES, PREFERENCE
 from mtlgrad_jax._core.weights import Present, of_tasks, on_simplex
@@ -105,7 +106,15 @@ def _adjustments(
 ROW = Row(
     epo,
     scale="mean (weights sum to 1)",
-    paper="Mahapatra & Rajan, ICML 2020 (formulas from the official code)",
+    papers=(
+        Paper(
+            "Multi-Task Learning with User Preferences: Gradient Descent with Controlled Ascent in Pareto Optimization",
+            "Debabrata Mahapatra, Vaibhav Rajan",
+            2020,
+            booktitle="ICML",
+        ),
+    ),
+    note="formulas from the official code",
     promises=frozenset({HOMOGENEOUS, PERMUTATION}),
     checked="vertex enumeration and scipy's linear programs; duality; formula from official code",
 )

@@ -13,6 +13,7 @@ from jaxtyping import Array, Bool, Float
 from mtlgrad_jax._core.checks import Number, check_count, check_number
 from mtlgrad_jax._core.learned import Learned, descend, learn
 from mtlgrad_jax._core.method import Gramian, Losses, Method, Weights, from_kernel
+from mtlgrad_jax._core.paper import Paper
 from mtlgrad_jax._core.row import PERMUTATION, Row, num_tasks_only
 from mtlgrad_jax._core.tasks import accumulator_dtype
 from mtlgrad_jax._core.weights import Present, mean_of, on_simplex, over_mean, ratios, share
@@ -29,7 +30,7 @@ class GradNormState(NamedTuple):
 def gradnorm(num_tasks: int, alpha: Number = 1.5, learning_rate: Number = 0.025) -> Method:
     r"""Learn weights with which all tasks train at similar rates.
 
-    .. math:: \min_w \sum_i \Big| w_i \|g_i\| - \bar G \, r_i^\alpha \Big|, \qquad
+    .. math:: \min_w \sum_i \Bigl| w_i \|g_i\| - \bar G \, r_i^\alpha \Bigr|, \qquad
               r_i = \frac{l_i / l_i^{(0)}}{\operatorname{mean}_j l_j / l_j^{(0)}}
 
     with :math:`\bar G` the mean of :math:`w_i \|g_i\|`, held constant. The weights take one Adam step (as in the paper)
@@ -77,7 +78,15 @@ ROW = Row(
     gradnorm,
     scale="sum (weights sum to K)",
     state="K weights, their Adam state, K first losses",
-    paper="Chen et al., ICML 2018, arXiv 1711.02257",
+    papers=(
+        Paper(
+            "GradNorm: Gradient Normalization for Adaptive Loss Balancing in Deep Multitask Networks",
+            "Zhao Chen, Vijay Badrinarayanan, Chen-Yu Lee, Andrew Rabinovich",
+            2018,
+            booktitle="ICML",
+            arxiv="1711.02257",
+        ),
+    ),
     promises=frozenset({PERMUTATION}),
     kwargs=num_tasks_only,
 )

@@ -8,6 +8,7 @@ from mtlgrad_jax._core.checks import Number, check_choice, check_count, check_nu
 from mtlgrad_jax._core.learned import check_optimizer, learn
 from mtlgrad_jax._core.method import Gramian, Losses, Method, Weights, from_kernel
 from mtlgrad_jax._core.row import HOMOGENEOUS, PERMUTATION, Row, num_tasks_only
+from mtlgrad_jax.methods.gramian.imtl_g import ROW as IMTL_G
 from mtlgrad_jax.methods.gramian.imtl_g import impartial_weights
 from mtlgrad_jax.methods.losses.imtl_l import IMTLLState, scales
 
@@ -60,7 +61,7 @@ ROW = Row(
     imtl,
     scale="weights of the scaled losses sum to 1",
     state="K log-scales and their optimizer's state",
-    paper="Liu et al., ICLR 2021, OpenReview IMPnRXEWpvr",
+    papers=IMTL_G.papers,
     promises=frozenset({HOMOGENEOUS, PERMUTATION}),
     kwargs=num_tasks_only,
 )

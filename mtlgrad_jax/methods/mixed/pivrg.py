@@ -9,6 +9,7 @@ from jaxtyping import Array, Float, PyTree
 
 from mtlgrad_jax._core.checks import Number, check_number, check_numbers
 from mtlgrad_jax._core.method import Gramian, Method, Weights, from_kernel
+from mtlgrad_jax._core.paper import Paper
 from mtlgrad_jax._core.row import DESCENT, NON_CONFLICTING, Row
 from mtlgrad_jax._core.step import SCORES
 from mtlgrad_jax._core.tasks import task_vector
@@ -20,7 +21,7 @@ def pivrg(scores: PyTree = None, bound: Number = 2.0, min_temperature: Number = 
     r"""Share the decrease of the losses fairly, with priority for tasks far behind their single-task baselines.
 
     .. math:: d = \sum_i w_i g_i, \qquad \langle g_i, d \rangle = \sqrt{p_i / w_i}, \quad w_i > 0, \qquad
-              p = K \operatorname{softmax}(s / T), \qquad T = \max\Big(\frac{\max s - \min s}{\log b}, T_0\Big)
+              p = K \operatorname{softmax}(s / T), \qquad T = \max\Bigl(\frac{\max s - \min s}{\log b}, T_0\Bigr)
 
     With equal scores this is `fairgrad` at alpha = 2. Scores are measured from time to time, in the official code after
     every epoch: the mean relative drop of a task's metrics against a model trained on that task alone, in percent,
@@ -62,7 +63,15 @@ def pivrg(scores: PyTree = None, bound: Number = 2.0, min_temperature: Number = 
 ROW = Row(
     pivrg,
     scale="as solved",
-    paper="Qin et al., CVPR 2025 (formulas from the official code)",
+    papers=(
+        Paper(
+            "Revisiting Fairness in Multitask Learning: A Performance-Driven Approach for Variance Reduction",
+            "Xiaohan Qin, Xiaoxing Wang, Junchi Yan",
+            2025,
+            booktitle="CVPR",
+        ),
+    ),
+    note="formulas from the official code",
     promises=frozenset({NON_CONFLICTING, DESCENT}),
     kwargs=lambda num_tasks: {"scores": [10.0 * i for i in range(num_tasks)]},
     checked="an independent solve of the equation in float64; formula from official code",

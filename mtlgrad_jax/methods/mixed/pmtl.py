@@ -15,6 +15,7 @@ from jaxtyping import Array, Float, Int, PyTree
 
 from mtlgrad_jax._core.checks import check_count, check_numbers
 from mtlgrad_jax._core.method import Gramian, Losses, Method, Weights, from_kernel
+from mtlgrad_jax._core.paper import Paper
 from mtlgrad_jax._core.row import CONTINUOUS, DESCENT, HOMOGENEOUS, NON_CONFLICTING, Row
 from mtlgrad_jax._core.weights import Present, of_tasks
 from mtlgrad_jax.solvers import min_norm
@@ -31,7 +32,7 @@ class PMTLState(NamedTuple):
 def pmtl(preferences: Sequence[PyTree] | np.ndarray | Array, index: int | Array, initial_steps: int = 0) -> Method:
     r"""Find a Pareto-optimal point in one of several sectors of the losses, that of a reference vector.
 
-    .. math:: w = B^T \arg\min_{v \in \Delta} \big\| G^T B^T v \big\|, \qquad
+    .. math:: w = B^T \arg\min_{v \in \Delta} \bigl\| G^T B^T v \bigr\|, \qquad
               B = \begin{pmatrix} I \\ (u_j - u_k)^T, \; j \in J \end{pmatrix}, \qquad
               J = \{ j : \langle u_j - u_k, l \rangle > 0 \}
 
@@ -127,7 +128,15 @@ ROW = Row(
     pmtl,
     scale="min-norm point of gradients and active constraints",
     state="a count",
-    paper="Lin et al., NeurIPS 2019, arXiv 1912.12854",
+    papers=(
+        Paper(
+            "Pareto Multi-Task Learning",
+            "Xi Lin, Hui-Ling Zhen, Zhenhua Li, Qingfu Zhang, Sam Kwong",
+            2019,
+            booktitle="NeurIPS",
+            arxiv="1912.12854",
+        ),
+    ),
     promises=frozenset({NON_CONFLICTING, DESCENT, HOMOGENEOUS, CONTINUOUS}),
     kwargs=_smallest,
     checked="support enumeration and scipy's NNLS; formula from official code",

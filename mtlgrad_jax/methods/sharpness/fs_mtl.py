@@ -22,6 +22,7 @@ from mtlgrad_jax._core.method import (
     skip_together,
     update_without_task_axis,
 )
+from mtlgrad_jax._core.paper import Paper
 from mtlgrad_jax._core.random import repeat_state
 from mtlgrad_jax._core.row import Row
 from mtlgrad_jax._core.step import mark_idle
@@ -63,7 +64,7 @@ def fs_mtl(
     r"""Make any method sharpness-aware: aggregate loss and flatness gradients separately, then add the results.
 
     .. math:: g_i^{flat} = \nabla l_i(\theta + e_i) - g_i, \qquad
-              d = \operatorname{Agg}(g_1, \dots, g_K) + \operatorname{Agg}(g_1^{flat}, \dots, g_K^{flat})
+              d = \operatorname{Agg}(g_1, \ldots, g_K) + \operatorname{Agg}(g_1^{flat}, \ldots, g_K^{flat})
 
     with :math:`e_i` from `sam_perturbation`. The two aggregations use two copies of the method, each with its own
     state. Heads (where `is_shared` is False) get their own task's :math:`\nabla l_i(\theta + e_i)`. A flat part no
@@ -226,7 +227,15 @@ ROW = Row(
     fs_mtl,
     scale="the method's, for losses plus flat parts",
     state="two copies of the method's",
-    paper="Phan et al., ICCV 2025, arXiv 2211.13723",
+    papers=(
+        Paper(
+            "Beyond Losses Reweighting: Empowering Multi-Task Learning via the Generalization Perspective",
+            "Hoang Phan, Lam Tran, Quyen Tran, Ngoc Tran, Tuan Truong, Qi Lei, Nhat Ho, Dinh Phung, Trung Le",
+            2025,
+            booktitle="ICCV",
+            arxiv="2211.13723",
+        ),
+    ),
     wraps="mgda",
     functions=("clean_grads` or `grad_fn",),
     checked="numpy float64 of the published formula; plain SAM for averages",

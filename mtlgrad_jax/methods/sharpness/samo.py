@@ -17,6 +17,7 @@ from jaxtyping import Array, Float, PyTree
 from mtlgrad_jax import stacks
 from mtlgrad_jax._core.checks import Number, check_flag, check_function, check_number
 from mtlgrad_jax._core.method import check_transformation, reject_masked, skip_together
+from mtlgrad_jax._core.paper import Paper
 from mtlgrad_jax._core.random import Key, Seed, check_key, draw_key, make_key
 from mtlgrad_jax._core.row import Row
 from mtlgrad_jax._core.trees import cut, draw_like, label_leaves, merge
@@ -189,7 +190,17 @@ ROW = Row(
     samo,
     scale="the method's",
     state="the method's and a random key",
-    paper="Ban, Subramani & Ji, ICCV 2025, arXiv 2507.07883 (formulas from the official code)",
+    papers=(
+        Paper(
+            "SAMO: A Lightweight Sharpness-Aware Approach for Multi-Task Optimization with Joint Global-Local "
+            "Perturbation",
+            "Hao Ban, Gokul Ram Subramani, Kaiyi Ji",
+            2025,
+            booktitle="ICCV",
+            arxiv="2507.07883",
+        ),
+    ),
+    note="formulas from the official code",
     wraps="mgda",
     functions=("losses_fn", "grad_fn"),
     checked="numpy float64 of the official code's formula",

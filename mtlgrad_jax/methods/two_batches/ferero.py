@@ -13,6 +13,7 @@ from jaxtyping import Array, Float, PyTree
 
 from mtlgrad_jax._core.checks import Number, check_count, check_flag, check_number, check_numbers
 from mtlgrad_jax._core.method import Losses, Method, Weights, from_kernel
+from mtlgrad_jax._core.paper import Paper
 from mtlgrad_jax._core.row import CONTINUOUS, PERMUTATION, Row, num_tasks_only
 from mtlgrad_jax._core.step import PREFERENCE
 from mtlgrad_jax._core.tasks import accumulator_dtype
@@ -37,7 +38,7 @@ def ferero(
     r"""Drive the losses towards a ray and descend along it, with weights learned from two independent batches.
 
     .. math:: \lambda_f \leftarrow \Pi_\Delta (\lambda_f - \gamma A \lambda), \qquad
-              \nu \leftarrow P \big( \nu - \gamma (A \lambda - c \, l) \big), \qquad
+              \nu \leftarrow P \bigl( \nu - \gamma (A \lambda - c \, l) \bigr), \qquad
               w = \frac{\lambda}{\|\lambda\|_1}, \quad \lambda = \lambda_f + \nu
 
     with :math:`P = I - r r^T / \|r\|^2`, so that :math:`P l = 0` if the losses are proportional to r; the paper writes
@@ -116,7 +117,16 @@ ROW = Row(
     ferero,
     scale="mean (absolute weights sum to 1)",
     state="2 K weights",
-    paper="Chen et al., NeurIPS 2024, arXiv 2412.01773 (formulas from the official code)",
+    papers=(
+        Paper(
+            "FERERO: A Flexible Framework for Preference-Guided Multi-Objective Learning",
+            "Lisha Chen, A. F. M. Saif, Yanning Shen, Tianyi Chen",
+            2024,
+            booktitle="NeurIPS",
+            arxiv="2412.01773",
+        ),
+    ),
+    note="formulas from the official code",
     promises=frozenset({PERMUTATION, CONTINUOUS}),
     kwargs=num_tasks_only,
     checked="numpy float64 of the official code's formula, with a basis",

@@ -11,6 +11,7 @@ from jaxtyping import Array, Float
 
 from mtlgrad_jax._core.checks import Number, check_count, check_number
 from mtlgrad_jax._core.method import Method, Weights, from_kernel
+from mtlgrad_jax._core.paper import Paper
 from mtlgrad_jax._core.row import CONTINUOUS, PERMUTATION, Row, num_tasks_only
 from mtlgrad_jax._core.tasks import accumulator_dtype
 from mtlgrad_jax._core.weights import Present, on_simplex, share
@@ -26,7 +27,7 @@ class MoDoState(NamedTuple):
 def modo(num_tasks: int, learning_rate: Number = 0.1, regularization: Number = 0.1) -> Method:
     r"""Learn the weights of the min-norm point from two independent batches per step, so that noise does not bias them.
 
-    .. math:: w \leftarrow \Pi_\Delta \big( w - \gamma (A w + \rho w) \big), \qquad A_{ij} = \langle g_i^{(1)},
+    .. math:: w \leftarrow \Pi_\Delta \bigl( w - \gamma (A w + \rho w) \bigr), \qquad A_{ij} = \langle g_i^{(1)},
               g_j^{(2)} \rangle
 
     A is the update's argument `cross_gramian`; without it the Gramian is used, which is biased. A step uses the new
@@ -66,7 +67,15 @@ ROW = Row(
     modo,
     scale="mean (weights sum to 1)",
     state="K weights",
-    paper="Chen et al., JMLR 2024, arXiv 2305.20057",
+    papers=(
+        Paper(
+            "Three-Way Trade-Off in Multi-Objective Learning: Optimization, Generalization and Conflict-Avoidance",
+            "Lisha Chen, Heshan Fernando, Yiming Ying, Tianyi Chen",
+            2024,
+            journal="Journal of Machine Learning Research",
+            arxiv="2305.20057",
+        ),
+    ),
     promises=frozenset({PERMUTATION, CONTINUOUS}),
     kwargs=num_tasks_only,
     checked="numpy float64 of the published formula; TorchJD",

@@ -14,6 +14,7 @@ from jaxtyping import Array, Float, PyTree
 
 from mtlgrad_jax._core.checks import Number, check_count, check_number, check_numbers
 from mtlgrad_jax._core.method import Method, Weights, from_kernel
+from mtlgrad_jax._core.paper import Paper
 from mtlgrad_jax._core.row import HOMOGENEOUS, PERMUTATION, Row, num_tasks_only
 from mtlgrad_jax._core.tasks import accumulator_dtype
 from mtlgrad_jax._core.weights import Present, mean_of, of_tasks, on_simplex, share, uniform
@@ -36,7 +37,7 @@ def sdmgrad(
 ) -> Method:
     r"""Follow the min-norm point, pulled towards a preferred mean, with weights learned from independent batches.
 
-    .. math:: w \approx \arg\min_{w \in \Delta} \Big\| \sum_i (w_i + \lambda p_i) g_i \Big\|^2, \qquad
+    .. math:: w \approx \arg\min_{w \in \Delta} \Bigl\| \sum_i (w_i + \lambda p_i) g_i \Bigr\|^2, \qquad
               d = \frac{1}{1 + \lambda} \sum_i (w_i + \lambda p_i) g_i
 
     by a few steps of projected gradient descent with momentum, from the last weights, on
@@ -109,7 +110,15 @@ ROW = Row(
     sdmgrad,
     scale="mean",
     state="K weights",
-    paper="Xiao, Ban & Ji, NeurIPS 2023, arXiv 2305.18409",
+    papers=(
+        Paper(
+            "Direction-oriented Multi-objective Learning: Simple and Provable Stochastic Algorithms",
+            "Peiyao Xiao, Hao Ban, Kaiyi Ji",
+            2023,
+            booktitle="NeurIPS",
+            arxiv="2305.18409",
+        ),
+    ),
     promises=frozenset({HOMOGENEOUS, PERMUTATION}),
     kwargs=num_tasks_only,
     checked="numpy float64 of the published formula; TorchJD; published values",
