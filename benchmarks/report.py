@@ -18,6 +18,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.data import TASKS
+from mtlgrad_jax.diagnostics import delta_m
 
 SINGLE = "single-"  # "single-left" is a network for the task "left" alone
 
@@ -93,12 +94,6 @@ def finished(runs: Runs, steps: int) -> Runs:
     """The runs that took all their steps."""
     whole = {m: {seed: run for seed, run in seeds.items() if run["step"][-1] == steps} for m, seeds in runs.items()}
     return {method: seeds for method, seeds in whole.items() if seeds}
-
-
-def delta_m(values: Sequence[float], baselines: Sequence[float], higher_is_better: bool | Sequence[bool]) -> float:
-    """The mean relative loss against single-task baselines, in percent: negative means better than these."""
-    signs = np.where(higher_is_better, -1.0, 1.0)
-    return float(100 * np.mean(signs * (np.asarray(values) - baselines) / baselines))
 
 
 def summarize(runs: Runs) -> list[dict]:

@@ -173,16 +173,13 @@ for name, method in METHODS.items():
 # $\Delta_m$ is the average relative loss of performance against the single tasks, in percent: **lower is better**, and
 # below zero the shared network beats the two of its own. It is computed for each seed; the table shows mean and spread.
 
-
 # %%
-def delta_m(accuracies, baselines):
-    return -100 * np.mean([(accuracies[task] - baselines[task]) / baselines[task] for task in TASKS])
+deltas = {name: [] for name in together}
+for name, runs in together.items():
+    for seed, run in enumerate(runs):
+        single = {task: alone[task][seed] for task in TASKS}
+        deltas[name].append(mtl.diagnostics.delta_m(run, single, higher_is_better=True))
 
-
-deltas = {
-    name: [delta_m(run, {task: alone[task][seed] for task in TASKS}) for seed, run in enumerate(runs)]
-    for name, runs in together.items()
-}
 print(f"{'method':10} {'left %':>8} {'right %':>8}   {'Delta_m %':>16}")
 print(f"{'alone':10}", *(f"{np.mean(alone[task]):8.2f}" for task in TASKS))
 for name, runs in together.items():

@@ -136,14 +136,6 @@ def test_malformed_gzip(tmp_path, raw):
         data.read_idx(tmp_path / "file.gz")
 
 
-def test_delta_m_by_hand():
-    # accuracies 90 and 99 against 100 and 90: 10 % worse and 10 % better; then 90 and 108: 10 % worse, 20 % better
-    assert report.delta_m([90.0, 99.0], [100.0, 90.0], higher_is_better=True) == pytest.approx(0.0, abs=1e-12)
-    assert report.delta_m([90.0, 108.0], [100.0, 90.0], higher_is_better=True) == pytest.approx(-5.0)
-    assert report.delta_m([90.0, 108.0], [100.0, 90.0], higher_is_better=False) == pytest.approx(5.0)
-    assert report.delta_m([90.0, 108.0], [100.0, 90.0], higher_is_better=[True, False]) == pytest.approx(15.0)
-
-
 def row(method, seed, step, **values):
     base = {"method": method, "seed": seed, "epoch": 1, "step": step, "milliseconds": 4.0 if "-" in method else 6.0}
     if not method.startswith(report.SINGLE):

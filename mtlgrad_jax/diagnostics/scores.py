@@ -1,0 +1,36 @@
+"""Scores of trained networks."""
+
+from typing import Any
+
+import jax
+import numpy as np
+
+
+def delta_m(values: Any, baselines: Any, higher_is_better: Any = False) -> float:
+    r"""Return the mean relative loss against networks for each task alone, in percent: negative is better than these.
+
+    .. math:: \Delta_m = \frac{100}{M} \sum_i s_i \frac{v_i - b_i}{b_i}
+
+    with :math:`s_i = -1` if higher is better, else 1. Maninis et al., CVPR 2019, arXiv 1904.08918, with the opposite
+    sign, as later papers have it.
+
+    Args:
+      values: M metrics of a network, as a sequence or a pytree of numbers, such as a dict by name.
+      baselines: the same of networks for each task alone.
+      higher_is_better: whether a metric is an accuracy or the like, not an error; one bool for all, or one for each.
+
+    Example:
+      >>> import mtlgrad_jax as mtl
+      >>> mtl.diagnostics.delta_m({"error": 1.1, "miles": 0.9}, {"error": 1.0, "miles": 1.0})
+      0.0
+    """
+    ours, alone = np.asarray(jax.tree.leaves(values), float), np.asarray(jax.tree.leaves(baselines), float)
+    structure: Any = jax.tree.structure(values)
+    if structure != jax.tree.structure(baselines):
+        raise ValueError(f"`baselines` must have the structure of values, got values={values!r}, {baselines!r}.")
+    if not len(alone) or not alone.all():
+        raise ValueError(f"`baselines` must hold nonzero numbers, at least one, got baselines={baselines!r}.")
+    better = np.asarray(jax.tree.leaves(higher_is_better), bool)
+    if better.size not in (1, alone.size):
+        raise ValueError(f"`higher_is_better` must be one bool, or one for each of {alone.size} metrics.")
+    return float(100 * np.mean(np.where(better, -1, 1) * (ours - alone) / alone))

@@ -1,0 +1,36 @@
+"""Scores of trained networks, by hand."""
+
+import pytest
+
+from mtlgrad_jax.diagnostics import delta_m
+
+
+@pytest.mark.parametrize(
+    ("values", "higher_is_better", "expected"),
+    [
+        ([90.0, 99.0], True, 0.0),  # 10 % worse and 10 % better
+        ([90.0, 108.0], True, -5.0),  # 10 % worse and 20 % better
+        ([90.0, 108.0], False, 5.0),
+        ([90.0, 108.0], [True, False], 15.0),
+    ],
+)
+def test_delta_m(values, higher_is_better, expected):
+    assert delta_m(values, [100.0, 90.0], higher_is_better) == pytest.approx(expected, abs=1e-12)
+    named, alone = dict(zip("ab", values, strict=True)), {"b": 90.0, "a": 100.0}
+    assert delta_m(named, alone, higher_is_better) == pytest.approx(expected, abs=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "name"),
+    [
+        (([1.0], [1.0, 2.0]), "baselines"),
+        (({"a": 1.0}, {"b": 1.0}), "baselines"),
+        (([1.0, 1.0], [1.0, 0.0]), "baselines"),
+        (([], []), "baselines"),
+        (([1.0, 1.0, 1.0], [1.0, 1.0, 1.0], [True, False]), "higher_is_better"),
+    ],
+    ids=str,
+)
+def test_bad_arguments(arguments, name):
+    with pytest.raises(ValueError, match=f"^`{name}` must"):
+        delta_m(*arguments)
