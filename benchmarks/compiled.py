@@ -203,7 +203,7 @@ def describe(part: hlo.Part) -> str:
 def grow(tree: Tree, part: hlo.Part) -> Tree:
     """Add the loops and conditionals of a part to what is printed."""
     for loop in part.loops:
-        trips = f"{loop.trips} iterations" if loop.trips else "the host waits for each iteration"
+        trips = f"{loop.trips} iterations" if loop.trips is not None else "the host waits for each iteration"
         condition = f" + condition {describe(loop.condition)}" if loop.condition.launches else ""
         line = f"[bold]loop[/] {loop.op_name}: {describe(loop.body)}{condition} an iteration; {trips}"
         grow(tree.add(line), loop.body)
@@ -233,7 +233,7 @@ def markdown(lines: list[list[str]]) -> str:
 def gpu_table(found: list[dict[str, str]]) -> str:
     """For every method that the host waits for, and for the others of each kind together."""
     own: dict[str, dict[int, dict[str, str]]] = {}
-    for row in found:
+    for row in sorted(found, key=lambda row: NAMES.index(row["method"])):
         if row["target"] == "h100":
             own.setdefault(row["method"], {})[int(row["num_tasks"])] = row
     sizes = sorted({num_tasks for by_size in own.values() for num_tasks in by_size})

@@ -137,9 +137,9 @@ def cost(part: Part, ran: Callable[[str, int], int], times: float = 1) -> Cost:
     sent = Counter({f"{line.operation} of {size(line.shape)} bytes": times for line in part.collectives if times})
     total = Cost(times * part.launches, times * len(part.library), 0, 0, times * part.bytes, sent)
     for loop in part.loops:
-        turns = times * loop.trips if loop.trips else ran(loop.op_name, 0)
+        turns = times * loop.trips if loop.trips is not None else ran(loop.op_name, 0)
         total += cost(loop.body, ran, turns)
-        if not loop.trips:
+        if loop.trips is None:
             total += cost(loop.condition, ran, turns + times) + Cost(waits=turns + times, iterations=turns)
     for choice in part.conditionals:
         total += Cost(waits=times)

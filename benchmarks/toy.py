@@ -284,7 +284,7 @@ def comparison(outcomes: list[Outcome]) -> Grid:
     """Comparison with INDEPENDENT."""
     ours = {(o.method, o.setting): o for o in outcomes}
     rows = [
-        [method, setting, theirs, f"{share(o.on_front)}, {on}" + (f"; off it {off}" if off else "")]
+        [method, setting, theirs, ", ".join(filter(None, (share(o.on_front), on))) + (f"; off it {off}" if off else "")]
         for method, found in INDEPENDENT.items()
         for setting, theirs in zip(("cagrad", "nash", "unscaled"), found, strict=True)
         if (o := ours.get((method, setting)))

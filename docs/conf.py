@@ -45,7 +45,6 @@ python_use_unqualified_type_names = True
 def outside_links(app: Any, name: str, text: list[str]) -> None:
     """Let links to files outside `docs/`, which work on GitHub, lead to their pages here."""
     text[0] = text[0].replace("](../CONTRIBUTING.md", "](generated/contributing.md")
-    text[0] = text[0].replace("](../notebooks/", "](generated/notebooks/")
 
 
 def tidy(app: Any, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:

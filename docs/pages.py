@@ -241,13 +241,11 @@ def slug(title: str) -> str:
 
 
 def notebook_pages() -> dict[str, str]:
-    """Return the notebooks, with links that fit their new place, and an index of them; empty if there are none."""
+    """Return the notebooks, and an index of them."""
     folder = ROOT / "notebooks"
-    readme = folder / "README.md"
     found = {path.name: path.read_text() for path in sorted(folder.glob("*.ipynb"))}
-    title = readme.read_text() if readme.exists() else "# Notebooks\n"
-    found["index.md"] = "\n\n".join([title, *([toctree(Path(name).stem for name in found)] if found else [])])
-    return {f"notebooks/{name}": text.replace("](../docs/", "](../../") for name, text in found.items()}
+    found["index.md"] = "\n\n".join([(folder / "README.md").read_text(), toctree(Path(name).stem for name in found)])
+    return {f"notebooks/{name}": text for name, text in found.items()}
 
 
 def write() -> None:

@@ -152,7 +152,7 @@ print({name: f"{norm:.2f}" for name, norm in norms.items()})
 print(f"longest over shortest: {max(norms.values()) / min(norms.values()):.0f}")
 
 # %% [markdown]
-# The gradient of the total is more than ten times as long as the others, so it decides most of the sum.
+# The gradient of the total is about ten times as long as the others, or more, so it decides most of the sum.
 #
 # ### Angles
 #

@@ -14,8 +14,8 @@
 #
 # [![Open In Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/mtlgrad/mtlgrad_jax/blob/main/notebooks/06_many_tasks_little_memory.ipynb)
 #
-# K gradients need K times the memory of one. You learn three routes to the same update that never hold them all, and
-# what each costs in memory and time.
+# K gradients need K times the memory of one. You learn two routes to the same update that never hold them all, and a
+# cheaper bound, and what each costs in memory and time.
 
 # %%
 from importlib.util import find_spec
@@ -150,7 +150,7 @@ for route, gradient in gradients.items():
 # ## Memory and time against K
 #
 # `memory_analysis` tells how much memory a compiled program needs besides its inputs, without running it. The plain
-# step, one gradient of the summed loss, is the floor: most of its memory are the new parameters and Adam's moments.
+# step, one gradient of the summed loss, is the floor: most of its memory is the new parameters and Adam's moments.
 # Times are the shortest of several runs.
 
 # %%

@@ -26,7 +26,7 @@ if not find_spec("mtlgrad_jax"):
     get_ipython().run_line_magic("pip", "install -q mtlgrad-jax matplotlib")
 
 # %% [markdown]
-# On a CPU, JAX can pretend to have eight devices. This must be said before JAX is used, and changes nothing on a GPU
+# On a CPU, JAX can pretend to have eight devices. Set this before JAX is used. It changes nothing on a GPU
 # or TPU.
 
 # %%

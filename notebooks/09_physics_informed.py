@@ -160,7 +160,8 @@ runs = {name: train(method) for name, method in METHODS.items()}
 # %% [markdown]
 # ## How the losses disagree
 #
-# Lengths of the gradients and conflicts during training with the plain sum, averaged over 50 steps.
+# Lengths of the gradients and conflicts during training, averaged over 50 steps: lengths with the plain sum, conflicts
+# with every method.
 
 
 # %%

@@ -17,7 +17,8 @@ from mtlgrad_jax.diagnostics import delta_m
 def test_delta_m(values, higher_is_better, expected):
     assert delta_m(values, [100.0, 90.0], higher_is_better) == pytest.approx(expected, abs=1e-12)
     named, alone = dict(zip("ab", values, strict=True)), {"b": 90.0, "a": 100.0}
-    assert delta_m(named, alone, higher_is_better) == pytest.approx(expected, abs=1e-12)
+    flags = dict(zip("ab", higher_is_better, strict=True)) if isinstance(higher_is_better, list) else higher_is_better
+    assert delta_m(named, alone, flags) == pytest.approx(expected, abs=1e-12)
 
 
 @pytest.mark.parametrize(
@@ -28,6 +29,7 @@ def test_delta_m(values, higher_is_better, expected):
         (([1.0, 1.0], [1.0, 0.0]), "baselines"),
         (([], []), "baselines"),
         (([1.0, 1.0, 1.0], [1.0, 1.0, 1.0], [True, False]), "higher_is_better"),
+        (({"b": 1.0, "a": 2.0}, {"a": 1.0, "b": 1.0}, [True, False]), "higher_is_better"),
     ],
     ids=str,
 )

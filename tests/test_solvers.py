@@ -740,7 +740,6 @@ def values(M):
     return {name: (solution.value, solution.result) for name, solution in solved.items()}
 
 
-@pytest.mark.nightly
 def test_nash_of_two_tasks_takes_no_step(dtype):
     """It is the bisector: w_i = 1 / (n_i sqrt(1 + cos)), cos the cosine of the two rows."""
     for family, M in cases(2, 50, dtype):
@@ -752,6 +751,14 @@ def test_nash_of_two_tasks_takes_no_step(dtype):
             np.testing.assert_allclose(solved.value, 1 / (n * np.sqrt(1 + cosine)), rtol=2e-3, err_msg=family)
 
 
+@pytest.mark.parametrize("cosine", [-1.00001, -1.001])
+def test_a_cosine_beyond_rounding_gives_finite_weights(cosine):
+    solved = solvers.alpha_fair(np.asarray([[1, cosine], [cosine, 1]], "f4"), 1.0)
+    assert np.isfinite(solved.value).all()
+    assert (np.asarray(solved.value) > 0).all()
+
+
+@pytest.mark.nightly
 def test_jit_vmap_and_scan_agree_with_eager():
     with jax.disable_jit():
         eager = values(jnp.asarray(SMALL[0]))

@@ -17,7 +17,11 @@ def delta_m(values: Any, baselines: Any, higher_is_better: Any = False) -> float
     Args:
       values: M metrics of a network, as a sequence or a pytree of numbers, such as a dict by name.
       baselines: the same of networks for each task alone.
-      higher_is_better: whether a metric is an accuracy or the like, not an error; one bool for all, or one for each.
+      higher_is_better: whether a metric is an accuracy or the like, not an error; one bool for all, or
+        the structure of values.
+
+    Raises:
+      ValueError: the structures differ, or a baseline is zero.
 
     Example:
       >>> import mtlgrad_jax as mtl
@@ -27,10 +31,15 @@ def delta_m(values: Any, baselines: Any, higher_is_better: Any = False) -> float
     ours, alone = np.asarray(jax.tree.leaves(values), float), np.asarray(jax.tree.leaves(baselines), float)
     structure: Any = jax.tree.structure(values)
     if structure != jax.tree.structure(baselines):
-        raise ValueError(f"`baselines` must have the structure of values, got values={values!r}, {baselines!r}.")
+        raise ValueError(
+            f"`baselines` must have the structure of values, got values={values!r}, baselines={baselines!r}."
+        )
     if not len(alone) or not alone.all():
         raise ValueError(f"`baselines` must hold nonzero numbers, at least one, got baselines={baselines!r}.")
+    if not isinstance(higher_is_better, (bool, np.bool_)) and jax.tree.structure(higher_is_better) != structure:
+        raise ValueError(
+            "`higher_is_better` must be one bool, or have the structure of values, got "
+            f"higher_is_better={higher_is_better!r}."
+        )
     better = np.asarray(jax.tree.leaves(higher_is_better), bool)
-    if better.size not in (1, alone.size):
-        raise ValueError(f"`higher_is_better` must be one bool, or one for each of {alone.size} metrics.")
     return float(100 * np.mean(np.where(better, -1, 1) * (ours - alone) / alone))

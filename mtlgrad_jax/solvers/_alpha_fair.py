@@ -110,8 +110,8 @@ def alpha_fair(
     def going(carry: tuple) -> Array:
         return ~carry[-1] & (carry[-2] < max_steps)
 
-    alone = jnp.asarray(diagonal, dtype)
-    x = (log_p - jnp.log(alone + off[0, 1] if K == 2 else alone)) / (1 + beta)  # of two rows with equal p, the solution
+    alike = jnp.maximum(diagonal + off[0, 1], shift(gramian)) if K == 2 else jnp.asarray(diagonal, dtype)
+    x = (log_p - jnp.log(alike)) / (1 + beta)  # of two rows with equal p, the solution
     v = jnp.exp(x)
     start = residual_of(v, *sides(x, v))
     carry = (x, v, start, v, start, jnp.asarray(0), jnp.asarray(0), start <= 2 * eps)
