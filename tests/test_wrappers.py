@@ -99,7 +99,7 @@ def test_update_every_reuses_weights(k):
 
 
 def test_between_solves_the_state_says_that_nothing_had_to_be_solved():
-    masks = np.asarray([[1, 1, 0], [1, 1, 0], [0, 0, 0], [1, 1, 0], [1, 0, 0]], bool)
+    masks = np.asarray([[1, 1, 0], [1, 1, 0], [0, 0, 0], [1, 1, 0], [1, 0, 1]], bool)
     _, states = walk(
         mtl.update_every(mtl.nash_mtl(), K, 9), np.concatenate([np.full_like(G[:1], np.nan), G[:5]]), [masks[0], *masks]
     )
