@@ -22,7 +22,7 @@ from rich.progress import track
 from rich.table import Table
 
 import mtlgrad_jax as mtl
-from benchmarks.report import fill
+from benchmarks.report import fill, markdown_table
 
 VISCOSITY = 0.01 / np.pi
 WIDTH, HIDDEN, POINTS, EDGE = 24, 3, 1024, 128
@@ -154,8 +154,7 @@ def main():
         table.add_row(*row)
     console.print(table)
     if arguments.page:
-        lines = [COLUMNS, ["---", *["---:"] * (len(COLUMNS) - 1)], *rows]
-        fill(arguments.page, {"burgers": "\n".join(f"| {' | '.join(line)} |" for line in lines)})
+        fill(arguments.page, {"burgers": markdown_table(COLUMNS, rows)})
 
 
 if __name__ == "__main__":

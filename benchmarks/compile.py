@@ -27,7 +27,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from benchmarks.report import fill
+from benchmarks.report import fill, markdown_table
 from benchmarks.solvers import machine
 from mtlgrad_jax.registry import ROWS
 from mtlgrad_jax.registry import make as make_row
@@ -136,8 +136,8 @@ def print_table(rows: list[dict[str, Any]], sizes: list[int], console: Console) 
 
 def markdown(rows: list[dict[str, Any]], sizes: list[int], where: str) -> str:
     heading, *lines = pivot(rows, sizes)
-    table = [heading, ["---", *["---:"] * (len(heading) - 1)], *([f"`{line[0]}`", *line[1:]] for line in lines)]
-    return "\n\n".join([where + ".", verdict(rows, sizes), "\n".join(f"| {' | '.join(line)} |" for line in table)])
+    table = markdown_table(heading, ([f"`{line[0]}`", *line[1:]] for line in lines))
+    return "\n\n".join([where + ".", verdict(rows, sizes), table])
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:

@@ -40,7 +40,7 @@ from rich.tree import Tree
 
 from benchmarks import hlo
 from benchmarks.control_flow import named, place
-from benchmarks.report import fill
+from benchmarks.report import fill, markdown_table
 from mtlgrad_jax.registry import FOLDERS, METHODS, ROWS
 from mtlgrad_jax.registry import make as make_row
 
@@ -224,12 +224,6 @@ def span(values: Iterable[float], form: str = "{:g}") -> str:
     return form.format(least) if least == greatest else f"{form.format(least)}-{form.format(greatest)}"
 
 
-def markdown(lines: list[list[str]]) -> str:
-    heading, *rest = lines
-    rule = ["---", *["---:"] * (len(heading) - 1)]
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in (heading, rule, *rest))
-
-
 def gpu_table(found: list[dict[str, str]]) -> str:
     """For every method that the host waits for, and for the others of each kind together."""
     own: dict[str, dict[int, dict[str, str]]] = {}
@@ -241,7 +235,8 @@ def gpu_table(found: list[dict[str, str]]) -> str:
     together: dict[str, list[str]] = {}
     for name in free:
         together.setdefault(ROWS[name].folder, []).append(name)
-    lines = [["method", *(f"K = {K}: {what}" for K in sizes for what in ("launches + waits", "µs", "worst µs"))]]
+    heading = ["method", *(f"K = {K}: {what}" for K in sizes for what in ("launches + waits", "µs", "worst µs"))]
+    lines: list[list[str]] = []
 
     def line(title: str, names: list[str]) -> list[str]:
         cells = []
@@ -259,7 +254,7 @@ def gpu_table(found: list[dict[str, str]]) -> str:
         title = f"`{names[0]}`" if len(names) == 1 else f"{len(names)} methods that look at {FOLDERS[kind]}"
         lines.append(line(title, names))
     lines += [line(f"`{name}`", [name]) for name in own if name not in free]
-    return markdown(lines)
+    return markdown_table(heading, lines)
 
 
 def tpu_table(found: list[dict[str, str]]) -> str:
@@ -268,7 +263,8 @@ def tpu_table(found: list[dict[str, str]]) -> str:
     for row in found:
         if row["target"] != "h100" and int(row["num_tasks"]) == TPU_TASKS:
             kinds.setdefault(ROWS[row["method"]].folder, {}).setdefault(row["target"], []).append(row)
-    lines = [["looks at", "methods", "gradients moved", "over the floor", "sent in an update, split over four"]]
+    heading = ["looks at", "methods", "gradients moved", "over the floor", "sent in an update, split over four"]
+    lines: list[list[str]] = []
     for kind, targets in kinds.items():
         alone = targets.get("v5e", [])
         moved = [float(row["gradients"]) for row in alone]
@@ -277,7 +273,7 @@ def tpu_table(found: list[dict[str, str]]) -> str:
         over = span((value / floor for value in moved), "{:.2f}") if floor else "-"
         names = ", ".join(f"`{row['method']}`" for row in alone) if len(alone) <= NAMED else f"{len(alone)}, all"
         lines.append([FOLDERS[kind], names, span(moved, "{:.4g}"), over, " or ".join(sent) or "nothing"])
-    return markdown(lines)
+    return markdown_table(heading, lines)
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:

@@ -39,7 +39,7 @@ import mtlgrad_jax as mtl
 from benchmarks import multimnist
 from benchmarks.data import TASKS, Pairs
 from benchmarks.multimnist import is_shared
-from benchmarks.report import fill
+from benchmarks.report import fill, markdown_table
 from benchmarks.solvers import machine
 from mtlgrad_jax.registry import METHODS, ROWS, needs
 from mtlgrad_jax.registry import make as make_row
@@ -303,8 +303,7 @@ def markdown(tables: list[list[dict[str, Any]]]) -> str:
     parts = []
     for rows in tables:
         heading, *lines = pivot(rows)
-        table = [heading, ["---", *["---:"] * (len(heading) - 1)], *([f"`{line[0]}`", *line[1:]] for line in lines)]
-        parts += ["\n".join(f"| {' | '.join(line)} |" for line in table), verdict(rows)]
+        parts += [markdown_table(heading, ([f"`{line[0]}`", *line[1:]] for line in lines)), verdict(rows)]
     return "\n\n".join([NOTE, *parts])
 
 

@@ -4,7 +4,7 @@ import csv
 import io
 import json
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -77,6 +77,12 @@ def report(directory: Path, console: Console) -> None:
         console.print("Not even both single-task networks are finished.")
     names = ", ".join(sorted(path.name for path in directory.iterdir()))
     console.print(f"In {directory}: {names}", markup=False)
+
+
+def markdown_table(heading: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table with numbers in all columns but the first."""
+    rule = ["---", *["---:"] * (len(heading) - 1)]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in (heading, rule, *rows))
 
 
 def fill(page: Path, sections: dict[str, str]) -> None:

@@ -160,6 +160,28 @@ def test_under_the_flags_for_debugging(name, compiled):
                 _, state = step(grads, state, losses, present)
 
 
+@pytest.mark.sample(3)
+@pytest.mark.parametrize("name", EVERY)
+def test_under_the_flags_for_debugging_without_a_stack(name):
+    tx, params = make(name, K), {"b": jnp.asarray([0.5]), "w": jnp.asarray([[0.2, -0.1, 0.4], [0.5, 0.3, -0.2]])}
+    goals = jnp.asarray(np.random.default_rng(0).normal(size=(K, P)), jnp.float32)
+
+    def losses_fn(params):
+        return 1 + jnp.sum((flat(params) - goals) ** 2, axis=1)
+
+    def step(params, state):
+        return tx.update(mtl.linearize(losses_fn, params), state, params)
+
+    compiled, state = jax.jit(step), tx.init(params)
+    for _ in range(2):
+        with jax.debug_nans(True), jax.debug_key_reuse(True):
+            step(params, state)
+            with jax.transfer_guard("disallow"):
+                update, state = compiled(params, state)
+        assert {leaf: value.shape for leaf, value in update.items()} == PARAMS
+    assert compiled._cache_size() == 1
+
+
 @pytest.mark.parametrize("name", ALL)
 def test_no_state_shares_its_arrays(name, compiled):
     """With itself or with another state, so that it can be donated."""

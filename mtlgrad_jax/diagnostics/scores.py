@@ -11,8 +11,8 @@ def delta_m(values: Any, baselines: Any, higher_is_better: Any = False) -> float
 
     .. math:: \Delta_m = \frac{100}{M} \sum_i s_i \frac{v_i - b_i}{b_i}
 
-    with :math:`s_i = -1` if higher is better, else 1. Maninis et al., CVPR 2019, arXiv 1904.08918, with the opposite
-    sign, as later papers have it.
+    with :math:`s_i = -1` if higher is better, else 1: as in the tables of FAMO (arXiv 2306.03792). Some papers report
+    the opposite sign, and call it a gain.
 
     Args:
       values: M metrics of a network, as a sequence or a pytree of numbers, such as a dict by name.
