@@ -17,12 +17,12 @@ from families import stack
 from harness import (
     EVERY,
     FIXED,
-    FUNCTIONS,
     PARAMS,
     UNSTACKED,
     WEIGHED,
     P,
     flat,
+    functions,
     losses_of,
     make,
     precisions,
@@ -54,7 +54,7 @@ WRAPPED = {
     "shared_private": lambda: mtl.shared_private(mtl.gradnorm(num_tasks=K), {"b": False, "w": True}),
     "shared_private(weighted)": lambda: mtl.shared_private(mtl.imtl_g(), {"b": False, "w": True}, private="weighted"),
     "partition": lambda: mtl.partition({"one": mtl.imtl_g(), "two": mtl.uw(num_tasks=K)}, {"b": "one", "w": "two"}),
-    "nested": lambda: mtl.shared_private(
+    "shared_private(nested)": lambda: mtl.shared_private(
         mtl.with_metrics(mtl.smoothed(mtl.update_every(mtl.nash_mtl(), K, 2), K), K), {"b": False, "w": True}
     ),
 }
@@ -68,10 +68,14 @@ EAGER |= {
 }
 
 
-def step_of(tx):
+UNSTORED = [*EVERY, *(row.name for row in WRAPPERS if row.wraps and row.name not in UNSTACKED)]
+"""Those that take gradients which are not stored."""
+
+
+def step_of(tx, **own):
     @jax.jit
     def step(grads, state, losses, mask):
-        return tx.update(grads, state, zeros(), losses=losses, task_mask=mask)
+        return tx.update(grads, state, zeros(), losses=losses, task_mask=mask, **own)
 
     return step
 
@@ -87,8 +91,8 @@ def compiled():
 
     def get(name):
         if name not in made:
-            tx = FACTORIES[name]()
-            made[name] = tx, step_of(tx)
+            tx = EAGER[name]()
+            made[name] = tx, step_of(tx, **functions(name.split("(")[0]))
         return made[name]
 
     return get
@@ -144,7 +148,7 @@ def test_two_runs_at_once_under_vmap_scan_and_cond(name, compiled):
 
 
 @pytest.mark.sample(6)
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("name", EAGER)
 def test_under_the_flags_for_debugging(name, compiled):
     """JAX raises if an update or a state holds a NaN, even of an absent task, or a key is drawn from twice.
 
@@ -154,14 +158,15 @@ def test_under_the_flags_for_debugging(name, compiled):
     state = tx.init(zeros())
     for t, mask in enumerate(([True, True, True], [False, True, True], [False, False, False])):
         grads, losses, present = *arguments(t)[:2], jnp.asarray(mask)
+        grads = jax.tree.map(lambda leaf: leaf[0], grads) if name.split("(")[0] in UNSTACKED else grads
         with jax.debug_nans(True), jax.debug_key_reuse(True):
-            tx.update(grads, state, zeros(), losses=losses, task_mask=present)
+            step.__wrapped__(grads, state, losses, present)
             with jax.transfer_guard("disallow"):
                 _, state = step(grads, state, losses, present)
 
 
 @pytest.mark.sample(3)
-@pytest.mark.parametrize("name", EVERY)
+@pytest.mark.parametrize("name", UNSTORED)
 def test_under_the_flags_for_debugging_without_a_stack(name):
     tx, params = make(name, K), {"b": jnp.asarray([0.5]), "w": jnp.asarray([[0.2, -0.1, 0.4], [0.5, 0.3, -0.2]])}
     goals = jnp.asarray(np.random.default_rng(0).normal(size=(K, P)), jnp.float32)
@@ -170,7 +175,7 @@ def test_under_the_flags_for_debugging_without_a_stack(name):
         return 1 + jnp.sum((flat(params) - goals) ** 2, axis=1)
 
     def step(params, state):
-        return tx.update(mtl.linearize(losses_fn, params), state, params)
+        return tx.update(mtl.linearize(losses_fn, params), state, params, **functions(name, losses_fn))
 
     compiled, state = jax.jit(step), tx.init(params)
     for _ in range(2):
@@ -240,10 +245,8 @@ SWITCHES = {
 )
 def test_under_the_users_switches(name, switch, num_tasks):
     """On both routes, traced only: the update has the dtypes of the gradients, and the state keeps its own."""
-    own, losses_fn = dict(FUNCTIONS.get(name, {})), partial(losses_of, num_tasks=num_tasks)
-    own |= {key: losses_fn for key in own if key == "losses_fn"}
-    own |= {key: mtl.perturbed_task_grad(losses_fn) for key in own if key == "grad_fn"}
-    params = zeros(jnp.float32)
+    losses_fn = partial(losses_of, num_tasks=num_tasks)
+    own, params = functions(name, losses_fn), zeros(jnp.float32)
     grads = params if name in UNSTACKED else jax.tree.map(lambda p: jnp.ones((num_tasks, *p.shape), p.dtype), params)
     like = grads if name in ("per_task", "dropgrad") else params
 
@@ -256,7 +259,7 @@ def test_under_the_users_switches(name, switch, num_tasks):
         start = tx.init(params)
         wanted = jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), (like, start))
         assert kept(tx, start, grads, jnp.ones(num_tasks)) == wanted
-        if name not in UNSTACKED and isinstance(tx, mtl.Method):
+        if name in UNSTORED:
 
             def step(params, state):
                 return tx.update(mtl.linearize(losses_fn, params), state, params, **own)
@@ -267,12 +270,15 @@ def test_under_the_users_switches(name, switch, num_tasks):
 
 @pytest.mark.parametrize("name", EAGER)
 def test_products_are_in_full_precision(name):
-    """By default, they are in bfloat16 on TPUs and in TensorFloat-32 on GPUs."""
-    tx, own = EAGER[name](), FUNCTIONS.get(name.split("(")[0], {})
+    """On both routes. By default, they are in bfloat16 on TPUs and in TensorFloat-32 on GPUs."""
+    tx, own = EAGER[name](), functions(name.split("(")[0])
     grads = zeros() if name.split("(")[0] in UNSTACKED else arguments()[0]
-    program = jax.make_jaxpr(lambda g, s, loss: tx.update(g, s, zeros(), losses=loss, **own))
+    stored = jax.make_jaxpr(lambda g, s, loss: tx.update(g, s, zeros(), losses=loss, **own))
+    unstored = jax.make_jaxpr(lambda p, s: tx.update(mtl.linearize(losses_of, p), s, p, **own))
     with jax.default_matmul_precision("bfloat16"):
-        found = set(precisions(program(grads, tx.init(zeros()), arguments()[1]).jaxpr))
+        programs = [stored(grads, tx.init(zeros()), arguments()[1])]
+        programs += [unstored(zeros(), tx.init(zeros()))] if name.split("(")[0] in UNSTORED else []
+        found = {precision for program in programs for precision in precisions(program.jaxpr)}
     assert found <= {(jax.lax.Precision.HIGHEST,) * 2}
     assert found or not getattr(tx, "looks", False)
 
@@ -452,7 +458,7 @@ def test_eager_steps_compile_once(name):
             compiled.append(event)
 
     if name in EAGER:
-        tx, own = EAGER[name](), FUNCTIONS.get(name.split("(")[0], {})
+        tx, own = EAGER[name](), functions(name.split("(")[0])
         grads, losses, _ = arguments()
         grads = zeros() if name.split("(")[0] in UNSTACKED else grads
         state, step = tx.init(zeros()), lambda state: tx.update(grads, state, zeros(), losses=losses, **own)[1]
