@@ -62,8 +62,8 @@ def num_tasks(task_grads: PyTree, params: PyTree | None = None, *, name: str = "
             wanted = "(K, *parameter shape)" if shape is None else str(("K", *shape)).replace("'", "")
             raise ValueError(
                 f"`{name}` must be stacked per-task gradients: {leaf_name(path)} has shape {got}, expected "
-                f"{wanted}. mtlgrad_jax.task_value_and_grad makes such a stack; around a method, in place of "
-                "optax.MultiSteps and apply_if_finite, stand mtlgrad_jax.accumulate and chain."
+                f"{wanted}. mtlgrad_jax.task_value_and_grad makes such a stack. Around a method, use "
+                "mtlgrad_jax.accumulate and chain instead of optax.MultiSteps and apply_if_finite."
             )
         K = got[0] if K is None else K
         if got[0] != K:

@@ -1,7 +1,7 @@
 """IMGrad, imbalance-sensitive gradients (Zhou, Liu, Zhao & Gong, IJCAI 2025, arXiv 2503.08006).
 
 The formula is that of the official NYUv2 code (zzpustc/IMGrad), solved exactly; its Cityscapes code scales only a part
-of the inner product. The main text of the paper was not at hand.
+of the inner product.
 """
 
 import jax.numpy as jnp

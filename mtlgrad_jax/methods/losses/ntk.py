@@ -1,7 +1,6 @@
 """Weights from the traces of neural tangent kernels (Wang, Yu & Perdikaris 2020, arXiv 2007.14527).
 
-Follows the official code (PredictiveIntelligenceLab/PINNsNTK); of the paper, only the abstract was used. `scale="mean"`
-follows jaxpi of the same authors.
+Follows the official code (PredictiveIntelligenceLab/PINNsNTK); `scale="mean"` follows jaxpi by the same authors.
 """
 
 from typing import Literal

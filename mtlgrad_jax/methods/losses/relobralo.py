@@ -1,8 +1,8 @@
 """ReLoBRaLo, relative loss balancing with random look-back (Bischof & Kraus 2021, arXiv 2110.09813).
 
 Follows the official code (rbischof/relative_balancing), including weights of one in the first step and no memory in the
-second; of the paper, only the abstract was used. Departures: "first" losses are those of the first step, in the code of
-the second; counts are per task; and the code's 1e-12 in denominators is left out, as losses must be positive.
+second. Departures: "first" losses are those of the first step, in the code of the second; counts are per task; and the
+code's 1e-12 in denominators is left out, as losses must be positive.
 """
 
 from typing import NamedTuple

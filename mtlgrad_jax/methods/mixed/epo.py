@@ -35,8 +35,8 @@ def epo(preference: PyTree = None, tolerance: Number = 1e-4, relaxed: bool = Fal
     .. math:: \max_{w \in \Delta} 1^T M w \quad \text{s.t.} \quad M w \ge 0, \quad w^T c \ge \min(0, \max_j c_j)
 
     Both linear programs are solved exactly. If the second one is infeasible, w is :math:`r / \sum_j r_j`, as in the
-    official code, and this is counted. Losses must be positive; a step with a loss <= 0 is skipped and counted. Of an
-    absent task neither loss nor preference matters: those present are balanced among themselves.
+    official code, and this is counted. Losses must be positive; a step with a loss <= 0 is skipped and counted. The
+    losses and preferences of absent tasks have no effect: those present are balanced among themselves.
 
     Args:
       preference: :math:`r` > 0, (K,) or a pytree under the tasks' names; 1 for None. An update's argument `preference`

@@ -1,8 +1,8 @@
 """PMTL, Pareto multi-task learning (Lin et al. 2019, arXiv 1912.12854).
 
-Follows the official synthetic example (Xi-L/ParetoMTL), with any number of tasks instead of two; of the paper, only the
-abstract was used. The official MultiMNIST script also multiplies the weights by K / sum |w|, and first takes at most
-two epochs of initial steps (`initial_steps` here).
+Follows the official synthetic example (Xi-L/ParetoMTL), with any number of tasks instead of two. The official script
+for MultiMNIST also multiplies the weights by K / sum |w|, and first takes at most two epochs of initial steps
+(`initial_steps` here).
 """
 
 from collections.abc import Sequence
@@ -41,8 +41,8 @@ def pmtl(preferences: Sequence[PyTree] | np.ndarray | Array, index: int | Array,
     d is zero, also outside of the sector, so it must be entered before: by initial steps, in which B has only the rows
     of J and tasks may ascend. They end with the first step in which J is empty.
 
-    Of absent tasks the vectors' entries do not matter: those of the tasks present are brought to unit length. A vector
-    without any such entry takes no part; if it is :math:`u_k`, J is empty.
+    The vectors' entries for absent tasks have no effect: those for the tasks present are brought to unit length. A
+    vector without any such entry takes no part; if it is :math:`u_k`, J is empty.
 
     Args:
       preferences: the reference vectors, at least one, each >= 0 and not all 0, (K,) or a pytree under the tasks'
@@ -137,7 +137,8 @@ ROW = Row(
             arxiv="1912.12854",
         ),
     ),
+    note="formulas from the official code",
     promises=frozenset({NON_CONFLICTING, DESCENT, HOMOGENEOUS, CONTINUOUS}),
     kwargs=_smallest,
-    checked="support enumeration and scipy's NNLS; formula from official code",
+    checked="support enumeration and scipy's NNLS",
 )
