@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from factories import ALL, EAGER, FACTORIES, LOSSES, STEPS, G, K, arguments, step_of
+from factories import ALL, EAGER, LOSSES, STEPS, G, K, arguments, step_of
 from harness import EVERY, PARAMS, UNSTACKED, flat, functions, tree, zeros
 
 import mtlgrad_jax as mtl
