@@ -87,8 +87,8 @@ def cite(name: str) -> str:
       ValueError: for a name that is unknown, or that has no paper.
     """
     if not (isinstance(name, str) and name in ROWS):
-        near = ", ".join(difflib.get_close_matches(str(name), ROWS)) or "nothing; mtl.registry.ROWS holds all names"
-        raise ValueError(f"`name` must be that of a method or a wrapper, got name={name!r}. Near it: {near}.")
+        near = ", ".join(difflib.get_close_matches(str(name), ROWS)) or "none; mtl.registry.ROWS holds all names"
+        raise ValueError(f"`name` must be that of a method or a wrapper, got name={name!r}. Similar names: {near}.")
     if not ROWS[name].papers:
         raise ValueError(f"`{name}` has no paper to cite. Its reference: {ROWS[name].reference}.")
     return "\n\n".join(paper.bibtex() for paper in ROWS[name].papers)

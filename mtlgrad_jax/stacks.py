@@ -63,8 +63,8 @@ def num_tasks(task_grads: PyTree, params: PyTree | None = None, *, name: str = "
             wanted = "(K, *parameter shape)" if shape is None else str(("K", *shape)).replace("'", "")
             raise ValueError(
                 f"`{name}` must be stacked per-task gradients: {leaf_name(path)} has shape {got}, expected "
-                f"{wanted}. mtlgrad_jax.task_value_and_grad makes such a stack; around a method, in place of "
-                "optax.MultiSteps and apply_if_finite, stand mtlgrad_jax.accumulate and chain."
+                f"{wanted}. mtlgrad_jax.task_value_and_grad makes such a stack. Around a method, use "
+                "mtlgrad_jax.accumulate and chain instead of optax.MultiSteps and apply_if_finite."
             )
         K = got[0] if K is None else K
         if got[0] != K:
@@ -110,8 +110,8 @@ def gramian(
 
     For row norms from 1e-18 to 1e18 in float32, every entry is exact up to rounding of n_i n_j or up to float32's
     smallest normal number: where squares underflow or overflow, the product is recomputed from rows scaled by powers of
-    two. On one CPU the rounding error is at most log2(P) eps of n_i n_j, even if all products have the same sign;
-    elsewhere it is that of the device's own sums.
+    two. On one CPU the rounding error does not grow with P: it is at most 32 eps of n_i n_j, even if all products have
+    the same sign. Elsewhere it is that of the device's own sums.
 
     Args:
       task_grads: stack of K gradients, or a TaskJacobian.

@@ -13,16 +13,13 @@ from mtlgrad_jax import stacks
 from mtlgrad_jax._core.checks import check_count, check_function, check_state
 from mtlgrad_jax._core.control import cond
 from mtlgrad_jax._core.method import Method, update_without_task_axis
-from mtlgrad_jax._core.step import UPDATE_ARGUMENTS, infos, keep_infos, was_empty
+from mtlgrad_jax._core.step import UPDATE_ARGUMENTS, canonical, infos, keep_infos, was_empty
 from mtlgrad_jax._core.tasks import (
     Jacobian,
     accumulator_dtype,
     check_num_tasks,
     own_losses,
-    present_tasks,
-    task_names,
     task_vector,
-    unstack,
 )
 from mtlgrad_jax._core.trees import row_shapes, unaliased
 from mtlgrad_jax.oracles.linearize import linearize
@@ -117,7 +114,7 @@ def chain(*transforms: optax.GradientTransformation) -> optax.GradientTransforma
         if len(found) != 1:
             raise ValueError(
                 f"`transforms` must hold exactly one method of mtlgrad_jax, got {len(found)}. For several groups of "
-                "leaves use partition, shared_private or grouped as that one."
+                "leaves, let that one be partition, shared_private or grouped."
             )
         return found[0]
 
@@ -228,23 +225,22 @@ def accumulate(tx: optax.GradientTransformation, num_tasks: int, steps: int) -> 
         state: AccumulateState,
         params: PyTree | None = None,
         *,
-        losses: PyTree = None,
-        task_mask: PyTree = None,
         sizes: Any = 1.0,
         epoch_end: Any = None,
         **extra: Any,
     ) -> tuple[PyTree, AccumulateState]:
         if isinstance(task_grads, Jacobian):
-            losses, task_grads = own_losses(task_grads, losses), task_grads.rows()
+            extra["losses"], task_grads = own_losses(task_grads, extra.get("losses")), task_grads.rows()
         check_num_tasks(num_tasks, stacks.num_tasks(task_grads, params))
         check_state(state, init, row_shapes(task_grads))
-        seen = present_tasks(task_mask, num_tasks, losses) & stacks.finite_tasks(task_grads)
+        extra = canonical(extra, num_tasks)
+        losses, seen = extra.get("losses"), extra["task_mask"] & stacks.finite_tasks(task_grads)
         values = jnp.zeros((num_tasks,), accumulator_dtype())
         if losses is not None:
-            values = task_vector("losses", losses, num_tasks=num_tasks).astype(values.dtype)
+            values = losses.astype(values.dtype)
             seen &= jnp.isfinite(values)
         if not jax.tree_util.all_leaves([sizes]) or jnp.ndim(sizes):
-            sizes = task_vector("sizes", sizes, num_tasks=num_tasks, names=task_names(losses))
+            sizes = task_vector("sizes", sizes, num_tasks=num_tasks, names=extra["task_names"])
         size = jnp.where(seen, jnp.asarray(sizes, values.dtype), 0)
 
         def add(total: Array, leaf: Array) -> Array:
@@ -266,9 +262,9 @@ def accumulate(tx: optax.GradientTransformation, num_tasks: int, steps: int) -> 
                 sums,
                 task_grads,
             )
-            averages = None if losses is None else unstack(jnp.where(present, loss_sums * share, 1), like=losses)
-            mask = present if losses is None else unstack(present, like=losses)
-            updates, after = inner.update(means, state.inner, params, losses=averages, task_mask=mask, **extra)
+            averages = None if losses is None else jnp.where(present, loss_sums * share, 1)
+            now = {**extra, "losses": averages, "task_mask": present}
+            updates, after = inner.update(means, state.inner, params, **now)
             zeros = jnp.zeros_like(total)
             emptied = jax.tree.map(jnp.zeros_like, sums)
             return updates, AccumulateState(emptied, zeros, zeros, jnp.zeros_like(count), jnp.zeros_like(ended), after)

@@ -30,7 +30,7 @@ def test_only_baselines_have_no_paper():
 
 
 @pytest.mark.parametrize(
-    ("name", "message"), [("cagard", "Near it: cagrad"), ("?", "mtl.registry.ROWS"), ("mean", "no paper to cite")]
+    ("name", "message"), [("cagard", "Similar names: cagrad"), ("?", "mtl.registry.ROWS"), ("mean", "no paper to cite")]
 )
 def test_what_cannot_be_cited(name, message):
     with pytest.raises(ValueError, match=message):

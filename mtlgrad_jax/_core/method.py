@@ -17,15 +17,16 @@ from mtlgrad_jax._core.step import (
     TASK_MASK,
     Argument,
     MethodState,
+    canonical,
     commit,
     first_info,
+    is_canonical,
     mark_skipped,
     read_step,
-    refuse_misspelt,
     task_axes,
     was_skipped,
 )
-from mtlgrad_jax._core.tasks import Jacobian, accumulator_dtype, check_num_tasks, own_losses, task_names, task_vector
+from mtlgrad_jax._core.tasks import Jacobian, accumulator_dtype, check_num_tasks, own_losses, task_vector
 from mtlgrad_jax._core.trees import row_shapes, unaliased
 from mtlgrad_jax._core.weights import fit, uniform
 from mtlgrad_jax.solvers._solution import FAILED, Solution, closed_form, in_full_precision
@@ -66,8 +67,12 @@ class Method(optax.GradientTransformationExtraArgs):
         mean_like: bool = False,
         looks: bool = False,
         takes_jacobian: bool = False,
+        num_tasks: int | None = None,
     ) -> "Method":
         """Make a method from functions, and add the checks that all methods share.
+
+        The functions get the arguments of an update in one form: `losses` and all others with an entry for every task
+        as (K,) arrays, `task_mask` even if it was not given, and `task_names`, those of the losses.
 
         Args:
           init: takes the parameters; must accept None too if there is `weigh`.
@@ -78,6 +83,7 @@ class Method(optax.GradientTransformationExtraArgs):
           mean_like: whether the weights of alike tasks are proportional to 1/K.
           looks: whether `weigh` always uses the Gramian and gives zero weights if that is not finite.
           takes_jacobian: whether `update` takes a TaskJacobian itself instead of its rows.
+          num_tasks: K if made for a number of tasks, which every update checks.
         """
         if update is None:
             if weigh is None:
@@ -95,19 +101,30 @@ class Method(optax.GradientTransformationExtraArgs):
             task_grads: PyTree, state: PyTree, params: PyTree | None = None, **extra: Any
         ) -> tuple[PyTree, PyTree]:
             check_surroundings()
-            refuse_misspelt(extra, known)
-            if isinstance(task_grads, Jacobian):
+            outermost = not is_canonical(extra)
+            if outermost and isinstance(task_grads, Jacobian):
                 extra["losses"] = own_losses(task_grads, extra.get("losses"))
-                task_grads = task_grads if takes_jacobian else task_grads.rows()
+            if isinstance(task_grads, Jacobian) and not takes_jacobian:
+                task_grads = task_grads.rows()
+            reject_masked(task_grads)
+            K = stacks.num_tasks(task_grads, params)
+            check_num_tasks(num_tasks, K)
             if not isinstance(task_grads, Jacobian):
-                reject_masked(task_grads)
-                stacks.num_tasks(task_grads, params)
                 task_grads = jax.tree.map(jnp.asarray, task_grads)
-            check_state(state, init, row_shapes(task_grads))
+            if outermost:
+                check_state(state, init, row_shapes(task_grads))
+                extra = canonical(extra, K, known)
             return shared(task_grads, state, params, **extra)
 
+        def weigh_fn(gramian: Any, state: PyTree, **extra: Any) -> tuple[Float[Array, " K"], PyTree]:
+            assert weigh is not None
+            if not is_canonical(extra):
+                extra = canonical(extra, _count_tasks(gramian, extra.get("losses"), num_tasks), known)
+            check_num_tasks(num_tasks, len(extra["task_mask"]))
+            return weigh(gramian, state, **extra)
+
         self = super().__new__(cls, promoting(init_fn), promoting(update_fn))
-        self.weigh, self.arguments, self.looks = weigh and promoting(weigh), known, looks
+        self.weigh, self.arguments, self.looks = weigh and promoting(weigh_fn), known, looks
         self.mean_like = mean_like or getattr(like, "mean_like", False)
         return self
 
@@ -133,17 +150,10 @@ def sum_by_weights(
     shown: PyTree,
     task_grads: PyTree,
     state: PyTree,
-    *,
-    losses: PyTree = None,
-    task_mask: PyTree = None,
     **extra: Any,
 ) -> tuple[PyTree, PyTree]:
     """Return the sum of the gradients with weights computed from the Gramian of `shown`, and the next state."""
-    K = stacks.num_tasks(task_grads)
-    present = read_step((), K, losses=losses, task_mask=task_mask).present
-    weights, new_state = weigh(
-        lambda: stacks.gramian(shown, present), state, losses=losses, task_mask=task_mask, **extra
-    )
+    weights, new_state = weigh(lambda: stacks.gramian(shown, extra["task_mask"]), state, **extra)
     gradient = stacks.combine(weights, task_grads)
     if looks and not _narrow(gradient):
         return gradient, new_state
@@ -243,19 +253,13 @@ def from_kernel(
         return MethodState(optax.EmptyState() if init is None else init(known_tasks), first_info())
 
     def weigh(
-        gramian: LazyGramian | None,
-        state: MethodState,
-        *,
-        losses: PyTree = None,
-        task_mask: PyTree = None,
-        **extra: Any,
+        gramian: LazyGramian | None, state: MethodState, *, task_names: Any, **extra: Any
     ) -> tuple[Float[Array, " K"], MethodState]:
         crossed = any(a.stand_in == "gramian" and extra.get(a.name) is None for a in declared)
         matrix = _matrix(gramian, known_tasks) if "gramian" in wanted or crossed else None
-        K = _count_tasks(gramian if matrix is None else matrix, losses, known_tasks)
-        check_num_tasks(known_tasks, K)
-        _check_fit(per_task, K, losses)
-        step = read_step(declared, K, name=_name(kernel), gramian=matrix, losses=losses, task_mask=task_mask, **extra)
+        step = read_step(declared, name=_name(kernel), gramian=matrix, **extra)
+        K = len(step.present)
+        _check_fit(per_task, K, task_names)
         nobody = ~jnp.any(step.present)  # the formula then sees everybody, with neutral values, and divides by no zero
         given = {"present": step.present | nobody, "state": state.method, **step.values}
         with in_full_precision():
@@ -272,7 +276,8 @@ def from_kernel(
         weights = jnp.where(enough, solved.value, uniform(step.present))
         return jnp.where(step.present, weights, 0), new_state
 
-    return Method(init_fn, weigh=weigh, arguments=declared, mean_like=mean_like, looks="gramian" in wanted)
+    looks = "gramian" in wanted
+    return Method(init_fn, weigh=weigh, arguments=declared, mean_like=mean_like, looks=looks, num_tasks=num_tasks)
 
 
 def from_rule(
@@ -317,18 +322,10 @@ def from_rule(
         return MethodState(optax.EmptyState() if init is None else init(params, known_tasks), first_info())
 
     def update_fn(
-        task_grads: PyTree,
-        state: MethodState,
-        params: PyTree | None,
-        *,
-        losses: PyTree = None,
-        task_mask: PyTree = None,
-        **extra: Any,
+        task_grads: PyTree, state: MethodState, params: PyTree | None, *, task_names: Any, **extra: Any
     ) -> tuple[PyTree, MethodState]:
-        K = stacks.num_tasks(task_grads)
-        check_num_tasks(known_tasks, K)
-        _check_fit(per_task, K, losses)
-        step = read_step(declared, K, name=_name(rule), losses=losses, task_mask=task_mask, **extra)
+        step = read_step(declared, name=_name(rule), **extra)
+        _check_fit(per_task, len(step.present), task_names)
         step = step.also(jnp.all(stacks.finite_tasks(task_grads) | ~step.present))
         given = {"present": step.present, "state": state.method, **step.values}
         with in_full_precision():
@@ -343,7 +340,7 @@ def from_rule(
         update = cond(enough, lambda: own, lambda: _bounded(stacks.combine(mean, task_grads)))
         return update, new_state
 
-    return Method(init_fn, update_fn, arguments=declared)
+    return Method(init_fn, update_fn, arguments=declared, num_tasks=num_tasks)
 
 
 def _bounded(mean: PyTree) -> PyTree:
@@ -390,12 +387,12 @@ def _check_per_task(per_task: Any) -> None:
         raise ValueError(f"`per_task` must be a dict of arguments by name, got per_task={per_task!r}.")
 
 
-def _check_fit(per_task: dict[str, PyTree] | None, num_tasks: int, losses: PyTree) -> None:
+def _check_fit(per_task: dict[str, PyTree] | None, num_tasks: int, names: Any) -> None:
     for name, values in (per_task or {}).items():
         if callable(values):
             values = jax.tree.map(jnp.zeros_like, jax.eval_shape(values))
         if values is not None:
-            task_vector(name, values, num_tasks=num_tasks, names=task_names(losses))
+            task_vector(name, values, num_tasks=num_tasks, names=names)
 
 
 def _name(formula: Any) -> str:
@@ -415,7 +412,7 @@ def _matrix(gramian: Any, num_tasks: int | None) -> Gramian:
 
 def _count_tasks(gramian: Any, losses: PyTree, num_tasks: int | None) -> int:
     if gramian is not None and not callable(gramian):
-        return jnp.shape(gramian)[0]
+        return len(_matrix(gramian, num_tasks))
     if losses is not None:
         return task_vector("losses", losses).shape[0]
     if num_tasks is not None:

@@ -180,7 +180,7 @@ STANDARD = (LOSSES, CROSS_GRAMIAN, NEW_LOSSES, EPOCH_END, SCORES, PREFERENCE)
 """Arguments that a formula gets by naming them."""
 
 UPDATE_ARGUMENTS = frozenset(
-    {"task_mask", *(argument.name for argument in STANDARD), "clean_grads", "grad_fn", "losses_fn"}
+    {"task_mask", "task_names", *(own.name for own in STANDARD), "clean_grads", "grad_fn", "losses_fn"}
 )
 """Arguments that methods and wrappers declare; an optimizer after them does not receive these."""
 
@@ -224,37 +224,52 @@ def _neutral(value: Array) -> int | bool:
     return False if value.dtype == bool else 1 if value.ndim == 1 else 0  # losses may be divisors
 
 
+def is_canonical(extra: dict[str, Any]) -> bool:
+    """Return whether an outer layer has made the arguments of an update canonical."""
+    return "task_names" in extra
+
+
+def canonical(extra: dict[str, Any], num_tasks: int, arguments: Iterable[Argument] = ()) -> dict[str, Any]:
+    """Check the arguments of an update and return them in the form that all inner layers take.
+
+    Those with an entry for every task become (K,) arrays; `task_mask` is added, and `task_names`, those of the losses.
+    """
+    refuse_misspelt(extra, arguments)
+    names = task_names(extra.get("losses"))
+    per_task = dict.fromkeys(argument.name for argument in (*STANDARD, *arguments) if argument.axes == "K")
+    arrays = {
+        name: task_vector(name, extra[name], num_tasks=num_tasks, names=names)
+        for name in per_task
+        if extra.get(name) is not None
+    }
+    present = present_tasks(extra.get("task_mask"), num_tasks, names)
+    return {**extra, **arrays, "task_mask": present, "task_names": names}
+
+
 def read_step(
     arguments: Iterable[Argument],
-    num_tasks: int,
+    task_mask: Bool[Array, " K"],
     *,
-    name: str = "",
+    name: str,
     gramian: Float[Array, "K K"] | None = None,
-    losses: PyTree = None,
-    task_mask: PyTree = None,
     **extra: Any,
 ) -> Step:
-    """Check the arguments of an update and make them canonical.
+    """Return what a formula sees of the canonical arguments of an update.
 
     Args:
-      arguments: what the method declares; if it does not declare losses, only their number and names are checked.
-      num_tasks: K.
+      arguments: what the method declares.
+      task_mask: the tasks present.
       name: the method's name, for errors.
       gramian: the Gramian, if the method looks at it.
-      losses: K losses or None.
-      task_mask: K flags or None.
       **extra: the other arguments of the update.
     """
-    given = {"gramian": gramian, "losses": losses, **extra}
-    names, present = task_names(losses), present_tasks(task_mask, num_tasks, losses)
-    if losses is not None:
-        task_vector("losses", losses, num_tasks=num_tasks)
+    given, present = {"gramian": gramian, **extra}, task_mask
     values: dict[str, Array | None] = {}
     finite, result = jnp.asarray(True), SOLVED
     for argument in (*arguments, *([Argument("gramian", "K K")] if gramian is not None else [])):
         value = given.get(argument.name)
         if value is None and argument.stand_in is not None:
-            value, result = given[argument.stand_in], argument.missing
+            value, result = given.get(argument.stand_in), argument.missing
         if value is None and not argument.required:
             values[argument.name] = None
             continue
@@ -262,16 +277,16 @@ def read_step(
             raise ValueError(
                 f"`{argument.name}` must be given: {name} needs it. Write update(..., {argument.name}={argument.name})."
             )
-        entries = _entries(argument, value, num_tasks, names)
+        entries = _entries(argument, value, len(present))
         counted = [jnp.asarray(True), present, present[:, None] & present[None, :]][entries.ndim]
         finite &= jnp.all(argument.valid(entries) | ~counted)
         values[argument.name] = jnp.where(counted, entries, _neutral(entries))
     return Step(values, present, jnp.asarray(True), result).also(finite)
 
 
-def _entries(argument: Argument, value: Any, num_tasks: int, names: Any) -> Array:
-    if argument.axes == "K":
-        value = task_vector(argument.name, value, num_tasks=num_tasks, names=names)
+def _entries(argument: Argument, value: Any, num_tasks: int) -> Array:
+    if argument.axes == "K":  # already an array, unless no outer layer declares it
+        value = task_vector(argument.name, value, num_tasks=num_tasks)
     entries = jnp.asarray(value)
     shape = (num_tasks,) * len(argument.axes.split())
     if entries.shape != shape:

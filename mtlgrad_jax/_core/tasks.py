@@ -122,11 +122,11 @@ def task_vector(name: str, values: PyTree, *, num_tasks: int | None = None, name
     return vector
 
 
-def present_tasks(task_mask: PyTree, num_tasks: int, losses: PyTree = None) -> Bool[Array, " K"]:
+def present_tasks(task_mask: PyTree, num_tasks: int, names: Any = None) -> Bool[Array, " K"]:
     """Return which tasks are present: `task_mask` as (K,) bool; all for None."""
     if task_mask is None:
         return jnp.ones((num_tasks,), bool)
-    return task_flags("task_mask", task_mask, num_tasks=num_tasks, names=task_names(losses))
+    return task_flags("task_mask", task_mask, num_tasks=num_tasks, names=names)
 
 
 def task_flags(name: str, values: PyTree, *, num_tasks: int | None = None, names: Any = None) -> Bool[Array, " K"]:

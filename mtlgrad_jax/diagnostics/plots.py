@@ -93,8 +93,8 @@ def _history(metrics: History, name: str, ndim: int) -> np.ndarray:
         keys = sorted(steps[0]) if steps and isinstance(steps[0], Mapping) else type(metrics).__name__
         raise ValueError(
             f"`metrics` must hold {name!r} of every step, got {keys}. mtlgrad_jax.metrics returns it for a method "
-            "wrapped in with_metrics; weights only for a method that combines the tasks by weights. Of nested metrics, "
-            "pass a dict with the part after the last dot as keys."
+            "wrapped in with_metrics; weights only for a method that combines the tasks by weights. For nested "
+            "metrics, pass a dict with the part after the last dot as keys."
         )
     values = as_floats("metrics", steps[0][name] if stacked else [np.asarray(step[name]) for step in steps])
     if values.ndim != ndim:

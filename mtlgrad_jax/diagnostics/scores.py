@@ -9,7 +9,7 @@ from mtlgrad_jax._core.checks import as_floats
 
 
 def delta_m(values: Any, baselines: Any, higher_is_better: Any = False) -> float:
-    r"""Return the mean relative loss against networks for each task alone, in percent: negative is better than these.
+    r"""Return the mean relative loss against networks for each task alone, in percent: negative is better.
 
     .. math:: \Delta_m = \frac{100}{M} \sum_i s_i \frac{v_i - b_i}{b_i}
 

@@ -228,9 +228,9 @@ class TaskJacobian(Jacobian):
             return jax.linear_transpose(self._pull, unit)(gradient)[0]
         except (NotImplementedError, TypeError) as error:
             raise ValueError(
-                "`rows` must be given: JAX cannot transpose this backward pass, as where a custom_vjp holds a kernel "
-                "or is not linear in its cotangent. Write rows=8, or any number of gradients that fit into memory, in "
-                f"linearize or balanced_value_and_grad. JAX says: {error}"
+                "`rows` must be given: JAX cannot transpose this backward pass, for instance because a custom_vjp "
+                "holds a kernel or is not linear in its cotangent. Write rows=8, or any number of gradients that fit "
+                f"into memory, in linearize or balanced_value_and_grad. JAX says: {error}"
             ) from error
 
     def _shapes(self) -> Any:

@@ -95,7 +95,7 @@ def check_differentiable(args: PyTree, must: str = "`argnums` must name") -> Non
             dtype = jnp.result_type(leaf)
         except TypeError as error:
             raise ValueError(
-                f"{must} trees of arrays, got {type(leaf).__name__}{at_leaf(path)}. Of an eqx.Module "
+                f"{must} trees of arrays, got {type(leaf).__name__}{at_leaf(path)}. For an eqx.Module, "
                 "write params, static = eqx.partition(model, eqx.is_inexact_array), differentiate in params, and "
                 "eqx.combine inside losses_fn."
             ) from error

@@ -17,7 +17,7 @@ from mtlgrad_jax._core.method import reject_masked
 from mtlgrad_jax._core.paper import Paper
 from mtlgrad_jax._core.random import Key, Seed, check_key, draw_key, make_key
 from mtlgrad_jax._core.row import Row
-from mtlgrad_jax._core.tasks import present_tasks
+from mtlgrad_jax._core.tasks import present_tasks, task_names
 from mtlgrad_jax._core.trees import draw_like
 
 
@@ -72,7 +72,8 @@ def dropgrad(
         **unused: Any,
     ) -> tuple[PyTree, DropGradState]:
         reject_masked(task_grads)
-        kept = present_tasks(task_mask, stacks.num_tasks(task_grads, params), losses) & stacks.finite_tasks(task_grads)
+        K = stacks.num_tasks(task_grads, params)
+        kept = present_tasks(task_mask, K, task_names(losses)) & stacks.finite_tasks(task_grads)
 
         def noise(draw: Array, shape: tuple[int, ...]) -> Array:
             if kind == "binary":

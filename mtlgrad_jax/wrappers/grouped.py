@@ -12,7 +12,7 @@ from mtlgrad_jax._core.method import Method, skip_together, weights_of
 from mtlgrad_jax._core.random import repeat_state
 from mtlgrad_jax._core.row import Row
 from mtlgrad_jax._core.step import mark_idle
-from mtlgrad_jax._core.tasks import Jacobian, present_tasks, task_flags, task_names, unstack
+from mtlgrad_jax._core.tasks import Jacobian, task_flags
 from mtlgrad_jax._core.trees import Labels, cut, label_leaves, merge
 from mtlgrad_jax.methods.gramian.gradvac import ROW as GRADVAC
 
@@ -70,36 +70,33 @@ def grouped(method: Method, labels: Labels, uses: Mapping[Hashable, PyTree] | No
         state: PyTree,
         params: PyTree | None,
         *,
-        losses: PyTree = None,
-        task_mask: PyTree = None,
+        task_mask: Array,
+        task_names: Any,
         cross_gramian: Float[Array, "groups K K"] | None = None,
         **extra: Any,
     ) -> tuple[PyTree, PyTree]:
-        K = stacks.num_tasks(task_grads)
-        present = present_tasks(task_mask, K, losses)
         found, names = groups_of(task_grads)
         if isinstance(task_grads, Jacobian):
             flags = [[own == name for own in found] for name in names]
             gramians, users = task_grads.gramians(flags)
         else:
             groups = [cut(task_grads, found, name) for name in names]
-            gramians, users = stacks.gramians(groups, present), stacks.used(groups)
+            gramians, users = stacks.gramians(groups, task_mask), stacks.used(groups)
         for i, name in enumerate(names):
             if name in declared:
-                flags_of = task_flags(f"uses[{name!r}]", declared[name], num_tasks=K, names=task_names(losses))
+                flags_of = task_flags(f"uses[{name!r}]", declared[name], num_tasks=len(task_mask), names=task_names)
                 users = users.at[i].set(flags_of)
-        users &= present[None]
+        users &= task_mask[None]
         if cross_gramian is not None and jnp.shape(cross_gramian) != gramians.shape:
             shape = jnp.shape(cross_gramian)
             raise ValueError(f"`cross_gramian` must hold one per group, shape {gramians.shape}, got shape {shape}.")
 
         def solve(gramian: Array, users: Bool[Array, " K"], state: PyTree, cross: Array | None) -> tuple[Array, PyTree]:
             own = extra if cross is None else {**extra, "cross_gramian": cross}
-            mask = users if losses is None else unstack(users, like=losses)
-            weights, new_state = weigh(gramian, state, losses=losses, task_mask=mask, **own)
-            empty = mark_idle(new_state, present)
+            weights, new_state = weigh(gramian, state, task_mask=users, task_names=task_names, **own)
+            empty = mark_idle(new_state, task_mask)
             new_state = jax.tree.map(lambda new, idle: jnp.where(users.any(), new, idle), new_state, empty)
-            share = users.sum() / jnp.maximum(present.sum(), 1) if method.mean_like else 1
+            share = users.sum() / jnp.maximum(task_mask.sum(), 1) if method.mean_like else 1
             return weights * share, new_state
 
         weights, new_state = jax.vmap(solve, (0, 0, 0, None if cross_gramian is None else 0))(

@@ -9,7 +9,7 @@ from jaxtyping import Array, PyTree
 from mtlgrad_jax._core.method import Method, fit, weights_of
 from mtlgrad_jax._core.row import Row
 from mtlgrad_jax._core.step import mark_skipped, mark_solved
-from mtlgrad_jax._core.tasks import accumulator_dtype, present_tasks
+from mtlgrad_jax._core.tasks import accumulator_dtype
 from mtlgrad_jax.methods.gramian.capped_mgda import ROW as CAPPED_MGDA
 from mtlgrad_jax.solvers import project_weights
 from mtlgrad_jax.solvers._solution import in_full_precision
@@ -39,21 +39,18 @@ def non_conflicting(method: Method) -> Method:
     """
     weigh = weights_of(method, "non_conflicting")
 
-    def update(
-        gramian: Any, state: PyTree, *, losses: PyTree = None, task_mask: PyTree = None, **extra: Any
-    ) -> tuple[Array, PyTree]:
+    def update(gramian: Any, state: PyTree, *, task_mask: Array, **extra: Any) -> tuple[Array, PyTree]:
         gramian = gramian() if callable(gramian) else gramian
-        weights, new_state = weigh(gramian, state, losses=losses, task_mask=task_mask, **extra)
-        present = present_tasks(task_mask, len(weights), losses)
+        weights, new_state = weigh(gramian, state, task_mask=task_mask, **extra)
         M = jax.lax.stop_gradient(jnp.asarray(gramian, accumulator_dtype()))
-        M = jnp.where(present[:, None] & present[None, :], M, 0)
+        M = jnp.where(task_mask[:, None] & task_mask[None, :], M, 0)
         finite = jnp.isfinite(M).all()
         with in_full_precision():
             solved = project_weights(jnp.where(finite, M, 0), weights.astype(M.dtype))
         new_state = mark_solved(new_state, solved.residual, solved.steps, solved.result)
-        finite &= fit(weights, M, present) & fit(solved.value, M, present)
+        finite &= fit(weights, M, task_mask) & fit(solved.value, M, task_mask)
         new_state = jax.tree.map(lambda new, old: jnp.where(finite, new, old), new_state, mark_skipped(state))
-        return jnp.where(present & finite, solved.value, 0), new_state
+        return jnp.where(task_mask & finite, solved.value, 0), new_state
 
     return Method(method.init, weigh=update, like=method, looks=True)
 

@@ -12,7 +12,7 @@ from mtlgrad_jax._core.checks import check_count, check_state
 from mtlgrad_jax._core.method import reject_masked
 from mtlgrad_jax._core.random import repeat_state
 from mtlgrad_jax._core.row import Row
-from mtlgrad_jax._core.tasks import check_num_tasks, present_tasks
+from mtlgrad_jax._core.tasks import check_num_tasks, present_tasks, task_names
 from mtlgrad_jax._core.trees import row_shapes
 
 
@@ -64,7 +64,7 @@ def per_task(transform: optax.GradientTransformation, num_tasks: int) -> optax.G
         reject_masked(task_grads)
         check_num_tasks(num_tasks, stacks.num_tasks(task_grads, params))
         check_state(state, init, row_shapes(task_grads))
-        kept = present_tasks(task_mask, num_tasks, losses) & stacks.finite_tasks(task_grads)
+        kept = present_tasks(task_mask, num_tasks, task_names(losses)) & stacks.finite_tasks(task_grads)
 
         def select(new: Array, old: Array) -> Array:
             return jnp.where(kept.reshape(-1, *(1,) * (old.ndim - 1)), new, old)

@@ -16,7 +16,6 @@ from mtlgrad_jax._core.method import (
     weights_of,
 )
 from mtlgrad_jax._core.row import Row
-from mtlgrad_jax._core.tasks import present_tasks
 from mtlgrad_jax._core.trees import Labels, cut, flag_leaves, merge
 
 
@@ -69,23 +68,12 @@ def own_heads(method: optax.GradientTransformation, is_shared: Labels, also: tup
     def init(params: PyTree) -> PyTree:
         return method.init(split(params)[0])
 
-    def update(
-        task_grads: PyTree,
-        state: PyTree,
-        params: PyTree | None,
-        *,
-        losses: PyTree = None,
-        task_mask: PyTree = None,
-        **extra: Any,
-    ) -> tuple[PyTree, PyTree]:
+    def update(task_grads: PyTree, state: PyTree, params: PyTree | None, **extra: Any) -> tuple[PyTree, PyTree]:
         shared, heads = split(task_grads)
         shared_params = None if params is None else split(params)[0]
         extra |= {name: split(extra[name])[0] for name in also}
-        gradient, new_state = update_without_task_axis(
-            "method", method, shared, state, shared_params, losses=losses, task_mask=task_mask, **extra
-        )
-        present = present_tasks(task_mask, stacks.num_tasks(task_grads), losses)
-        head_gradient = stacks.total(present, heads)
+        gradient, new_state = update_without_task_axis("method", method, shared, state, shared_params, **extra)
+        head_gradient = stacks.total(extra["task_mask"], heads)
         (gradient, head_gradient), new_state = skip_together((gradient, head_gradient), new_state, state)
         return merge(task_grads, gradient, head_gradient), new_state
 

@@ -10,7 +10,7 @@ from mtlgrad_jax import stacks
 from mtlgrad_jax._core.method import Method, check_transformation, update_without_task_axis
 from mtlgrad_jax._core.row import Row
 from mtlgrad_jax._core.step import LOSSES
-from mtlgrad_jax._core.tasks import Jacobian, present_tasks, task_vector, unstack
+from mtlgrad_jax._core.tasks import Jacobian
 
 
 class SkipNonfiniteTasksState(NamedTuple):
@@ -54,22 +54,18 @@ def skip_nonfinite_tasks(method: optax.GradientTransformation) -> Method:
         state: SkipNonfiniteTasksState,
         params: PyTree | None,
         *,
-        losses: PyTree = None,
-        task_mask: PyTree = None,
+        task_mask: Array,
+        losses: Array | None = None,
         **extra: Any,
     ) -> tuple[PyTree, SkipNonfiniteTasksState]:
         task_grads = task_grads.by_rows() if isinstance(task_grads, Jacobian) else task_grads
-        K = stacks.num_tasks(task_grads)
-        present = present_tasks(task_mask, K, losses)
         finite = stacks.finite_tasks(task_grads)
         if losses is not None:
-            values = task_vector("losses", losses, num_tasks=K)
-            finite &= jnp.stack([argument.valid(values) for argument in declared]).all(axis=0)
-        kept = present & finite if losses is None else unstack(present & finite, like=losses)
+            finite &= jnp.stack([argument.valid(losses) for argument in declared]).all(axis=0)
         gradient, inner = update_without_task_axis(
-            "method", method, task_grads, state.inner, params, losses=losses, task_mask=kept, **extra
+            "method", method, task_grads, state.inner, params, losses=losses, task_mask=task_mask & finite, **extra
         )
-        dropped = jnp.sum(present & ~finite, dtype=jnp.int32)
+        dropped = jnp.sum(task_mask & ~finite, dtype=jnp.int32)
         room = jnp.iinfo(jnp.int32).max - state.dropped
         return gradient, SkipNonfiniteTasksState(state.dropped + jnp.minimum(dropped, room), inner)
 

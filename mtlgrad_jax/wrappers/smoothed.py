@@ -13,7 +13,7 @@ from mtlgrad_jax._core.method import Method, fit, weights_of
 from mtlgrad_jax._core.paper import Paper
 from mtlgrad_jax._core.row import Row
 from mtlgrad_jax._core.step import was_skipped
-from mtlgrad_jax._core.tasks import accumulator_dtype, check_num_tasks, present_tasks, task_names, task_vector
+from mtlgrad_jax._core.tasks import accumulator_dtype, task_vector
 
 
 class SmoothedState(NamedTuple):
@@ -61,23 +61,22 @@ def smoothed(method: Method, num_tasks: int, decay: Number = 0.9, init: PyTree =
         return SmoothedState(weights, jnp.zeros((known_tasks,), bool), method.init(params))
 
     def update(
-        gramian: Any, state: SmoothedState, *, losses: PyTree = None, task_mask: PyTree = None, **extra: Any
+        gramian: Any, state: SmoothedState, *, task_mask: Array, task_names: Any, **extra: Any
     ) -> tuple[Array, SmoothedState]:
         gramian = gramian() if method.looks and callable(gramian) else gramian
-        weights, inner = weigh(gramian, state.inner, losses=losses, task_mask=task_mask, **extra)
-        check_num_tasks(known_tasks, len(weights))
-        present = present_tasks(task_mask, known_tasks, losses) & ~was_skipped(inner)
+        weights, inner = weigh(gramian, state.inner, task_mask=task_mask, task_names=task_names, **extra)
+        present = task_mask & ~was_skipped(inner)
         average = decay * state.weights + (1 - decay) * weights
         first = weights
         if init is not None:
-            given = task_vector("init", init, num_tasks=known_tasks, names=task_names(losses))
+            given = task_vector("init", init, num_tasks=known_tasks, names=task_names)
             first = decay * given.astype(weights.dtype) + (1 - decay) * weights
         average = jnp.where(state.seen, average, first)
         average = jnp.where(fit(average, gramian if method.looks else None, present), average, weights)
         average = jnp.where(present, average, state.weights)
         return jnp.where(present, average, 0), SmoothedState(average, state.seen | present, inner)
 
-    return Method(start, weigh=update, like=method, looks=method.looks)
+    return Method(start, weigh=update, like=method, looks=method.looks, num_tasks=known_tasks)
 
 
 ROW = Row(

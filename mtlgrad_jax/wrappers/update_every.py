@@ -15,7 +15,7 @@ from mtlgrad_jax._core.method import Method, weights_of
 from mtlgrad_jax._core.paper import Paper
 from mtlgrad_jax._core.row import Row
 from mtlgrad_jax._core.step import mark_idle, was_skipped
-from mtlgrad_jax._core.tasks import accumulator_dtype, check_num_tasks, present_tasks
+from mtlgrad_jax._core.tasks import accumulator_dtype
 from mtlgrad_jax.methods.gramian.nash_mtl import ROW as NASH_MTL
 
 
@@ -59,29 +59,26 @@ def update_every(method: Method, num_tasks: int, k: int) -> Method:
         return UpdateEveryState(weights, jnp.zeros((known_tasks,), bool), jnp.zeros((), jnp.int32), method.init(params))
 
     def update(
-        gramian: Any, state: UpdateEveryState, *, losses: PyTree = None, task_mask: PyTree = None, **extra: Any
+        gramian: Any, state: UpdateEveryState, *, task_mask: Array, **extra: Any
     ) -> tuple[Array, UpdateEveryState]:
-        present = present_tasks(task_mask, known_tasks, losses)
-
         def solve() -> tuple[Array, UpdateEveryState]:
-            weights, inner = weigh(gramian, state.inner, losses=losses, task_mask=task_mask, **extra)
-            check_num_tasks(known_tasks, len(weights))
+            weights, inner = weigh(gramian, state.inner, task_mask=task_mask, **extra)
             weights = weights.astype(state.weights.dtype)
             solved = ~was_skipped(inner)
             kept = jnp.where(solved, weights, state.weights)
             step = jnp.where(solved, 1 % k, 0).astype(jnp.int32)
-            return weights, UpdateEveryState(kept, jnp.where(solved, present, state.present), step, inner)
+            return weights, UpdateEveryState(kept, jnp.where(solved, task_mask, state.present), step, inner)
 
         def reuse() -> tuple[Array, UpdateEveryState]:
-            step = jnp.where(jnp.any(present), optax.safe_increment(state.step) % k, state.step)
-            return jnp.where(present, state.weights, 0), state._replace(
-                step=step, inner=mark_idle(state.inner, present)
+            step = jnp.where(jnp.any(task_mask), optax.safe_increment(state.step) % k, state.step)
+            return jnp.where(task_mask, state.weights, 0), state._replace(
+                step=step, inner=mark_idle(state.inner, task_mask)
             )
 
-        due = (state.step == 0) | jnp.any(present != state.present)
-        return cond(due & jnp.any(present), solve, reuse)
+        due = (state.step == 0) | jnp.any(task_mask != state.present)
+        return cond(due & jnp.any(task_mask), solve, reuse)
 
-    return Method(init, weigh=update, like=method)
+    return Method(init, weigh=update, like=method, num_tasks=known_tasks)
 
 
 ROW = Row(

@@ -11,7 +11,7 @@ from mtlgrad_jax._core.checks import check_count
 from mtlgrad_jax._core.method import Method
 from mtlgrad_jax._core.row import Row
 from mtlgrad_jax._core.step import was_skipped
-from mtlgrad_jax._core.tasks import accumulator_dtype, check_num_tasks, present_tasks
+from mtlgrad_jax._core.tasks import accumulator_dtype
 from mtlgrad_jax.solvers._solution import in_full_precision
 
 
@@ -72,39 +72,30 @@ def with_metrics(method: Method, num_tasks: int) -> Method:
         return MetricsState(first_metrics(), method.init(params))
 
     def weigh_and_measure(
-        gramian: Any, state: MetricsState, *, losses: PyTree = None, task_mask: PyTree = None, **extra: Any
+        gramian: Any, state: MetricsState, *, task_mask: Array, **extra: Any
     ) -> tuple[Array, MetricsState]:
         assert weigh is not None
-        present = present_tasks(task_mask, known_tasks, losses)
         gramian = gramian() if callable(gramian) else gramian
-        check_num_tasks(known_tasks, len(gramian))
-        weights, inner = weigh(gramian, state.inner, losses=losses, task_mask=task_mask, **extra)
-        M = _finite(gramian, present)
+        weights, inner = weigh(gramian, state.inner, task_mask=task_mask, **extra)
+        M = _finite(gramian, task_mask)
         with in_full_precision():
             change = -M @ weights
-        return weights, _next(state, _measure(M, weights, change, present), inner)
+        return weights, _next(state, _measure(M, weights, change, task_mask), inner)
 
     if weigh is not None:
-        return Method(init, weigh=weigh_and_measure, like=method, looks=method.looks)
+        return Method(init, weigh=weigh_and_measure, like=method, looks=method.looks, num_tasks=known_tasks)
 
     def update(
-        task_grads: PyTree,
-        state: MetricsState,
-        params: PyTree | None,
-        *,
-        losses: PyTree = None,
-        task_mask: PyTree = None,
-        **extra: Any,
+        task_grads: PyTree, state: MetricsState, params: PyTree | None, *, task_mask: Array, **extra: Any
     ) -> tuple[PyTree, MetricsState]:
-        check_num_tasks(known_tasks, stacks.num_tasks(task_grads))
-        gradient, inner = method.update(task_grads, state.inner, params, losses=losses, task_mask=task_mask, **extra)
-        present = present_tasks(task_mask, known_tasks, losses) & stacks.finite_tasks(task_grads)
+        gradient, inner = method.update(task_grads, state.inner, params, task_mask=task_mask, **extra)
+        present = task_mask & stacks.finite_tasks(task_grads)
         change = -stacks.project(task_grads, gradient)
         change = jnp.where(present & jnp.isfinite(change), change, 0)
         M = _finite(stacks.gramian(task_grads, present), present)
         return gradient, _next(state, _measure(M, None, change, present), inner)
 
-    return Method(init, update, like=method)
+    return Method(init, update, like=method, num_tasks=known_tasks)
 
 
 def _next(state: MetricsState, metrics: Metrics, inner: PyTree) -> MetricsState:

@@ -36,7 +36,7 @@ def excess_mtl(num_tasks: int, learning_rate: Number = 1e-2, buffer_dtype: DType
 
     with :math:`e_i^{(0)}` the task's first nonzero excess, in whose step its weight stays as it is. A step uses the new
     weights. Weights start equal and sum to K; none falls below the dtype's eps squared, so that it can come back.
-    The paper recommends to collect :math:`e_i^{(0)}` over three epochs, which neither its code nor this does.
+    The paper recommends collecting :math:`e_i^{(0)}` over three epochs, which neither its code nor this does.
 
     The state holds K times the parameters.
 

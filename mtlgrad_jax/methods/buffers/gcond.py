@@ -1,10 +1,10 @@
 """GCond, the gradient conductor (Alves Limarenko & Studenikina 2025, arXiv 2509.07252).
 
-The formulas are those of the official code (AlevLab-dev/GCond); the paper's text was not at hand. Left out are what
-surrounds them, accumulation and momentum (see `accumulate`). Departures: the averages of the norms begin at a task's
+The formulas are (3) to (9) of the paper, as in the official code (AlevLab-dev/GCond). Left out are what surrounds them,
+accumulation and momentum (see `accumulate`). Departures from the code: the averages of the norms begin at a task's
 first norm, not at 1; equal scores go to the longer gradient; a gradient is in no further conflict below a hundredth of
-its length, not below a squared norm of 1e-8; and stability compares with the previous gradient as it was, as the code's
-comments say, where the code has overwritten it with the resolved one.
+its length, not below a squared norm of 1e-8; and stability compares with the previous gradient as it was, as the paper
+says, where the code has overwritten it with the resolved one.
 """
 
 from functools import partial
@@ -76,7 +76,8 @@ def gcond(
     Args:
       num_tasks: K.
       critical: cosine :math:`t_{critical}` in [-1, 1] below which only the loser changes.
-      main: cosine :math:`t_{main}` in [-1, 1] of the full projection of both; between the other two, or it has no say.
+      main: cosine :math:`t_{main}` in [-1, 1] of the full projection of both; without effect unless between the other
+        two.
       weak: cosine :math:`t_{weak}` in [-1, 1] below which two tasks are in conflict.
       power: exponent p > 0 of the transition from main to critical.
       stability: share :math:`\alpha` in [0, 1] of the stability in the score; the rest is the strength.
@@ -236,7 +237,6 @@ ROW = Row(
             arxiv="2509.07252",
         ),
     ),
-    note="formulas from the official code",
     promises=frozenset({HOMOGENEOUS}),
     kwargs=num_tasks_only,
     checked="numpy float64 of the definition; formula from official code",

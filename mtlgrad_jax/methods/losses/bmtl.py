@@ -1,7 +1,7 @@
 """BMTL, balanced multi-task learning (Liang & Zhang 2020, arXiv 2002.04792).
 
-The exponential follows an independent implementation (ponderbb/multitask-mayhem), which sums exp(l/T); of the paper,
-only the abstract was used. As exp(l/T) can overflow, the default is the same direction at the scale of the sum.
+The exponential follows an independent implementation (ponderbb/multitask-mayhem), which sums exp(l/T). As exp(l/T) can
+overflow, the default is the same direction at the scale of the sum.
 """
 
 import jax.numpy as jnp

@@ -1,9 +1,9 @@
 """SoftAdapt (Heydari, Thompson & Mehmood 2019, arXiv 1912.12355).
 
-Follows the official package (dr-aheydari/SoftAdapt); of the paper, only the abstract was used. Departures: the variant
-"normalized" divides by the sum of absolute slopes, as the package did at first. Now it divides by the sum of the
-slopes, which reverses the order of the weights where the losses fall: if all fall, that is `beta=-0.1` here. Before
-there is enough history, the weights are those of the mean, not ones. Epsilons are left out.
+Follows the official package (dr-aheydari/SoftAdapt). Departures: the variant "normalized" divides by the sum of
+absolute slopes, as the package did at first. Now the package divides by the sum of the slopes, which reverses the order
+of the weights where the losses fall: if all fall, that is `beta=-0.1` here. Before there is enough history, the weights
+are those of the mean, not ones. Epsilons are left out.
 """
 
 import math
@@ -104,9 +104,9 @@ def softadapt(
 
 
 def _differences(window: int) -> tuple[list[float], float]:
-    """Return coefficients of the slope at the first of equidistant values, divided by the sum of their sizes, and it.
+    """Return the coefficients of the slope at the first of equidistant values, and the sum of their absolute values.
 
-    They differentiate the polynomial through all values.
+    They differentiate the polynomial through all values, and are divided by that sum.
     """
     others = [(-1) ** (j + 1) * math.comb(window - 1, j) / j for j in range(1, window)]
     coefficients = [-math.fsum(others), *others]
@@ -126,7 +126,7 @@ ROW = Row(
             arxiv="1912.12355",
         ),
     ),
-    note="formulas from the official code",
+    note="formulas from the official code; the paper was not at hand",
     promises=frozenset({HOMOGENEOUS, PERMUTATION, CONTINUOUS, LINEAR}),
     kwargs=num_tasks_only,
     checked="numpy float64 of the definition over all steps; values from the official code's documentation",

@@ -1,8 +1,9 @@
 """EPO, exact Pareto optimal search (Mahapatra & Rajan 2020).
 
-Follows the official code (dbmptr/EPOSearch), whose training loops multiply the result by K and whose toy experiments
-multiply the step by 10 max(mu, 0.1); this does neither. Nearly equal relative losses count as equal here, in the code
-only exactly equal ones.
+Follows the paper's program (24) and the official code (dbmptr/EPOSearch), which differ in the last constraint of a
+descending step: it is the code's, and `relaxed` leaves it out as the paper does. The code's training loops also
+multiply the result by K, and its toy experiments the step by 10 max(mu, 0.1); this does neither. Nearly equal relative
+losses count as equal here, in the code only exactly equal ones.
 """
 
 import jax.numpy as jnp
@@ -35,8 +36,8 @@ def epo(preference: PyTree = None, tolerance: Number = 1e-4, relaxed: bool = Fal
     .. math:: \max_{w \in \Delta} 1^T M w \quad \text{s.t.} \quad M w \ge 0, \quad w^T c \ge \min(0, \max_j c_j)
 
     Both linear programs are solved exactly. If the second one is infeasible, w is :math:`r / \sum_j r_j`, as in the
-    official code, and this is counted. Losses must be positive; a step with a loss <= 0 is skipped and counted. Of an
-    absent task neither loss nor preference matters: those present are balanced among themselves.
+    official code, and this is counted. Losses must be positive; a step with a loss <= 0 is skipped and counted. The
+    losses and preferences of absent tasks have no effect: those present are balanced among themselves.
 
     Args:
       preference: :math:`r` > 0, (K,) or a pytree under the tasks' names; 1 for None. An update's argument `preference`
@@ -114,7 +115,6 @@ ROW = Row(
             booktitle="ICML",
         ),
     ),
-    note="formulas from the official code",
     promises=frozenset({HOMOGENEOUS, PERMUTATION}),
     checked="vertex enumeration and scipy's linear programs; duality; formula from official code",
 )

@@ -1,8 +1,9 @@
 """PMTL, Pareto multi-task learning (Lin et al. 2019, arXiv 1912.12854).
 
-Follows the official synthetic example (Xi-L/ParetoMTL), with any number of tasks instead of two; of the paper, only the
-abstract was used. The official MultiMNIST script also multiplies the weights by K / sum |w|, and first takes at most
-two epochs of initial steps (`initial_steps` here).
+A step solves the paper's problem (14), an initial step its problem (9). A constraint is active where it is violated, as
+in the official synthetic example (Xi-L/ParetoMTL); in the paper, also within a threshold of its boundary. The official
+MultiMNIST script also multiplies the weights by K / sum |w|, and first takes at most two epochs of initial steps
+(`initial_steps` here).
 """
 
 from collections.abc import Sequence
@@ -41,8 +42,8 @@ def pmtl(preferences: Sequence[PyTree] | np.ndarray | Array, index: int | Array,
     d is zero, also outside of the sector, so it must be entered before: by initial steps, in which B has only the rows
     of J and tasks may ascend. They end with the first step in which J is empty.
 
-    Of absent tasks the vectors' entries do not matter: those of the tasks present are brought to unit length. A vector
-    without any such entry takes no part; if it is :math:`u_k`, J is empty.
+    The vectors' entries for absent tasks have no effect: those for the tasks present are brought to unit length. A
+    vector without any such entry takes no part; if it is :math:`u_k`, J is empty.
 
     Args:
       preferences: the reference vectors, at least one, each >= 0 and not all 0, (K,) or a pytree under the tasks'

@@ -26,7 +26,7 @@ from mtlgrad_jax._core.paper import Paper
 from mtlgrad_jax._core.random import repeat_state
 from mtlgrad_jax._core.row import Row
 from mtlgrad_jax._core.step import mark_idle
-from mtlgrad_jax._core.tasks import check_num_tasks, present_tasks
+from mtlgrad_jax._core.tasks import check_num_tasks
 from mtlgrad_jax._core.trees import Labels
 from mtlgrad_jax.oracles.perturbed import check_radii, sam_perturbation
 from mtlgrad_jax.wrappers.shared_private import own_heads
@@ -183,7 +183,7 @@ def _aggregation(method: optax.GradientTransformation, mode: Mode, num_tasks: in
         if mode == "each":
             K = stacks.num_tasks(clean_grads)
             check_num_tasks(num_tasks, K)
-            present = present_tasks(extra.get("task_mask"), K, extra.get("losses"))
+            present = extra["task_mask"]
             pairs = stacks.select(present, jax.tree.map(_pair(axis=1), clean_grads, flat_grads))
             rows, states = jax.vmap(lambda pair, own: aggregate(pair, own, params))(pairs, state.copies["each"])
             new["each"] = stacks.select(present, states, mark_idle(state.copies["each"], jnp.zeros_like(present)))
