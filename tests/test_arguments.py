@@ -329,7 +329,7 @@ FUZZED = hypothesis.settings(max_examples=15, deadline=None, suppress_health_che
 
 
 @pytest.mark.nightly
-@pytest.mark.parametrize("name", ROWS)
+@pytest.mark.parametrize("name", [name for name, row in ROWS.items() if row in METHODS or row.wraps])
 @pytest.mark.usefixtures("unchecked")
 @hypothesis.given(data=st.data())
 @FUZZED
@@ -339,7 +339,7 @@ def test_any_argument_of_an_update_is_taken_or_named(name, data):
     declared = [argument.name for argument in tx.arguments] if isinstance(tx, mtl.Method) else []
     given = {"grads": zeros() if name in UNSTACKED else stack_of(zeros()), "params": zeros(), "losses": jnp.ones(K)}
     given |= functions(name)
-    argument = data.draw(st.sampled_from(["grads", "params", *declared, *functions(name)]))
+    argument = data.draw(st.sampled_from(["grads", "params", *declared]))
     given[argument] = value = data.draw(junk())
     message = None
     try:

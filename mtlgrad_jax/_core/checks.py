@@ -70,11 +70,14 @@ def check_numbers(
 
 
 def as_array(name: str, values: Any) -> Array:
-    """Return values as an array, or raise a ValueError if JAX has none for them."""
+    """Return values as an array, or raise a ValueError if they are complex or JAX has no array for them."""
     try:
-        return jnp.asarray(values)
+        array = jnp.asarray(values)
     except (TypeError, ValueError, OverflowError) as error:
         raise ValueError(f"`{name}` must hold numbers or flags, got {values!r}.") from error
+    if jnp.issubdtype(array.dtype, jnp.complexfloating):
+        raise ValueError(f"`{name}` must be real, got dtype {array.dtype}.")
+    return array
 
 
 def as_floats(name: str, values: Any) -> np.ndarray:

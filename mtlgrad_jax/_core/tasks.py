@@ -117,8 +117,6 @@ def task_vector(name: str, values: PyTree, *, num_tasks: int | None = None, name
     if vector.ndim != 1 or (num_tasks is not None and vector.shape[0] != num_tasks):
         expected = "(K,)" if num_tasks is None else f"({num_tasks},)"
         raise ValueError(f"`{name}` must have shape {expected}, one entry per task, got shape {vector.shape}.")
-    if jnp.issubdtype(vector.dtype, jnp.complexfloating):
-        raise ValueError(f"`{name}` must be real, got dtype {vector.dtype}.")
     return vector
 
 
