@@ -1,5 +1,6 @@
 """Wrong values for every argument of every public function, by annotation, raise a ValueError naming the argument."""
 
+import functools
 import inspect
 import re
 import types
@@ -328,6 +329,12 @@ def junk():
 FUZZED = hypothesis.settings(max_examples=15, deadline=None, suppress_health_check=list(hypothesis.HealthCheck))
 
 
+@functools.cache
+def made(name):
+    """One of each, whose solvers are traced once."""
+    return make_row(ROWS[name], K)
+
+
 @pytest.mark.nightly
 @pytest.mark.parametrize("name", [name for name, row in ROWS.items() if row in METHODS or row.wraps])
 @pytest.mark.usefixtures("unchecked")
@@ -335,7 +342,7 @@ FUZZED = hypothesis.settings(max_examples=15, deadline=None, suppress_health_che
 @FUZZED
 def test_any_argument_of_an_update_is_taken_or_named(name, data):
     """As those of functions; traced only."""
-    tx = make_row(ROWS[name], K)
+    tx = made(name)
     declared = [argument.name for argument in tx.arguments] if isinstance(tx, mtl.Method) else []
     given = {"grads": zeros() if name in UNSTACKED else stack_of(zeros()), "params": zeros(), "losses": jnp.ones(K)}
     given |= functions(name)

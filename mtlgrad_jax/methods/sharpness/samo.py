@@ -120,7 +120,7 @@ def samo(
         check_function("grad_fn", grad_fn)
         mean_grad = jax.tree.map(partial(as_array, "mean_grad"), mean_grad)
         given, wanted = (
-            (jax.tree.structure(tree), [jnp.shape(leaf) for leaf in jax.tree.leaves(tree)])
+            (jax.tree.structure(tree), [np.shape(leaf) for leaf in jax.tree.leaves(tree)])
             for tree in (mean_grad, params)
         )
         if given != wanted:
