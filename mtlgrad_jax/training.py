@@ -1,5 +1,6 @@
 """Compose losses, a method and an optimizer: `balanced_value_and_grad`, `chain`, `accumulate`, `pareto_front`."""
 
+import inspect
 from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
@@ -61,6 +62,7 @@ def balanced_value_and_grad(
       [0.0]
     """
     check_oracle(losses_fn, argnums, has_aux)
+    check_keywords(losses_fn)
     if not isinstance(method, optax.GradientTransformation):
         raise ValueError(f"`method` must be one such as mtlgrad_jax.cagrad(), got {type(method).__name__}.")
     if rows is not None:
@@ -76,6 +78,15 @@ def balanced_value_and_grad(
         return ((jacobian.losses, jacobian.aux) if has_aux else jacobian.losses), gradient, new_state
 
     return step
+
+
+def check_keywords(losses_fn: Callable[..., Any]) -> None:
+    """Raise if `losses_fn` takes `extra_args`, which `balanced_value_and_grad` keeps for the method's update."""
+    if "extra_args" in inspect.signature(losses_fn).parameters:
+        raise ValueError(
+            "`losses_fn` must not take `extra_args`: step(..., extra_args={}) holds arguments of the method's update. "
+            "Rename the argument."
+        )
 
 
 def chain(*transforms: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:
