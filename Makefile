@@ -7,7 +7,7 @@ INSTALLED := $(VENV)/.installed
 ARGS ?=
 SIDE_BY_SIDE := -n 2 --dist loadfile --ignore tests/peers
 
-.PHONY: demo toy pareto burgers fs_mtl test nightly sharded tables api docs peers stress soak bench cost coordinates device compile compiled notebooks lint dist clean
+.PHONY: demo toy pareto burgers fs_mtl test nightly sharded tables api docs peers stress soak bench cost step coordinates device compile compiled notebooks lint dist clean
 
 demo: $(INSTALLED)  ## train a two-task network on MultiMNIST and compare methods
 	$(BIN)/python -m benchmarks.multimnist $(ARGS)
@@ -68,6 +68,9 @@ pareto: $(INSTALLED)  ## whole Pareto fronts, one program each
 
 cost: $(INSTALLED)  ## time and memory of training steps beside the plain step's
 	$(BIN)/python -m benchmarks.cost $(ARGS)
+
+step: $(VENV)/.peers  ## time and memory of training steps against the number of tasks, beside TorchJD's
+	$(BIN)/python -m benchmarks.step $(ARGS)
 
 coordinates: $(VENV)/.peers  ## time of coordinate-wise methods beside a copy of the stack and TorchJD's
 	$(BIN)/python -m benchmarks.coordinates $(ARGS)

@@ -140,7 +140,8 @@ def summary(row: Row) -> str:
 def checked() -> dict[str, str]:
     """Return how many updates of each method were compared with its reference, from the table of that page."""
     found = {}
-    for name, _, count, error, narrow_count, narrow_error in table_rows((DOCS / "checked.md").read_text()):
+    table = (DOCS / "checked.md").read_text().partition("<!-- /checked -->")[0]
+    for name, _, count, error, narrow_count, narrow_error in table_rows(table):
         if count != "-":
             found[name] = f"{count} updates in float64, to {error}; {narrow_count} in float32, to {narrow_error}"
     return found

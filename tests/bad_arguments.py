@@ -14,7 +14,7 @@ BAD = {
         {"key": None},
     ),
     "cagrad": ({"c": -0.1}, {"c": None}, {"rescale": "2"}),
-    "imgrad": ({"c": -0.1}, {"c": None}, {"rescale": "2"}),
+    "imgrad": ({"c": -0.1}, {"c": None}, {"rescale": "2"}, {"offset": 0.9}),
     "conicgrad": ({"c": -0.1}, {"c": 1.0}),
     "fairgrad": ({"alpha": 0.0}, {"alpha": -1.0}),
     "imtl_g": ({"sign": "plus"},),

@@ -89,9 +89,9 @@ def cagrad_gap(M, c, weights, rounding=0, enough=0):
     best = min([*np.eye(K), min_norm_point(M), *(v / v.sum() for v in multiples if v.any())], key=gap)
     if gap(best) > enough:
         found = scipy.optimize.minimize(
-            lambda w: _ratio(dual(w), scale),
+            lambda w: _ratio(w @ g0 + r * np.linalg.norm(F @ w), scale),
             best,
-            jac=lambda w: _ratio(g0 + r * _ratio(M @ w - rounding * (n @ w) * n, length(w)), scale),
+            jac=lambda w: _ratio(g0 + r * _ratio(M @ w, np.linalg.norm(F @ w)), scale),
             method="SLSQP",
             bounds=[(0, 1)] * K,
             constraints={"type": "eq", "fun": lambda w: w.sum() - 1, "jac": np.ones_like},

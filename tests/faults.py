@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from harness import EVERY, FUNCTIONS, P, flat, make, tree, zeros
+from harness import EVERY, UNSTACKED, P, flat, functions, make, tree, zeros
 
 import mtlgrad_jax as mtl
 from mtlgrad_jax._core.step import infos
@@ -22,7 +22,7 @@ K, STEPS, AT = 3, 40, 8  # tasks, steps of the program, the step of the fault
 
 
 # The wrappers around a method; skip_nonfinite_tasks, which has another answer to NaN, is tested on its own.
-WRAPPED = [row.name for row in WRAPPERS if isinstance(make(row.name, K), mtl.Method)]
+WRAPPED = [row.name for row in WRAPPERS if row.wraps]
 WRAPPED.remove("skip_nonfinite_tasks")
 NAMES = EVERY + WRAPPED
 
@@ -55,15 +55,27 @@ def last_info(state):
     return jax.tree.map(jnp.max, infos(state)[0])
 
 
+def update(name, tx, state, now):
+    """One step. At the parameters, which are zero, its functions have these losses and gradients, and curvature one."""
+
+    def losses_fn(params):
+        p = flat(params)
+        return [loss + row @ p + p @ p / 2 for loss, row in zip(now.losses, now.grads, strict=True)]
+
+    grads = now.grads.mean(axis=0, where=now.present[:, None]) if name in UNSTACKED else now.grads
+    own = {"losses": now.losses, "task_mask": now.present, **functions(name, losses_fn)}
+    return tx.update(tree(grads), state, zeros(grads.dtype), **own)
+
+
 @functools.cache
 def program(name):
     """The first state of a method, and a function of a state and Steps that gives the last state and what was Seen."""
-    tx, own = make(name, K), FUNCTIONS.get(name, {})
+    tx = make(name, K)
 
     def step(state, now):
-        update, state = tx.update(tree(now.grads), state, zeros(), losses=now.losses, task_mask=now.present, **own)
+        gradient, state = update(name, tx, state, now)
         info = last_info(state)
-        return state, Seen(flat(update), all_finite((update, state)), info.result, info.skipped, info.fallbacks)
+        return state, Seen(flat(gradient), all_finite((gradient, state)), info.result, info.skipped, info.fallbacks)
 
     run = jax.jit(lambda state, steps: jax.lax.scan(step, state, steps))
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import mtlgrad_jax as mtl
-from mtlgrad_jax.registry import METHODS, ROWS
+from mtlgrad_jax.registry import METHODS, ROWS, WRAPPERS
 from mtlgrad_jax.registry import make as make_row
 
 P = 7
@@ -102,10 +102,15 @@ def losses_of(params, num_tasks=3):
     return jnp.arange(1.0, 1 + num_tasks) * jnp.sum(params["w"] ** 2)
 
 
-FUNCTIONS = {
-    "gen_learning_rate": {"value_fn": lambda params: jnp.sum(params["w"] ** 2)},
-    "fs_mtl": {"grad_fn": mtl.perturbed_task_grad(losses_of)},
-    "samo": {"losses_fn": losses_of, "grad_fn": mtl.perturbed_task_grad(losses_of)},
-}
-"""Arguments that some updates need besides losses."""
-UNSTACKED = ("gen_learning_rate", "samo")  # these take ordinary gradients
+def functions(name, losses_fn=losses_of):
+    """The functions that an update of a row requires, of these losses."""
+    known = {
+        "value_fn": lambda params: jnp.sum(losses_fn(params)),
+        "losses_fn": losses_fn,
+        "grad_fn": mtl.perturbed_task_grad(losses_fn),
+    }
+    return {key: function for key, function in known.items() if key in " ".join(ROWS[name].functions)}
+
+
+UNSTACKED = [row.name for row in WRAPPERS if {"value_fn", "losses_fn"} & {*row.functions}]
+"""Those that evaluate losses themselves take an ordinary gradient."""

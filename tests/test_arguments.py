@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from harness import FIXED, FUNCTIONS, UNSTACKED, flat, losses_of, raises_naming, zeros
+from harness import FIXED, UNSTACKED, flat, functions, losses_of, raises_naming, zeros
 from jax.typing import DTypeLike
 from jaxtyping import PyTree
 
@@ -257,7 +257,7 @@ def test_leaves_that_are_not_floating_count_as_zero(name):
     grads = MIXED if row.name in UNSTACKED else stack_of(MIXED)
 
     def step(grads, params):
-        return tx.update(grads, tx.init(params), params, losses=jnp.ones(K), **FUNCTIONS.get(row.name, {}))[0]
+        return tx.update(grads, tx.init(params), params, losses=jnp.ones(K), **functions(row.name))[0]
 
     wanted = grads if row.name in ("per_task", "dropgrad") else MIXED
     assert jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), jax.eval_shape(step, grads, MIXED)) == jax.tree.map(
@@ -271,7 +271,7 @@ def test_functions_of_a_step_are_named(name):
     method = {"value_fn": "gen_learning_rate", "losses_fn": "samo", "grad_fn": "samo"}[name]
     tx = make_row(ROWS[method], K)
     with pytest.raises(ValueError, match=raises_naming(name)):
-        tx.update(zeros(), tx.init(zeros()), zeros(), **{**FUNCTIONS[method], name: 3})
+        tx.update(zeros(), tx.init(zeros()), zeros(), **{**functions(method), name: 3})
 
 
 OURS = re.compile(r"`[\w.\[\]]+` (must|is no)|A method cannot stand")

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from harness import FUNCTIONS, P, flat, make, tree, zeros
+from harness import P, flat, functions, make, tree, zeros
 
 import mtlgrad_jax as mtl
 from mtlgrad_jax.registry import ROWS, needs
@@ -103,7 +103,7 @@ def loop(tx, grads, params, **extra):
 
 def arguments(name):
     losses = {"losses": LOSSES} if "losses" in needs(ROWS[name]) else {}
-    return losses | FUNCTIONS.get(name, {})
+    return losses | functions(name)
 
 
 def check(name, says, build, behind, rows=G):

@@ -55,6 +55,22 @@ def test_links_lead_to_files_and_headings(path):
             assert anchor in anchors(found.read_text()), target
 
 
+@pytest.mark.nightly
+@pytest.mark.parametrize("loop", ["Plain optax", "Flax NNX", "Flax Linen", "Equinox", "Haiku"])
+def test_a_training_loop_can_be_copied(loop):
+    """Alone with the data of the page it trains, in no more than 30 lines that are not blank."""
+    page = (ROOT / "docs" / "training_loops.md").read_text()
+    data, code = (
+        re.search(r"```python\n(.*?)```", text, re.DOTALL)[1] for text in (page, page.split(f"\n## {loop}\n")[1])
+    )
+    assert sum(map(bool, (data + code).splitlines())) <= 30
+    before, after = {}, {}
+    exec(data + code.replace("range(50)", "range(1)"), before)
+    exec(data + code, after)
+    for task, loss in before["losses"].items():
+        assert after["losses"][task] < 0.8 * loss
+
+
 def anchors(text):
     """The anchors that GitHub gives to a page's headings."""
     headings = re.findall(r"^#+ (.*)$", text, re.MULTILINE)

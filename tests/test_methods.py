@@ -31,6 +31,7 @@ OPTIONS = [
     ("cagrad", {"c": 0.1, "rescale": "1+c"}),
     ("imgrad", {"c": 0.4, "rescale": "1+c^2"}),
     ("imgrad", {"c": 2.0}),
+    ("imgrad", {"offset": 1.0}),
     ("fairgrad", {"alpha": 0.5}),
     ("fairgrad", {"alpha": 10.0}),
     ("upgrad", {"regularization": 1e-4}),

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from families import stack
-from harness import EVERY, P, make, tree, zeros
+from harness import EVERY, UNSTACKED, P, make, tree, zeros
 
 import mtlgrad_jax as mtl
 from mtlgrad_jax.methods.sharpness.fs_mtl import COPIES
@@ -25,7 +25,7 @@ WRAPPED = {
     "shared_private": lambda: mtl.shared_private(mtl.gradnorm(num_tasks=K), {"b": False, "w": True}),
     "shared_private(weighted)": lambda: mtl.shared_private(mtl.imtl_g(), {"b": False, "w": True}, private="weighted"),
     "partition": lambda: mtl.partition({"one": mtl.imtl_g(), "two": mtl.uw(num_tasks=K)}, {"b": "one", "w": "two"}),
-    "nested": lambda: mtl.shared_private(
+    "shared_private(nested)": lambda: mtl.shared_private(
         mtl.with_metrics(mtl.smoothed(mtl.update_every(mtl.nash_mtl(), K, 2), K), K), {"b": False, "w": True}
     ),
 }
@@ -39,10 +39,14 @@ EAGER |= {
 }
 
 
-def step_of(tx):
+UNSTORED = [*EVERY, *(row.name for row in WRAPPERS if row.wraps and row.name not in UNSTACKED)]
+"""Those that take gradients which are not stored."""
+
+
+def step_of(tx, **own):
     @jax.jit
     def step(grads, state, losses, mask):
-        return tx.update(grads, state, zeros(), losses=losses, task_mask=mask)
+        return tx.update(grads, state, zeros(), losses=losses, task_mask=mask, **own)
 
     return step
 

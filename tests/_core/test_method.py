@@ -10,16 +10,16 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from factories import ALL, EAGER, FACTORIES, G, K, arguments
+from factories import ALL, EAGER, FACTORIES, UNSTORED, G, K, arguments
 from harness import (
     EVERY,
     FIXED,
-    FUNCTIONS,
     PARAMS,
     UNSTACKED,
     WEIGHED,
     P,
     flat,
+    functions,
     losses_of,
     make,
     precisions,
@@ -33,7 +33,7 @@ from mtlgrad_jax.solvers._solution import SOLVED
 
 
 @pytest.mark.sample(3)
-@pytest.mark.parametrize("name", EVERY)
+@pytest.mark.parametrize("name", UNSTORED)
 def test_under_the_flags_for_debugging_without_a_stack(name):
     tx, params = make(name, K), {"b": jnp.asarray([0.5]), "w": jnp.asarray([[0.2, -0.1, 0.4], [0.5, 0.3, -0.2]])}
     goals = jnp.asarray(np.random.default_rng(0).normal(size=(K, P)), jnp.float32)
@@ -42,7 +42,7 @@ def test_under_the_flags_for_debugging_without_a_stack(name):
         return 1 + jnp.sum((flat(params) - goals) ** 2, axis=1)
 
     def step(params, state):
-        return tx.update(mtl.linearize(losses_fn, params), state, params)
+        return tx.update(mtl.linearize(losses_fn, params), state, params, **functions(name, losses_fn))
 
     compiled, state = jax.jit(step), tx.init(params)
     for _ in range(2):
@@ -83,10 +83,8 @@ SWITCHES = {
 )
 def test_under_the_users_switches(name, switch, num_tasks):
     """On both routes, traced only: the update has the dtypes of the gradients, and the state keeps its own."""
-    own, losses_fn = dict(FUNCTIONS.get(name, {})), partial(losses_of, num_tasks=num_tasks)
-    own |= {key: losses_fn for key in own if key == "losses_fn"}
-    own |= {key: mtl.perturbed_task_grad(losses_fn) for key in own if key == "grad_fn"}
-    params = zeros(jnp.float32)
+    losses_fn = partial(losses_of, num_tasks=num_tasks)
+    own, params = functions(name, losses_fn), zeros(jnp.float32)
     grads = params if name in UNSTACKED else jax.tree.map(lambda p: jnp.ones((num_tasks, *p.shape), p.dtype), params)
     like = grads if name in ("per_task", "dropgrad") else params
 
@@ -99,7 +97,7 @@ def test_under_the_users_switches(name, switch, num_tasks):
         start = tx.init(params)
         wanted = jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), (like, start))
         assert kept(tx, start, grads, jnp.ones(num_tasks)) == wanted
-        if name not in UNSTACKED and isinstance(tx, mtl.Method):
+        if name in UNSTORED:
 
             def step(params, state):
                 return tx.update(mtl.linearize(losses_fn, params), state, params, **own)
@@ -110,12 +108,15 @@ def test_under_the_users_switches(name, switch, num_tasks):
 
 @pytest.mark.parametrize("name", EAGER)
 def test_products_are_in_full_precision(name):
-    """By default, they are in bfloat16 on TPUs and in TensorFloat-32 on GPUs."""
-    tx, own = EAGER[name](), FUNCTIONS.get(name.split("(")[0], {})
+    """On both routes. By default, they are in bfloat16 on TPUs and in TensorFloat-32 on GPUs."""
+    tx, own = EAGER[name](), functions(name.split("(")[0])
     grads = zeros() if name.split("(")[0] in UNSTACKED else arguments()[0]
-    program = jax.make_jaxpr(lambda g, s, loss: tx.update(g, s, zeros(), losses=loss, **own))
+    stored = jax.make_jaxpr(lambda g, s, loss: tx.update(g, s, zeros(), losses=loss, **own))
+    unstored = jax.make_jaxpr(lambda p, s: tx.update(mtl.linearize(losses_of, p), s, p, **own))
     with jax.default_matmul_precision("bfloat16"):
-        found = set(precisions(program(grads, tx.init(zeros()), arguments()[1]).jaxpr))
+        programs = [stored(grads, tx.init(zeros()), arguments()[1])]
+        programs += [unstored(zeros(), tx.init(zeros()))] if name.split("(")[0] in UNSTORED else []
+        found = {precision for program in programs for precision in precisions(program.jaxpr)}
     assert found <= {(jax.lax.Precision.HIGHEST,) * 2}
     assert found or not getattr(tx, "looks", False)
 
@@ -161,7 +162,7 @@ def test_eager_steps_compile_once(name):
             compiled.append(event)
 
     if name in EAGER:
-        tx, own = EAGER[name](), FUNCTIONS.get(name.split("(")[0], {})
+        tx, own = EAGER[name](), functions(name.split("(")[0])
         grads, losses, _ = arguments()
         grads = zeros() if name.split("(")[0] in UNSTACKED else grads
         state, step = tx.init(zeros()), lambda state: tx.update(grads, state, zeros(), losses=losses, **own)[1]

@@ -1,8 +1,9 @@
-"""This library's side of comparisons with peers: methods in float64, compiled once per method, arguments and K.
+"""Comparisons with peers, and this library's side of them: methods in float64, compiled once per method, arguments, K.
 
 List arguments are given as tuples.
 """
 
+import collections
 import functools
 from pathlib import Path
 
@@ -12,7 +13,28 @@ import numpy as np
 
 import mtlgrad_jax as mtl
 
-COMING_FROM = Path(__file__).parents[2] / "docs" / "coming_from.md"
+DOCS = Path(__file__).parents[2] / "docs"
+COMING_FROM = DOCS / "coming_from.md"
+COMPARED = collections.defaultdict(list)
+"""Deviations of all updates compared so far, by peer and method."""
+EXPECTED = set()
+"""The methods that peers have too."""
+
+
+def against(peer, covered):
+    """Return an assertion that updates, or weights, of a method are those of a peer, which counts as a comparison.
+
+    With `covered`, the peer's methods and our counterparts, each of which is to be compared.
+    """
+    EXPECTED.update(covered.values())
+
+    def agree(name, ours, wanted, size=0.0, **tolerances):
+        ours, wanted = np.asarray(ours, float), np.asarray(wanted, float)
+        np.testing.assert_allclose(ours, wanted, **tolerances)
+        error, largest = (np.abs(values).max(axis=-1) for values in (ours - wanted, wanted))
+        COMPARED[peer, name].extend(np.ravel(error / np.maximum(largest, size or np.finfo(float).tiny)))
+
+    return agree
 
 
 def _make(name, kwargs):

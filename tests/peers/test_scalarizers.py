@@ -3,7 +3,7 @@
 import jax
 import numpy as np
 import pytest
-from peerlib import COMING_FROM, weigh
+from peerlib import COMING_FROM, against, weigh
 
 import mtlgrad_jax as mtl
 from mtlgrad_jax.registry import ROWS
@@ -45,6 +45,7 @@ COVERED = {
     "UW": "uw",
 }
 """Their scalarizers, and ours, which the tests here compare."""
+agree = against("TorchJD", COVERED)
 
 
 def test_every_scalarizer_has_a_counterpart():
@@ -81,7 +82,7 @@ def test_scalarizers(name, scale):
     losses, peer = scale * LOSSES, make()
     wanted = np.stack([derivatives(peer, row) for row in losses])
     tolerance = 1e-5 if name == "pbi" and scale < 1 else 1e-11
-    np.testing.assert_allclose(ours(name.split(",")[0], losses, **kwargs), wanted, rtol=tolerance, atol=tolerance)
+    agree(name.split(",")[0], ours(name.split(",")[0], losses, **kwargs), wanted, rtol=tolerance, atol=tolerance)
 
 
 @pytest.mark.parametrize(("name", "peer"), [("uw", "UW"), ("imtl_l", "IMTLL")])
@@ -96,7 +97,7 @@ def test_learned_scales(name, peer):
         module(values).backward()
         wanted.append(values.grad.numpy().copy())
         optimizer.step()
-    np.testing.assert_allclose(ours(name, LOSSES, num_tasks=K), wanted, rtol=1e-9)
+    agree(name, ours(name, LOSSES, num_tasks=K), wanted, rtol=1e-9)
 
 
 def test_dwa():
@@ -105,7 +106,7 @@ def test_dwa():
     for losses in LOSSES:
         wanted.append(derivatives(peer, losses))
         peer.step()
-    np.testing.assert_allclose(ours("dwa", LOSSES, num_tasks=K, temperature=0.7, window=1), wanted, rtol=1e-12)
+    agree("dwa", ours("dwa", LOSSES, num_tasks=K, temperature=0.7, window=1), wanted, rtol=1e-12)
 
 
 def test_dwa_with_longer_epochs():
@@ -114,7 +115,7 @@ def test_dwa_with_longer_epochs():
         wanted.append(derivatives(peer, losses))
         if t % 2 == 0:
             peer.step()
-    np.testing.assert_allclose(ours("dwa", LOSSES, num_tasks=K, window=2), wanted, rtol=1e-12)
+    agree("dwa", ours("dwa", LOSSES, num_tasks=K, window=2), wanted, rtol=1e-12)
 
 
 def test_famo():
@@ -124,7 +125,7 @@ def test_famo():
         wanted.append(derivatives(peer, losses))
         if following is not None:
             peer.update(tensor(following))
-    np.testing.assert_allclose(ours("famo", LOSSES, num_tasks=K, learning_rate=0.1, gamma=0.01), wanted, rtol=1e-6)
+    agree("famo", ours("famo", LOSSES, num_tasks=K, learning_rate=0.1, gamma=0.01), wanted, rtol=1e-6)
 
 
 def test_random_weights_have_the_same_law():

@@ -181,6 +181,16 @@ def test_libmtl_gls_is_nan_where_the_product_underflows():
     np.testing.assert_allclose(ours, 0.25, rtol=1e-5)
 
 
+def test_torchjd_gls_raises_where_a_step_is_skipped():
+    """Section 2.5: one negative loss, as a likelihood may have, ends the training."""
+    losses = np.asarray([1.0, -1.0])
+    with pytest.raises(ValueError, match="negative"):
+        scalarization.GeometricMean()(tensor(losses))
+    ours, state = weigh("gls", [np.eye(2)], [losses])
+    np.testing.assert_array_equal(ours, 0)
+    assert int(state.info.skipped) == 1
+
+
 def test_libmtl_gls_reports_the_weights_of_other_tasks():
     """Section 2.5: its reported weights l / (K prod(l)) are larger for larger losses, those it applies are smaller."""
     losses = np.asarray([1.0, 4])
@@ -615,6 +625,15 @@ def test_dwa_of_the_nash_mtl_code_takes_losses_for_ratios():
     np.testing.assert_allclose(peers[50], 1)
     ours, _ = weigh("dwa", [np.eye(2)] * 60, [losses] * 60, num_tasks=2, window=25)
     np.testing.assert_allclose(ours, 1)
+
+
+def test_torchjd_excess_mtl_is_nan_from_the_first_step_on():
+    """Section 3.3: it exponentiates the first excess, the 1-norm of a gradient; the official code only stores it."""
+    G, peer = np.full((2, 10_000), 0.2) * [[1.0], [2.0]], agg.ExcessMTL()
+    for _ in range(3):
+        assert np.isnan(peer(tensor(G)).numpy()).all()
+    ours = updates("excess_mtl", [G] * 3, num_tasks=2, learning_rate=1.0)
+    np.testing.assert_allclose(ours, np.broadcast_to(G.sum(axis=0), ours.shape), rtol=1e-9)
 
 
 def test_libmtl_moco_stays_near_equal_weights():

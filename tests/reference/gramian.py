@@ -133,18 +133,18 @@ def cagrad(G, L, c=0.4, rescale="none"):
 
 
 @weighted
-def imgrad(G, L, c=0.8, rescale="none"):
-    """Zhou et al. 2025: d = g0 + r g_w/‖g_w‖ with r = c‖g0‖ and w = argmin (3/2 - φ)<g_w, g0> + φ r‖g_w‖.
+def imgrad(G, L, c=0.8, rescale="none", offset=1.5):
+    """Zhou et al. 2025: d = g0 + r g_w/‖g_w‖ with r = c‖g0‖ and w = argmin (o - φ)<g_w, g0> + φ r‖g_w‖.
 
-    φ is the cosine of g0 with the min-norm point, here at least 1e-8. Divided by 3/2 - φ, the objective is the dual of
-    CAGrad with another radius.
+    φ is the cosine of g0 with the min-norm point; φ and o - φ are at least 1e-8. Divided by o - φ, the objective is the
+    dual of CAGrad with another radius.
     """
     g0 = G.mean(axis=0)
     r, shortest = c * np.linalg.norm(g0), min_norm(G) @ G
     length = np.linalg.norm(shortest) * np.linalg.norm(g0)
     stationary = np.linalg.norm(shortest) <= 1e-13 * norms(G).max()
     cos = 1e-8 if stationary else max(shortest @ g0 / length, 1e-8)
-    share = cos / (1.5 - cos)
+    share = cos / max(offset - cos, 1e-8)
     v = best_in_ball(G, share * r) / share
     return (1 / len(G) + v) / {"none": 1, "1+c^2": 1 + c**2, "1+c": 1 + c}[rescale]
 

@@ -1,10 +1,10 @@
 """GCond, the gradient conductor (Alves Limarenko & Studenikina 2025, arXiv 2509.07252).
 
-The formulas are those of the official code (AlevLab-dev/GCond), without its accumulation (see `accumulate`) and
-momentum. Departures: the averages of the norms begin at a task's first norm, not at 1; equal scores go to the longer
-gradient; a gradient is in no further conflict below a hundredth of its length, not below a squared norm of 1e-8; and
-stability compares with the previous gradient as it was, as the code's comments say, where the code has overwritten it
-with the resolved one.
+The formulas are (3) to (9) of the paper, as in the official code (AlevLab-dev/GCond). Left out are what surrounds them,
+accumulation and momentum (see `accumulate`). Departures from the code: the averages of the norms begin at a task's
+first norm, not at 1; equal scores go to the longer gradient; a gradient is in no further conflict below a hundredth of
+its length, not below a squared norm of 1e-8; and stability compares with the previous gradient as it was, as the paper
+says, where the code has overwritten it with the resolved one.
 """
 
 from functools import partial
@@ -237,7 +237,6 @@ ROW = Row(
             arxiv="2509.07252",
         ),
     ),
-    note="formulas from the official code",
     promises=frozenset({HOMOGENEOUS}),
     kwargs=num_tasks_only,
     checked="numpy float64 of the definition; formula from official code",

@@ -1,7 +1,7 @@
 """IMGrad, imbalance-sensitive gradients (Zhou, Liu, Zhao & Gong, IJCAI 2025, arXiv 2503.08006).
 
-The formula is that of the official NYUv2 code (zzpustc/IMGrad), solved exactly; its Cityscapes code scales only a part
-of the inner product.
+Follows the official NYUv2 code (zzpustc/IMGrad), solved exactly; its `offset` of 3/2 is 1 in the paper's (11). The code
+for Cityscapes scales only a part of the inner product.
 """
 
 import jax.numpy as jnp
@@ -16,23 +16,24 @@ from mtlgrad_jax.methods.gramian.cagrad import Rescale
 from mtlgrad_jax.solvers import max_min_direction, min_norm, normalized
 
 
-def imgrad(c: Number = 0.8, rescale: Rescale = "none") -> Method:
+def imgrad(c: Number = 0.8, rescale: Rescale = "none", offset: Number = 1.5) -> Method:
     r"""Turn the mean gradient towards the worst-off task, the more so the less it agrees with the min-norm point.
 
-    .. math:: w = \arg\min_w \Bigl( \tfrac{3}{2} - \phi \Bigr) \langle g_w, g_0 \rangle + \phi \, c \, \|g_0\| \|g_w\|,
-              \qquad d = g_0 + c \, \|g_0\| \frac{g_w}{\|g_w\|}, \qquad \phi = \cos(g_0, g_{mn})
+    .. math:: w = \arg\min_w (o - \phi) \langle g_w, g_0 \rangle + \phi \, c \, \|g_0\| \|g_w\|, \qquad
+              d = g_0 + c \, \|g_0\| \frac{g_w}{\|g_w\|}, \qquad \phi = \cos(g_0, g_{mn})
 
     with w on the simplex, :math:`g_w = \sum_i w_i g_i`, :math:`g_0` the mean gradient and :math:`g_{mn}` the min-norm
-    point of the gradients' convex hull. So w is that of CAGrad with the radius :math:`c \phi / (3/2 - \phi)`, the same
-    for :math:`\phi` = 3/4. The smaller :math:`\phi` is, a sign of conflicts or of very different lengths, the more the
-    worst-off tasks count. d stays in the ball of radius c. :math:`\phi` cannot be told from zero below the root of the
-    dtype's eps, which is its least value here. Where :math:`g_w = 0`, and its
-    direction undefined, :math:`d - g_0` is that of CAGrad with the smaller radius, times :math:`(3/2 - \phi) / \phi`.
+    point of the gradients' convex hull. So w is that of CAGrad with the radius :math:`c \phi / (o - \phi)`, the same
+    for :math:`\phi = o/2`. The smaller :math:`\phi` is, a sign of conflicts or of very different lengths, the more the
+    worst-off tasks count. d stays in the ball of radius c. The least value of :math:`\phi` and :math:`o - \phi` is the
+    root of the dtype's eps, below which they cannot be told from zero. Where :math:`g_w = 0`, and its direction
+    undefined, :math:`d - g_0` is that of CAGrad with the smaller radius, times :math:`(o - \phi) / \phi`.
 
     Args:
       c: radius of the ball around the mean gradient, divided by its norm, >= 0: 0.8 in the official scripts. With
         values below 1 the mean loss descends.
       rescale: "none", or divide by "1+c^2" (official code) or "1+c", as in `cagrad`.
+      offset: :math:`o` >= 1; 1 in the paper.
 
     Example:
       >>> import jax.numpy as jnp, mtlgrad_jax as mtl
@@ -44,11 +45,12 @@ def imgrad(c: Number = 0.8, rescale: Rescale = "none") -> Method:
     """
     check_number("c", c, at_least=0)
     check_choice("rescale", rescale, ("none", "1+c^2", "1+c"))
+    check_number("offset", offset, at_least=1)
 
     def kernel(*, gramian: Gramian, present: Present) -> Weights:
         radius = jnp.asarray(c, gramian.dtype)
         agreement = _agreement(gramian, present)
-        share = agreement / (1.5 - agreement)
+        share = agreement / jnp.maximum(offset - agreement, jnp.sqrt(jnp.finfo(gramian.dtype).eps))
         solved = max_min_direction(gramian, radius * share, present)
         weights = uniform(present) + solved.value / share
         divisor = {"none": 1, "1+c^2": 1 + radius**2, "1+c": 1 + radius}[rescale]
@@ -80,7 +82,7 @@ ROW = Row(
             arxiv="2503.08006",
         ),
     ),
-    note="formula from the official code",
+    note="default offset from the official code",
     promises=frozenset({DESCENT, HOMOGENEOUS, PERMUTATION}),
     checked="numpy float64 of the dual; formula from official code",
 )

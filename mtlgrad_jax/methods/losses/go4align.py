@@ -1,7 +1,8 @@
 """GO4Align, group optimization for multi-task alignment (Shen et al. 2024, arXiv 2404.06486).
 
-Formulas from the official code. Its k-means starts from random centres; here the groups are the best ones. A task's
-indicator is floored at the dtype's smallest number times the total, so that it can grow again.
+Follows the official code, whose weights are K times those of the paper: its (5) has the mean of the losses in place of
+their sum. The k-means there starts from random centres; here the groups are the best ones. A task's indicator is
+floored at the dtype's smallest number times the total, so that it can grow again.
 """
 
 from functools import partial
@@ -110,7 +111,7 @@ ROW = Row(
             arxiv="2404.06486",
         ),
     ),
-    note="formulas from the official code",
+    note="scale of the official code",
     promises=frozenset({HOMOGENEOUS, PERMUTATION, CONTINUOUS, LINEAR}),
     kwargs=lambda num_tasks: {"num_tasks": num_tasks, "num_groups": 2},
     checked="numpy float64 of the formulas, groups by enumeration",

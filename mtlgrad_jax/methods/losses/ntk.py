@@ -1,6 +1,7 @@
 """Weights from the traces of neural tangent kernels (Wang, Yu & Perdikaris 2020, arXiv 2007.14527).
 
-Follows the official code (PredictiveIntelligenceLab/PINNsNTK); `scale="mean"` follows jaxpi by the same authors.
+Follows the paper's Algorithm 1, as the official code does (PredictiveIntelligenceLab/PINNsNTK). `scale="mean"` follows
+jaxpi by the same authors.
 """
 
 from typing import Literal
@@ -28,7 +29,7 @@ def ntk(traces: PyTree, scale: Literal["sum", "mean"] = "sum") -> Method:
 
     Args:
       traces: :math:`t` >= 0, (K,) or a pytree under the tasks' names; or a function without arguments that returns it.
-      scale: :math:`S`: the sum of the traces ("sum", official code) or their mean ("mean", jaxpi).
+      scale: :math:`S`: the sum of the traces ("sum", paper) or their mean ("mean", jaxpi).
 
     Example:
       >>> import jax.numpy as jnp, mtlgrad_jax as mtl
@@ -70,7 +71,6 @@ ROW = Row(
             arxiv="2007.14527",
         ),
     ),
-    note="formula from the official code",
     promises=frozenset({HOMOGENEOUS, CONTINUOUS, LINEAR}),
     kwargs=lambda num_tasks: {"traces": [1.0 + i for i in range(num_tasks)]},
 )

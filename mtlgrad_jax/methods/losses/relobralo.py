@@ -1,8 +1,9 @@
 """ReLoBRaLo, relative loss balancing with random look-back (Bischof & Kraus 2021, arXiv 2110.09813).
 
-Follows the official code (rbischof/relative_balancing), including weights of one in the first step and no memory in the
-second. Departures: "first" losses are those of the first step, in the code of the second; counts are per task; and the
-code's 1e-12 in denominators is left out, as losses must be positive.
+The formula is the paper's (11). How it starts follows the official code (rbischof/relative_balancing): weights of one
+in the first step and no memory in the second. Departures from that code: "first" losses are those of the first step, as
+in the paper, not of the second; counts are per task; and the 1e-12 in denominators is left out, as losses must be
+positive.
 """
 
 from typing import NamedTuple
@@ -106,7 +107,6 @@ ROW = Row(
             arxiv="2110.09813",
         ),
     ),
-    note="formulas from the official code",
     promises=frozenset({HOMOGENEOUS, PERMUTATION, CONTINUOUS, LINEAR}),
     kwargs=num_tasks_only,
     checked="numpy float64 of the definition, with and without look-back in every step; formula from official code",

@@ -126,7 +126,7 @@ ROW = Row(
             arxiv="1912.12355",
         ),
     ),
-    note="formulas from the official code",
+    note="formulas from the official code; the paper was not at hand",
     promises=frozenset({HOMOGENEOUS, PERMUTATION, CONTINUOUS, LINEAR}),
     kwargs=num_tasks_only,
     checked="numpy float64 of the definition over all steps; values from the official code's documentation",

@@ -1,8 +1,9 @@
 """EPO, exact Pareto optimal search (Mahapatra & Rajan 2020).
 
-Follows the official code (dbmptr/EPOSearch), whose training loops multiply the result by K and whose toy experiments
-multiply the step by 10 max(mu, 0.1); this does neither. Nearly equal relative losses count as equal here, in the code
-only exactly equal ones.
+Follows the paper's program (24) and the official code (dbmptr/EPOSearch), which differ in the last constraint of a
+descending step: it is the code's, and `relaxed` leaves it out as the paper does. The code's training loops also
+multiply the result by K, and its toy experiments the step by 10 max(mu, 0.1); this does neither. Nearly equal relative
+losses count as equal here, in the code only exactly equal ones.
 """
 
 import jax.numpy as jnp
@@ -114,7 +115,6 @@ ROW = Row(
             booktitle="ICML",
         ),
     ),
-    note="formulas from the official code",
     promises=frozenset({HOMOGENEOUS, PERMUTATION}),
     checked="vertex enumeration and scipy's linear programs; duality; formula from official code",
 )

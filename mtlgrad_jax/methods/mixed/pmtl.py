@@ -1,7 +1,8 @@
 """PMTL, Pareto multi-task learning (Lin et al. 2019, arXiv 1912.12854).
 
-Follows the official synthetic example (Xi-L/ParetoMTL), with any number of tasks instead of two. The official script
-for MultiMNIST also multiplies the weights by K / sum |w|, and first takes at most two epochs of initial steps
+A step solves the paper's problem (14), an initial step its problem (9). A constraint is active where it is violated, as
+in the official synthetic example (Xi-L/ParetoMTL); in the paper, also within a threshold of its boundary. The official
+MultiMNIST script also multiplies the weights by K / sum |w|, and first takes at most two epochs of initial steps
 (`initial_steps` here).
 """
 
@@ -137,8 +138,7 @@ ROW = Row(
             arxiv="1912.12854",
         ),
     ),
-    note="formulas from the official code",
     promises=frozenset({NON_CONFLICTING, DESCENT, HOMOGENEOUS, CONTINUOUS}),
     kwargs=_smallest,
-    checked="support enumeration and scipy's NNLS",
+    checked="support enumeration and scipy's NNLS; formula from official code",
 )

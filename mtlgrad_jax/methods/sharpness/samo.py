@@ -200,7 +200,7 @@ ROW = Row(
             arxiv="2507.07883",
         ),
     ),
-    note="formulas from the official code",
+    note="formulas from the official code; the paper was not at hand",
     wraps="mgda",
     functions=("losses_fn", "grad_fn"),
     checked="numpy float64 of the official code's formula",
