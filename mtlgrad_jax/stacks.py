@@ -12,12 +12,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jax.sharding import NamedSharding, PartitionSpec
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, PyTree
 
-from mtlgrad_jax._core.checks import leaf_name
+from mtlgrad_jax._core.checks import as_array, check_count, check_dtype, leaf_name
 from mtlgrad_jax._core.control import repeat
 from mtlgrad_jax._core.tasks import Jacobian, accumulator_dtype, present_tasks, task_flags, task_vector
 
@@ -57,7 +58,7 @@ def num_tasks(task_grads: PyTree, params: PyTree | None = None, *, name: str = "
     shapes = [jnp.shape(p) for p in jax.tree.leaves(params)] if params is not None else [None] * len(leaves)
     K = None
     for (path, leaf), shape in zip(leaves, shapes, strict=True):
-        got = jnp.shape(leaf)
+        got = np.shape(leaf)
         if not got or (shape is not None and got[1:] != shape):
             wanted = "(K, *parameter shape)" if shape is None else str(("K", *shape)).replace("'", "")
             raise ValueError(
@@ -87,12 +88,19 @@ def zeros(params: PyTree, num_tasks: int, dtype: DTypeLike | None = None) -> PyT
       num_tasks: K.
       dtype: of the floating leaves; that of each parameter for None.
     """
-    return jax.tree.map(lambda p: jnp.broadcast_to(p, (num_tasks, *jnp.shape(p))), zero_gradient(params, dtype))
+    check_count("num_tasks", num_tasks, at_least=1)
+    check_dtype("dtype", dtype)
+    return jax.tree.map(lambda p: jnp.broadcast_to(p, (num_tasks, *p.shape)), zero_gradient(params, dtype))
 
 
 def zero_gradient(params: PyTree, dtype: DTypeLike | None = None) -> PyTree:
     """Return one zero gradient, as `zeros` does a stack of them."""
-    return jax.tree.map(lambda p: jnp.zeros_like(p, dtype if _is_floating(jnp.asarray(p)) else None), params)
+
+    def zero(p: Any) -> Array:
+        p = as_array("params", p)
+        return jnp.zeros_like(p, dtype if _is_floating(p) else None)
+
+    return jax.tree.map(zero, params)
 
 
 def gramian(
@@ -113,7 +121,9 @@ def gramian(
     if isinstance(task_grads, Jacobian):
         present = present_tasks(task_mask, task_grads.num_tasks)
         return jnp.where(present[:, None] & present[None, :], task_grads.gramian(), 0)
-    return gramians([task_grads], task_mask, axis_name=axis_name)[0]
+    K = num_tasks(task_grads)  # before jit, whose errors name no argument
+    flags = None if task_mask is None else present_tasks(task_mask, K)
+    return gramians([task_grads], flags, axis_name=axis_name)[0]
 
 
 @partial(jax.jit, static_argnames="axis_name")
@@ -144,6 +154,7 @@ def cross_gramian(first: PyTree, second: PyTree, *, axis_name: AxisName = None) 
       second: stack of L gradients over the same parameters.
       axis_name: as in `gramian`.
     """
+    num_tasks(first, name="first"), num_tasks(second, name="second")
     return cross_gramians([first], [second], axis_name=axis_name)[0]
 
 
@@ -169,7 +180,7 @@ def project(task_grads: PyTree, direction: PyTree, *, axis_name: AxisName = None
     if isinstance(task_grads, Jacobian):
         return task_grads.pushforward(direction)
     num_tasks(task_grads)
-    row = jax.tree.map(lambda leaf: jnp.asarray(leaf)[None], direction)
+    row = jax.tree.map(lambda leaf: as_array("direction", leaf)[None], direction)
     check_like("direction", row, task_grads)
     return cross_gramian(task_grads, row, axis_name=axis_name)[:, 0]
 
@@ -178,6 +189,7 @@ def task_norms(task_grads: PyTree, *, axis_name: AxisName = None) -> Float[Array
     """Return the Euclidean norm of every task's gradient, without overflow or underflow."""
     if isinstance(task_grads, Jacobian):
         return jnp.sqrt(jnp.diagonal(task_grads.gramian()))
+    num_tasks(task_grads)
     return _task_norms(task_grads, axis_name=axis_name)
 
 
@@ -220,7 +232,10 @@ def combine(weights: Float[Array, " L"], task_grads: PyTree) -> PyTree:
 
     A task of weight zero is left out, not multiplied by zero: its row may hold NaN.
     """
-    return task_grads.pullback(weights) if isinstance(task_grads, Jacobian) else _combine(weights, task_grads)
+    if isinstance(task_grads, Jacobian):
+        return task_grads.pullback(weights)
+    K = num_tasks(task_grads) if jax.tree.leaves(task_grads) else None
+    return _combine(task_vector("weights", weights, num_tasks=K), task_grads)
 
 
 def total(tasks: Bool[Array, " K"], task_grads: PyTree) -> PyTree:
@@ -232,8 +247,7 @@ def total(tasks: Bool[Array, " K"], task_grads: PyTree) -> PyTree:
 
 @jax.jit
 def _combine(weights: Float[Array, " L"], task_grads: PyTree) -> PyTree:
-    K = num_tasks(task_grads) if jax.tree.leaves(task_grads) else None
-    weights = once(task_vector("weights", weights, num_tasks=K))
+    weights = once(weights)
 
     def leaf_sum(leaf: Array) -> Array:
         if not _is_floating(leaf):
@@ -272,9 +286,9 @@ def mix(a: Float[Array, " K"], first: PyTree, b: Float[Array, " K"], second: PyT
 
 def select(tasks: Bool[Array, " K"], stack: PyTree, other: PyTree = None) -> PyTree:
     """Return a stack with the rows of one stack for some tasks, and those of another, or zeros, for the rest."""
+    tasks = task_flags("tasks", tasks, num_tasks=num_tasks(stack, name="stack") if jax.tree.leaves(stack) else None)
     other = jax.tree.map(jnp.zeros_like, stack) if other is None else other
     check_like("other", other, stack, rows=True)
-    tasks = task_flags("tasks", tasks, num_tasks=num_tasks(stack, name="stack") if jax.tree.leaves(stack) else None)
     return jax.tree.map(lambda x, y: jnp.where(column(tasks, x), x, y), stack, other)
 
 
@@ -285,7 +299,7 @@ def check_like(name: str, stack: PyTree, like: PyTree, *, rows: bool = False) ->
     if structure != expected:
         raise ValueError(f"`{name}` must have the structure of the other stack, {expected}, got {structure}.")
     for (path, leaf), other in zip(jax.tree_util.tree_leaves_with_path(stack), jax.tree.leaves(like), strict=True):
-        got, wanted = jnp.shape(leaf), jnp.shape(other)
+        got, wanted = np.shape(leaf), np.shape(other)
         expected = wanted if rows else (*got[:1], *wanted[1:])
         if got != expected:
             raise ValueError(

@@ -5,6 +5,7 @@ import re
 import types
 import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from unittest.mock import Mock
 
 import hypothesis
 import hypothesis.strategies as st
@@ -18,9 +19,10 @@ from jax.typing import DTypeLike
 from jaxtyping import PyTree
 
 import mtlgrad_jax as mtl
-from mtlgrad_jax import stacks
+from mtlgrad_jax import diagnostics, stacks
 from mtlgrad_jax._core.checks import Number
 from mtlgrad_jax._core.trees import Labels
+from mtlgrad_jax.integrations import logging, nnx
 from mtlgrad_jax.registry import METHODS, ROWS, WRAPPERS, smallest
 from mtlgrad_jax.registry import make as make_row
 
@@ -128,12 +130,38 @@ TOOLS = {
 """Public functions outside the registry, with their smallest arguments."""
 
 SMALLEST = {row.factory: smallest(row, K) for row in METHODS + WRAPPERS} | TOOLS
+NAMED = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
 ARGUMENTS = [
     (function, parameter)
     for function in SMALLEST
     for parameter in inspect.signature(function).parameters.values()
-    if parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
+    if parameter.kind in NAMED
 ]
+
+
+ELSEWHERE = {
+    diagnostics.delta_m: {"values": [1.0], "baselines": [1.0]},
+    diagnostics.hypervolume: {"losses": np.eye(2), "reference": np.ones(2)},
+    diagnostics.simplex_lattice: {"num_tasks": 2, "divisions": 2},
+    diagnostics.plot_front: {"losses": np.eye(2)},
+    diagnostics.plot_weights: {"metrics": {"weights": np.ones((2, K))}},
+    diagnostics.plot_cosines: {"metrics": {"cosines": np.ones((2, K, K))}},
+    diagnostics.plot_conflicts: {"metrics": {"conflict_fraction": np.ones(2)}},
+    logging.write_scalars: {"writer": Mock(), "metrics": {}, "like": np.ones(K), "step": 0},
+    nnx.task_value_and_grad: {"losses_fn": losses_of},
+    nnx.balanced_value_and_grad: {"losses_fn": losses_of, "method": mtl.mean()},
+    stacks.num_tasks: {"task_grads": np.ones((K, 2))},
+    stacks.zeros: {"params": zeros(), "num_tasks": K},
+    stacks.gramian: {"task_grads": np.ones((K, 2))},
+    stacks.cross_gramian: {"first": np.ones((K, 2)), "second": np.ones((K, 2))},
+    stacks.task_norms: {"task_grads": np.ones((K, 2))},
+    stacks.finite_tasks: {"task_grads": np.ones((K, 2))},
+    stacks.project: {"task_grads": np.ones((K, 2)), "direction": np.ones(2)},
+    stacks.combine: {"weights": np.ones(K), "task_grads": np.ones((K, 2))},
+    stacks.mix: {"a": np.ones(K), "first": np.ones((K, 2)), "b": np.ones(K), "second": np.ones((K, 2))},
+    stacks.select: {"tasks": np.ones(K, bool), "stack": np.ones((K, 2))},
+}
+"""Functions of public modules that users call."""
 
 
 def named(value):
@@ -142,7 +170,7 @@ def named(value):
 
 def use(function, **kwargs):
     """Call a function, and also its result if arguments can only be compared with parameters then."""
-    given = {**SMALLEST[function], **kwargs}
+    given = {**(SMALLEST | ELSEWHERE)[function], **kwargs}
     positional = (given.pop("losses_fn"), zeros()) if function is mtl.linearize else ()
     made = function(*positional, **given)
     if isinstance(made, optax.GradientTransformation):
@@ -297,16 +325,42 @@ def junk():
     )
 
 
+FUZZED = hypothesis.settings(max_examples=15, deadline=None, suppress_health_check=list(hypothesis.HealthCheck))
+
+
 @pytest.mark.nightly
-@pytest.mark.parametrize("function", SMALLEST, ids=named)
+@pytest.mark.parametrize("name", [name for name, row in ROWS.items() if row in METHODS or row.wraps])
 @pytest.mark.usefixtures("unchecked")
 @hypothesis.given(data=st.data())
-@hypothesis.settings(max_examples=15, deadline=None, suppress_health_check=list(hypothesis.HealthCheck))
+@FUZZED
+def test_any_argument_of_an_update_is_taken_or_named(name, data):
+    """As those of functions; traced only."""
+    tx = make_row(ROWS[name], K)
+    declared = [argument.name for argument in tx.arguments] if isinstance(tx, mtl.Method) else []
+    given = {"grads": zeros() if name in UNSTACKED else stack_of(zeros()), "params": zeros(), "losses": jnp.ones(K)}
+    given |= functions(name)
+    argument = data.draw(st.sampled_from(["grads", "params", *declared]))
+    given[argument] = value = data.draw(junk())
+    message = None
+    try:
+        jax.eval_shape(
+            lambda state: tx.update(given.pop("grads"), state, given.pop("params"), **given), tx.init(zeros())
+        )
+    except ValueError as error:
+        message = str(error)
+    assert message is None or OURS.match(message), (argument, value)
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("function", SMALLEST | ELSEWHERE, ids=named)
+@pytest.mark.usefixtures("unchecked")
+@hypothesis.given(data=st.data())
+@FUZZED
 @pytest.mark.filterwarnings("ignore::RuntimeWarning", "ignore::numpy.exceptions.ComplexWarning")
 def test_any_argument_is_taken_or_named(function, data):
     """A call returns, or raises a ValueError of ours; never an error from within JAX, numpy or Python."""
-    parameters = [p.name for owner, p in ARGUMENTS if owner is function]
-    parameters = [name for name in parameters if name not in HANDED_ON.get(function, ())]
+    parameters = [p.name for p in inspect.signature(function).parameters.values() if p.kind in NAMED]
+    parameters = [name for name in parameters if name not in HANDED_ON.get(function, ("axis_name",))]
     if not parameters:
         return
     parameter = data.draw(st.sampled_from(parameters))

@@ -69,6 +69,28 @@ def check_numbers(
         raise ValueError(f"`{name}` must be nonzero for some task, got {name}={values!r}.")
 
 
+def as_array(name: str, values: Any) -> Array:
+    """Return values as an array, or raise a ValueError if they are complex or JAX has no array for them."""
+    try:
+        array = jnp.asarray(values)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise ValueError(f"`{name}` must hold numbers or flags, got {values!r}.") from error
+    if jnp.issubdtype(array.dtype, jnp.complexfloating):
+        raise ValueError(f"`{name}` must be real, got dtype {array.dtype}.")
+    return array
+
+
+def as_floats(name: str, values: Any) -> np.ndarray:
+    """Return real numbers as an array on the host, or raise a ValueError."""
+    try:
+        array = np.asarray(values)
+    except ValueError:  # rows of different lengths
+        array = np.asarray(None)
+    if not _is_real(array):
+        raise ValueError(f"`{name}` must hold real numbers, got {name}={values!r}.")
+    return array.astype(float)
+
+
 def check_count(name: str, value: Any, *, at_least: int) -> None:
     """Raise a ValueError unless `value` is a static Python int of at least `at_least`."""
     if isinstance(value, bool) or not isinstance(value, int):

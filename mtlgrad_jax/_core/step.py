@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
+from mtlgrad_jax._core.checks import as_array
 from mtlgrad_jax._core.tasks import accumulator_dtype, present_tasks, task_names, task_vector
 from mtlgrad_jax.solvers._solution import (
     BIASED,
@@ -287,7 +288,7 @@ def read_step(
 def _entries(argument: Argument, value: Any, num_tasks: int) -> Array:
     if argument.axes == "K":  # already an array, unless no outer layer declares it
         value = task_vector(argument.name, value, num_tasks=num_tasks)
-    entries = jnp.asarray(value)
+    entries = as_array(argument.name, value)
     shape = (num_tasks,) * len(argument.axes.split())
     if entries.shape != shape:
         raise ValueError(f"`{argument.name}` must have shape {shape}, got shape {entries.shape}.")

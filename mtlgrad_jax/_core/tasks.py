@@ -8,6 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, PyTree
 
+from mtlgrad_jax._core.checks import as_array
+
 
 class Jacobian(ABC):
     """K gradients that are never stored; `mtlgrad_jax.TaskJacobian` is one."""
@@ -105,18 +107,16 @@ def task_vector(name: str, values: PyTree, *, num_tasks: int | None = None, name
             "Named tasks are flattened in sorted order, in which a flat array would silently swap tasks."
         )
     if own is FLAT and not isinstance(values, (list, tuple)):
-        vector = jnp.asarray(values)
+        vector = as_array(name, values)
     else:
-        leaves = jax.tree.leaves(values)
-        shapes = [jnp.shape(leaf) for leaf in leaves]
+        leaves = [as_array(name, leaf) for leaf in jax.tree.leaves(values)]
+        shapes = [leaf.shape for leaf in leaves]
         if any(shape != () for shape in shapes):
             raise ValueError(f"`{name}` must hold one scalar per task, got shapes {shapes}.")
-        vector = jnp.stack([jnp.asarray(leaf) for leaf in leaves]) if leaves else jnp.zeros((0,))
+        vector = jnp.stack(leaves) if leaves else jnp.zeros((0,))
     if vector.ndim != 1 or (num_tasks is not None and vector.shape[0] != num_tasks):
         expected = "(K,)" if num_tasks is None else f"({num_tasks},)"
         raise ValueError(f"`{name}` must have shape {expected}, one entry per task, got shape {vector.shape}.")
-    if jnp.issubdtype(vector.dtype, jnp.complexfloating):
-        raise ValueError(f"`{name}` must be real, got dtype {vector.dtype}.")
     return vector
 
 

@@ -6,7 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from mtlgrad_jax._core.checks import check_count
+from mtlgrad_jax._core.checks import as_floats, check_count
+from mtlgrad_jax.diagnostics.plots import axes_of
 
 
 def simplex_lattice(num_tasks: int, divisions: int) -> np.ndarray:
@@ -47,7 +48,7 @@ def hypervolume(losses: Any, reference: Any) -> float:
       >>> mtl.diagnostics.hypervolume([[0.0, 1.0], [1.0, 0.0]], reference=[2.0, 2.0])
       3.0
     """
-    points, bound = np.asarray(losses, float), np.asarray(reference, float)
+    points, bound = as_floats("losses", losses), as_floats("reference", reference)
     if points.ndim != 2:
         raise ValueError(f"`losses` must have shape (N, K), one point per row, got shape {points.shape}.")
     if bound.shape != points.shape[1:] or not np.isfinite(bound).all():
@@ -85,16 +86,17 @@ def plot_front(
     Raises:
       ImportError: matplotlib is not installed.
     """
-    import matplotlib.pyplot as plt
-
-    points = np.asarray(losses, float)
-    K = points.shape[-1]
-    if points.ndim != 2 or K not in (2, 3):
+    points = as_floats("losses", losses)
+    if points.ndim != 2 or points.shape[1] not in (2, 3):
         raise ValueError(f"`losses` must have shape (N, 2) or (N, 3), got shape {points.shape}.")
-    if ax is None:
-        ax = plt.figure().add_subplot(projection="3d" if K == 3 else None)
-    if reference is not None:
-        known = np.asarray(reference, float)
+    K = points.shape[1]
+    if names is not None and not (isinstance(names, Sequence) and len(names) == K):
+        raise ValueError(f"`names` must be those of {K} tasks, got names={names!r}.")
+    known = points[:0] if reference is None else as_floats("reference", reference)
+    if known.ndim != 2 or known.shape[1] != K:
+        raise ValueError(f"`reference` must have shape (M, {K}), got shape {known.shape}.")
+    ax = axes_of(ax, projection="3d" if K == 3 else None)
+    if len(known):
         ax.plot(*known[np.lexsort(known.T[::-1])].T, "-" if K == 2 else ".", color="0.75", zorder=0)
     dominated = (np.all(points[:, None] >= points, axis=2) & np.any(points[:, None] > points, axis=2)).any(axis=1)
     drawn = ax.scatter(*points[~dominated].T, label=label)

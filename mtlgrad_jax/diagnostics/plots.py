@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import PyTree
 
+from mtlgrad_jax._core.checks import as_floats
 from mtlgrad_jax.diagnostics.states import names_of
 
 History = Mapping[str, Any] | Sequence[Mapping[str, Any]]
@@ -27,7 +28,7 @@ def plot_weights(metrics: History, like: PyTree = None, ax: Any = None) -> Any:
       ImportError: matplotlib is not installed.
     """
     weights = _history(metrics, "weights", 2)
-    ax = _axes(ax)
+    ax = axes_of(ax)
     for values, task in zip(weights.T, _names(like, weights.shape[1]), strict=True):
         ax.plot(values, label=task)
     ax.set(xlabel="step", ylabel="weight")
@@ -54,7 +55,7 @@ def plot_cosines(metrics: History, like: PyTree = None, ax: Any = None) -> Any:
     if K < 2:
         raise ValueError(f"`metrics` must be of two or more tasks, got cosines of shape {cosines.shape}.")
     tasks, (first, second) = _names(like, K), np.triu_indices(K, 1)
-    ax = _axes(ax)
+    ax = axes_of(ax)
     image = ax.imshow(cosines[:, first, second].T, cmap="RdBu", vmin=-1, vmax=1, aspect="auto", interpolation="nearest")
     pairs = [f"{tasks[i]}, {tasks[j]}" for i, j in zip(first, second, strict=True)]
     ax.set_yticks(range(len(pairs)), pairs, fontsize=min(10, 250 / len(pairs)))
@@ -77,7 +78,7 @@ def plot_conflicts(metrics: History, ax: Any = None) -> Any:
       ImportError: matplotlib is not installed.
     """
     conflicts = _history(metrics, "conflict_fraction", 1)
-    ax = _axes(ax)
+    ax = axes_of(ax)
     ax.plot(conflicts, ".", color="0.7", label="step")
     ax.plot(np.cumsum(conflicts) / np.arange(1, len(conflicts) + 1), label="average so far")
     ax.set(xlabel="step", ylabel="share of conflicting pairs", ylim=(-0.05, 1.05))
@@ -95,7 +96,7 @@ def _history(metrics: History, name: str, ndim: int) -> np.ndarray:
             "wrapped in with_metrics; weights only for a method that combines the tasks by weights. For nested "
             "metrics, pass a dict with the part after the last dot as keys."
         )
-    values = np.asarray(steps[0][name]) if stacked else np.stack([step[name] for step in steps])
+    values = as_floats("metrics", steps[0][name] if stacked else [np.asarray(step[name]) for step in steps])
     if values.ndim != ndim:
         raise ValueError(f"`metrics` must hold {name!r} of many steps, got shape {values.shape}.")
     return values
@@ -108,7 +109,12 @@ def _names(like: PyTree, num_tasks: int) -> list[str]:
     return tasks
 
 
-def _axes(ax: Any) -> Any:
+def axes_of(ax: Any, projection: str | None = None) -> Any:
+    """Return axes, or new ones for None."""
     import matplotlib.pyplot as plt
 
-    return plt.figure(layout="constrained").add_subplot() if ax is None else ax
+    if ax is None:
+        return plt.figure(layout="constrained").add_subplot(projection=projection)
+    if not isinstance(ax, plt.Axes):
+        raise ValueError(f"`ax` must be matplotlib axes or None, got ax={ax!r}.")
+    return ax

@@ -5,6 +5,8 @@ from typing import Any
 import jax
 import numpy as np
 
+from mtlgrad_jax._core.checks import as_floats
+
 
 def delta_m(values: Any, baselines: Any, higher_is_better: Any = False) -> float:
     r"""Return the mean relative loss against networks for each task alone, in percent: negative is better.
@@ -28,18 +30,19 @@ def delta_m(values: Any, baselines: Any, higher_is_better: Any = False) -> float
       >>> mtl.diagnostics.delta_m({"error": 1.1, "miles": 0.9}, {"error": 1.0, "miles": 1.0})
       0.0
     """
-    ours, alone = np.asarray(jax.tree.leaves(values), float), np.asarray(jax.tree.leaves(baselines), float)
+    ours, alone = as_floats("values", jax.tree.leaves(values)), as_floats("baselines", jax.tree.leaves(baselines))
     structure: Any = jax.tree.structure(values)
-    if structure != jax.tree.structure(baselines):
+    if structure != jax.tree.structure(baselines) or ours.shape != alone.shape:
         raise ValueError(
             f"`baselines` must have the structure of values, got values={values!r}, baselines={baselines!r}."
         )
     if not len(alone) or not alone.all():
         raise ValueError(f"`baselines` must hold nonzero numbers, at least one, got baselines={baselines!r}.")
-    if not isinstance(higher_is_better, (bool, np.bool_)) and jax.tree.structure(higher_is_better) != structure:
+    flags = [np.asarray(flag) for flag in jax.tree.leaves(higher_is_better)]
+    alike = isinstance(higher_is_better, (bool, np.bool_)) or jax.tree.structure(higher_is_better) == structure
+    if not alike or any(flag.dtype != bool for flag in flags):
         raise ValueError(
             "`higher_is_better` must be one bool, or have the structure of values, got "
             f"higher_is_better={higher_is_better!r}."
         )
-    better = np.asarray(jax.tree.leaves(higher_is_better), bool)
-    return float(100 * np.mean(np.where(better, -1, 1) * (ours - alone) / alone))
+    return float(100 * np.mean(np.where(flags, -1, 1) * (ours - alone) / alone))

@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, PyTree
 
 from mtlgrad_jax._core.step import Info
@@ -113,7 +114,7 @@ def scalars(metrics: Mapping[str, Array], like: PyTree) -> dict[str, Array]:
 def names_of(like: PyTree) -> list[str]:
     """Return the tasks' names as strings, from anything with the tasks' structure."""
     flat = task_names(like) is FLAT and not isinstance(like, (list, tuple))
-    if not jax.tree.leaves(like) or (flat and jnp.ndim(like) != 1):
+    if not jax.tree.leaves(like) or (flat and np.ndim(like) != 1):
         raise ValueError(f"`like` must have the tasks' structure, as losses have, got like={like!r}.")
     named = enumerate(like) if flat else jax.tree_util.tree_leaves_with_path(like)
     return [str(task) if flat else _name(task) for task, _ in named]

@@ -6,6 +6,7 @@ evaluation mode.
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -15,7 +16,7 @@ import optax
 from jaxtyping import Array, Float, PyTree
 
 from mtlgrad_jax import stacks
-from mtlgrad_jax._core.checks import Number, check_flag, check_function, check_number
+from mtlgrad_jax._core.checks import Number, as_array, check_flag, check_function, check_number
 from mtlgrad_jax._core.method import check_transformation, reject_masked, skip_together
 from mtlgrad_jax._core.paper import Paper
 from mtlgrad_jax._core.random import Key, Seed, check_key, draw_key, make_key
@@ -117,7 +118,7 @@ def samo(
         assert grad_fn is not None
         check_function("losses_fn", losses_fn)
         check_function("grad_fn", grad_fn)
-        mean_grad = jax.tree.map(jnp.asarray, mean_grad)
+        mean_grad = jax.tree.map(partial(as_array, "mean_grad"), mean_grad)
         given, wanted = (
             (jax.tree.structure(tree), [jnp.shape(leaf) for leaf in jax.tree.leaves(tree)])
             for tree in (mean_grad, params)
