@@ -18,7 +18,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, PyTree
 
 from mtlgrad_jax._core.checks import leaf_name
-from mtlgrad_jax._core.control import repeat
+from mtlgrad_jax._core.control import map_leaves, repeat
 from mtlgrad_jax._core.tasks import Jacobian, accumulator_dtype, present_tasks, task_flags, task_vector
 
 _BLOCK = 1 << 15  # entries of a block that stays in cache on CPU
@@ -87,12 +87,12 @@ def zeros(params: PyTree, num_tasks: int, dtype: DTypeLike | None = None) -> PyT
       num_tasks: K.
       dtype: of the floating leaves; that of each parameter for None.
     """
-    return jax.tree.map(lambda p: jnp.broadcast_to(p, (num_tasks, *jnp.shape(p))), zero_gradient(params, dtype))
+    return map_leaves(lambda p: jnp.broadcast_to(p, (num_tasks, *jnp.shape(p))), zero_gradient(params, dtype))
 
 
 def zero_gradient(params: PyTree, dtype: DTypeLike | None = None) -> PyTree:
     """Return one zero gradient, as `zeros` does a stack of them."""
-    return jax.tree.map(lambda p: jnp.zeros_like(p, dtype if _is_floating(jnp.asarray(p)) else None), params)
+    return map_leaves(lambda p: jnp.zeros_like(p, dtype if _is_floating(jnp.asarray(p)) else None), params)
 
 
 def gramian(
@@ -169,7 +169,7 @@ def project(task_grads: PyTree, direction: PyTree, *, axis_name: AxisName = None
     if isinstance(task_grads, Jacobian):
         return task_grads.pushforward(direction)
     num_tasks(task_grads)
-    row = jax.tree.map(lambda leaf: jnp.asarray(leaf)[None], direction)
+    row = map_leaves(lambda leaf: jnp.asarray(leaf)[None], direction)
     check_like("direction", row, task_grads)
     return cross_gramian(task_grads, row, axis_name=axis_name)[:, 0]
 
@@ -243,7 +243,7 @@ def _combine(weights: Float[Array, " L"], task_grads: PyTree) -> PyTree:
         def rows_sum(start: Array | int, count: int) -> Array:
             chunk = (lax.dynamic_slice_in_dim(x, start, count) for x in (w, leaf))
             terms = [(x, x * row.astype(w.dtype)) for x, row in zip(*chunk, strict=True)]
-            return _pairwise(jnp.add, [lax.select(x != 0, term, jnp.zeros_like(term)) for x, term in terms])
+            return _pairwise(lax.add, [lax.select(x != 0, term, jnp.zeros_like(term)) for x, term in terms])
 
         whole, rest = divmod(leaf.shape[0], _UNROLLED_ROWS)
         total = rows_sum(whole * _UNROLLED_ROWS, rest) if rest else rows_sum(0, _UNROLLED_ROWS)
@@ -253,7 +253,7 @@ def _combine(weights: Float[Array, " L"], task_grads: PyTree) -> PyTree:
             )
         return total.astype(leaf.dtype)
 
-    return jax.tree.map(leaf_sum, task_grads)
+    return map_leaves(leaf_sum, task_grads)
 
 
 def mix(a: Float[Array, " K"], first: PyTree, b: Float[Array, " K"], second: PyTree) -> PyTree:
@@ -267,15 +267,15 @@ def mix(a: Float[Array, " K"], first: PyTree, b: Float[Array, " K"], second: PyT
             return x
         return (column(a, x) * x + column(b, y) * y).astype(x.dtype)
 
-    return jax.tree.map(leaf_mix, first, second)
+    return map_leaves(leaf_mix, first, second)
 
 
 def select(tasks: Bool[Array, " K"], stack: PyTree, other: PyTree = None) -> PyTree:
     """Return a stack with the rows of one stack for some tasks, and those of another, or zeros, for the rest."""
-    other = jax.tree.map(jnp.zeros_like, stack) if other is None else other
+    other = map_leaves(jnp.zeros_like, stack) if other is None else other
     check_like("other", other, stack, rows=True)
     tasks = task_flags("tasks", tasks, num_tasks=num_tasks(stack, name="stack") if jax.tree.leaves(stack) else None)
-    return jax.tree.map(lambda x, y: jnp.where(column(tasks, x), x, y), stack, other)
+    return map_leaves(lambda x, y: jnp.where(column(tasks, x), x, y), stack, other)
 
 
 def check_like(name: str, stack: PyTree, like: PyTree, *, rows: bool = False) -> None:
@@ -293,14 +293,20 @@ def check_like(name: str, stack: PyTree, like: PyTree, *, rows: bool = False) ->
             )
 
 
-def by_coordinate(function: Callable[[Array], Array], task_grads: PyTree) -> PyTree:
-    """Return one gradient: a function of each floating leaf of a stack, in its dtype; zeros for other leaves."""
+def by_coordinate(function: Callable[..., Array], task_grads: PyTree, *others: PyTree) -> PyTree:
+    """Return one gradient: a function of each floating leaf of a stack, in its dtype; zeros for other leaves.
 
-    def reduced(leaf: Array) -> Array:
+    Args:
+      function: takes a leaf, and those of `others` at the same place. Under jit it is traced once for each shape.
+      task_grads: stack of K gradients.
+      *others: trees of the same structure.
+    """
+
+    def reduced(leaf: Array, *own: Array) -> Array:
         floating = _is_floating(leaf)
-        return function(leaf).astype(leaf.dtype) if floating else jnp.zeros(leaf.shape[1:], leaf.dtype)
+        return function(leaf, *own).astype(leaf.dtype) if floating else jnp.zeros(leaf.shape[1:], leaf.dtype)
 
-    return jax.tree.map(reduced, task_grads)
+    return map_leaves(reduced, task_grads, *others)
 
 
 def fold_rows(function: Callable[[Any, Array | int, Array], Any], carry: Any, leaf: Array) -> Any:
@@ -332,21 +338,21 @@ def finite_tasks(task_grads: PyTree) -> Bool[Array, " K"]:
 
 def all_finite(tree: PyTree) -> Bool[Array, ""]:
     """Return whether every entry of a tree is finite."""
-    return _finite(jax.tree.map(lambda leaf: jnp.asarray(leaf)[None], tree), 1)[0]
+    return _finite(map_leaves(lambda leaf: jnp.asarray(leaf)[None], tree), 1)[0]
 
 
 def used(groups: Sequence[PyTree]) -> Bool[Array, "groups K"]:
     """Return for each of several stacks which tasks have a nonzero entry there."""
     K = num_tasks(groups[0])
-    parts = [[(leaf != 0).any(axis=range(1, leaf.ndim)) for leaf in _floating(group)] for group in groups]
-    return once(jnp.stack([_pairwise(jnp.logical_or, leaves or [jnp.zeros((K,), bool)]) for leaves in parts]))
+    parts = map_leaves(lambda leaf: (leaf != 0).any(axis=range(1, leaf.ndim)), [_floating(group) for group in groups])
+    return once(jnp.stack([_pairwise(lax.bitwise_or, leaves or [jnp.zeros((K,), bool)]) for leaves in parts]))
 
 
 @partial(jax.jit, static_argnames="count")
 def _finite(rows: PyTree, count: int) -> Bool[Array, " K"]:
     def finite(leaves: list[Array], *, blocked: bool) -> Array:
-        checks = [jnp.isfinite(leaf).all(axis=range(1, leaf.ndim)) for leaf in _rows(leaves, blocked)]
-        return once(_pairwise(jnp.logical_and, checks or [jnp.ones((count,), bool)]))
+        checks = map_leaves(lambda leaf: jnp.isfinite(leaf).all(axis=range(1, leaf.ndim)), _rows(leaves, blocked))
+        return once(_pairwise(lax.bitwise_and, checks or [jnp.ones((count,), bool)]))
 
     return _by_platform(finite, _floating(rows))
 
@@ -440,10 +446,10 @@ def _inner(
 
         def total(rows: Scales, columns: Scales) -> Array:
             products = [
-                [_product(a, b, row, column, blocked) for a, b in zip(*leaves, strict=True)]
+                [_product(a, b, row, column, blocked=blocked) for a, b in zip(*leaves, strict=True)]
                 for *leaves, row, column in zip(first, others, rows, columns, strict=True)
             ]
-            return _joined(jnp.add, products, (K, L), axis_name)
+            return _joined(lax.add, products, (K, L), axis_name)
 
         plain = total([None] * len(first), [None] * len(first))
 
@@ -465,8 +471,8 @@ def _inner(
 
 def _norms(leaves: list[Array], K: int, axis_name: AxisName) -> Float[Array, " K"]:
     def total(scale: Array | None) -> Array:
-        squares = [jnp.sum(_wide(leaf, scale) ** 2, axis=range(1, leaf.ndim)) for leaf in leaves]
-        return _joined(jnp.add, [squares], (K,), axis_name)[0]
+        squares = map_leaves(lambda leaf: jnp.sum(_wide(leaf, scale) ** 2, axis=range(1, leaf.ndim)), leaves)
+        return _joined(lax.add, [squares], (K,), axis_name)[0]
 
     def rescaled() -> Array:
         up = _power(_largest([leaves], K, axis_name))[0]
@@ -477,8 +483,8 @@ def _norms(leaves: list[Array], K: int, axis_name: AxisName) -> Float[Array, " K
 
 
 def _largest(groups: Groups, K: int, axis_name: AxisName) -> Float[Array, "groups K"]:
-    entries = [[jnp.max(jnp.abs(leaf), axis=range(1, leaf.ndim), initial=0) for leaf in leaves] for leaves in groups]
-    return _joined(jnp.maximum, entries, (K,), axis_name)
+    entries = map_leaves(lambda leaf: jnp.max(jnp.abs(leaf), axis=range(1, leaf.ndim), initial=0), [*groups])
+    return _joined(lax.max, entries, (K,), axis_name)
 
 
 def _joined(
@@ -487,7 +493,7 @@ def _joined(
     """Return the parts of all leaves joined in every group, and over the mesh axes."""
     nothing = jnp.zeros(shape, accumulator_dtype())
     values = once(jnp.stack([_pairwise(join, leaves or [nothing]).astype(nothing.dtype) for leaves in parts]))
-    over = lax.pmax if join is jnp.maximum else lax.psum
+    over = lax.pmax if join is lax.max else lax.psum
     return values if axis_name is None else over(values, axis_name)
 
 
@@ -502,7 +508,8 @@ def _wide(leaf: Array, scale: Array | None) -> Array:
     return leaf if scale is None else leaf * column(scale, leaf)
 
 
-def _product(a: Array, b: Array, rows: Array | None, columns: Array | None, blocked: bool) -> Array:
+@partial(jax.jit, static_argnames="blocked")
+def _product(a: Array, b: Array, rows: Array | None, columns: Array | None, *, blocked: bool) -> Array:
     """Return the (K, L) product of two leaves, whose rows are first multiplied by the given scales."""
 
     def dot(x: Array, y: Array, batch: tuple[int, ...] = ()) -> Array:
@@ -534,7 +541,7 @@ def _product(a: Array, b: Array, rows: Array | None, columns: Array | None, bloc
         first = runs(0, block)
         sums = tuple(jnp.stack([first, jnp.zeros_like(first)]))
         products += lax.fori_loop(1, whole, lambda i, sums: _two_sum(sums, runs(i * block, block)), sums)
-    return _pairwise(jnp.add, [product.sum(axis=0) for product in products])
+    return _pairwise(lax.add, [product.sum(axis=0) for product in products])
 
 
 def _batch_axes(shape: tuple[int, ...]) -> tuple[int, ...]:

@@ -54,6 +54,15 @@ def repeat(start: Any, stop: int, function: Callable[[Any, Any], Any], carry: An
     return carry
 
 
+def map_leaves(function: Callable[..., Any], tree: PyTree, *rest: PyTree) -> PyTree:
+    """Do what `jax.tree.map` does; under jit, trace the function once per shape of its arguments, not once per leaf.
+
+    The function must depend on nothing that differs between leaves but its arguments.
+    """
+    under_jit = isinstance(jnp.zeros(()), jax.core.Tracer)
+    return jax.tree.map(jax.jit(function) if under_jit else function, tree, *rest)
+
+
 def promoting(function: Callable[..., Any]) -> Callable[..., Any]:
     """Return a function that promotes dtypes as JAX does by default, as the optax optimizers inside methods need."""
 

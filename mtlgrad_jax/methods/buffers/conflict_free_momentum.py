@@ -14,6 +14,7 @@ from jaxtyping import Array, Int, PyTree
 
 from mtlgrad_jax import stacks
 from mtlgrad_jax._core.checks import Number, check_count, check_dtype, check_number
+from mtlgrad_jax._core.control import map_leaves
 from mtlgrad_jax._core.method import Method, from_rule
 from mtlgrad_jax._core.row import PERMUTATION, Row, num_tasks_only
 from mtlgrad_jax._core.tasks import accumulator_dtype
@@ -108,7 +109,7 @@ def conflict_free_momentum(
             update = jnp.where(ready & (scale > 0), config / jnp.where(scale > 0, scale, 1), 0)
             return update, jnp.where(ready, now, direction), jnp.where(ready, square, root)
 
-        parts = jax.tree.map(adam, config, state.direction, state.root)
+        parts = map_leaves(adam, config, state.direction, state.root)
         update, direction, root = jax.tree.transpose(jax.tree.structure(config), jax.tree.structure((0, 0, 0)), parts)
         return update, ConflictFreeMomentumState(momentum, seen, direction, root, steps)
 
