@@ -5,6 +5,7 @@ accumulated leaf by leaf, never from a concatenated copy, in float32 at the high
 x64), whatever the gradients' dtype. Leaves that are not floating (integer parameters) count as zero gradients.
 """
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -30,7 +31,6 @@ _UNROLLED_ROWS = 16  # rows that one fused loop reads
 
 AxisName = str | Sequence[str] | None
 Groups = Sequence[list[Array]]  # leaves of several stacks
-Scales = Array | Sequence[Array | None]  # (K,) for each of them
 
 
 def num_tasks(task_grads: PyTree, params: PyTree | None = None, *, name: str = "task_grads") -> int:
@@ -188,31 +188,42 @@ def _task_norms(task_grads: PyTree, *, axis_name: AxisName) -> Float[Array, " K"
 
 
 @jax.jit
-def leaf_norms(task_grads: PyTree) -> Float[Array, "leaves K"]:
-    """Return the Euclidean norm of every task's gradient in each leaf, as `task_norms` does."""
-    leaves, K = [jnp.asarray(leaf) for leaf in jax.tree.leaves(task_grads)], num_tasks(task_grads)
+def leaf_norms(task_grads: PyTree) -> PyTree:
+    """Return a tree of the Euclidean norms (K,) of every task's gradient in each leaf, as `task_norms` does."""
+    K = num_tasks(task_grads)
 
-    def norms(leaves: list[Array], *, blocked: bool) -> Array:
-        found = [jnp.zeros((K,), accumulator_dtype())] * len(leaves)
-        for members in _alike(leaves) if blocked else [[i] for i, leaf in enumerate(leaves) if _is_floating(leaf)]:
-            rows = leaves[members[0]]
-            if blocked:
-                rows = jnp.concatenate([leaves[i].reshape(K, -1) for i in members])
-            for i, own in zip(members, _norms([rows], len(rows), None).reshape(-1, K), strict=True):
-                found[i] = own
-        return jnp.stack(found)
+    def norms(leaf: Array) -> Array:
+        if not _is_floating(leaf):
+            return jnp.zeros((K,), accumulator_dtype())
+        up = _power(jnp.max(jnp.abs(leaf), axis=range(1, leaf.ndim), initial=0).astype(accumulator_dtype()))
+        return jnp.sqrt(jnp.sum(_wide(leaf, 1 / up) ** 2, axis=range(1, leaf.ndim))) * up
 
-    return _by_platform(norms, leaves)
+    return map_leaves(norms, task_grads)
 
 
-def _alike(leaves: list[Array]) -> list[list[int]]:
-    """Return which floating leaves to process together: short ones of equal size."""
-    sizes: dict[Any, list[int]] = {}
-    for i, leaf in enumerate(leaves):
-        if _is_floating(leaf):
-            short = leaf.size // len(leaf) <= _SHORT
-            sizes.setdefault((leaf.dtype, leaf.size) if short else i, []).append(i)
-    return [same[i : i + _JOINED] for same in sizes.values() for i in range(0, len(same), _JOINED)]
+def cut(rows: Array, counts: Sequence[int]) -> list[Array]:
+    """Return consecutive parts of an array along its first axis."""
+    return _by_platform(partial(_parts, counts), rows)
+
+
+def _parts(counts: Sequence[int], rows: Array, *, blocked: bool) -> list[Array]:
+    """Return what `cut` does.
+
+    XLA:CPU compiles a kernel for each part that begins at another place that it knows. So it does not learn the places,
+    of which each is computed from the one before, and compiles one kernel for all parts of the same size.
+    """
+    if not blocked:
+        return jnp.split(rows, list(itertools.accumulate(counts))[:-1])
+    place, parts = once(lax.optimization_barrier(jnp.int32(0))), []
+    for count in counts:
+        part, place = _part(rows, place, count)
+        parts.append(part)
+    return parts
+
+
+@partial(jax.jit, static_argnames="count")
+def _part(rows: Array, place: Array, count: int) -> tuple[Array, Array]:
+    return lax.dynamic_slice_in_dim(rows, place, count), once(place + count)
 
 
 def combine(weights: Float[Array, " L"], task_grads: PyTree) -> PyTree:
@@ -241,9 +252,9 @@ def _combine(weights: Float[Array, " L"], task_grads: PyTree) -> PyTree:
         w = weights.astype(jnp.promote_types(leaf.dtype, jnp.float32))
 
         def rows_sum(start: Array | int, count: int) -> Array:
-            chunk = (lax.dynamic_slice_in_dim(x, start, count) for x in (w, leaf))
-            terms = [(x, x * row.astype(w.dtype)) for x, row in zip(*chunk, strict=True)]
-            return _pairwise(lax.add, [lax.select(x != 0, term, jnp.zeros_like(term)) for x, term in terms])
+            factors, rows = (lax.dynamic_slice_in_dim(x, start, count) for x in (column(w, leaf), leaf))
+            terms = jnp.where(factors != 0, factors * rows.astype(w.dtype), 0)
+            return _pairwise(lax.add, [lax.index_in_dim(terms, i, keepdims=False) for i in range(count)])
 
         whole, rest = divmod(leaf.shape[0], _UNROLLED_ROWS)
         total = rows_sum(whole * _UNROLLED_ROWS, rest) if rest else rows_sum(0, _UNROLLED_ROWS)
@@ -366,7 +377,7 @@ def _is_floating(leaf: Array) -> bool:
     return jnp.issubdtype(leaf.dtype, jnp.floating)
 
 
-def _by_platform(function: Callable[..., Array], *args: Any) -> Array:
+def _by_platform(function: Callable[..., Any], *args: Any) -> Any:
     """Return `function(*args, blocked=...)`, where `blocked` tells whether rows may be cut and joined.
 
     Blocks are faster on CPU and round less, but on several devices they would gather sharded rows. The choice depends
@@ -444,14 +455,19 @@ def _inner(
         first = [_rows(leaves, blocked) for leaves in first]
         others = first if second is None else [_rows(leaves, blocked) for leaves in second]
 
-        def total(rows: Scales, columns: Scales) -> Array:
+        def each(scales: Array | None) -> list[Array | None]:
+            if scales is None:
+                return [None] * len(first)
+            return [part[0] for part in _parts([1] * len(first), scales, blocked=blocked)]
+
+        def total(rows: Array | None, columns: Array | None) -> Array:
             products = [
                 [_product(a, b, row, column, blocked=blocked) for a, b in zip(*leaves, strict=True)]
-                for *leaves, row, column in zip(first, others, rows, columns, strict=True)
+                for *leaves, row, column in zip(first, others, each(rows), each(columns), strict=True)
             ]
             return _joined(lax.add, products, (K, L), axis_name)
 
-        plain = total([None] * len(first), [None] * len(first))
+        plain = total(None, None)
 
         def checked() -> Array:
             rows = _largest(first, K, axis_name)

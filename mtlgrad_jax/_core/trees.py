@@ -122,9 +122,9 @@ def draw_like(sample: Callable[[Array, tuple[int, ...]], Array], key: Array, tre
     treedef: Any
     leaves, treedef = jax.tree.flatten(tree)
     short = [leaf.size <= _SHORT for leaf in leaves]
-    ends = np.cumsum([leaf.size for leaf, shares in zip(leaves, short, strict=True) if shares])
-    first, *others = jax.random.split(key, 1 + len(leaves) - sum(short))
-    parts = iter(jnp.split(stacks.once(sample(first, (int(ends[-1]),))), ends[:-1]) if any(short) else [])
+    sizes = [leaf.size for leaf, shares in zip(leaves, short, strict=True) if shares]
+    first, *others = jax.random.split(key, 1 + len(leaves) - len(sizes))
+    parts = iter(stacks.cut(stacks.once(sample(first, (sum(sizes),))), sizes) if sizes else [])
     keys = iter(others)
     return treedef.unflatten(
         next(parts).reshape(leaf.shape) if shares else sample(next(keys), leaf.shape)

@@ -108,8 +108,9 @@ def grouped(method: Method, labels: Labels, uses: Mapping[Hashable, PyTree] | No
         if isinstance(task_grads, Jacobian):
             gradient = task_grads.pullbacks(weights, flags)
         else:
+            rows = stacks.cut(weights, [1] * len(groups))
             gradient = merge(
-                task_grads, *(stacks.combine(own, group) for own, group in zip(weights, groups, strict=True))
+                task_grads, *(stacks.combine(row[0], group) for row, group in zip(rows, groups, strict=True))
             )
         return skip_together(gradient, new_state, state)
 
