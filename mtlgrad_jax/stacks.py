@@ -352,11 +352,17 @@ def all_finite(tree: PyTree) -> Bool[Array, ""]:
     return _finite(map_leaves(lambda leaf: jnp.asarray(leaf)[None], tree), 1)[0]
 
 
+@jax.jit
 def used(groups: Sequence[PyTree]) -> Bool[Array, "groups K"]:
     """Return for each of several stacks which tasks have a nonzero entry there."""
     K = num_tasks(groups[0])
-    parts = map_leaves(lambda leaf: (leaf != 0).any(axis=range(1, leaf.ndim)), [_floating(group) for group in groups])
-    return once(jnp.stack([_pairwise(lax.bitwise_or, leaves or [jnp.zeros((K,), bool)]) for leaves in parts]))
+
+    def of_group(leaves: list[Array]) -> Array:
+        entries = map_leaves(lambda leaf: (leaf != 0).any(axis=range(1, leaf.ndim)), leaves)
+        return _pairwise(lax.bitwise_or, entries or [jnp.zeros((K,), bool)])
+
+    each = partial(_each_group, of_group)
+    return _by_platform(lambda groups, *, blocked: once(each(groups, blocked=blocked)), [_floating(g) for g in groups])
 
 
 @partial(jax.jit, static_argnames="count")
@@ -455,23 +461,19 @@ def _inner(
         first = [_rows(leaves, blocked) for leaves in first]
         others = first if second is None else [_rows(leaves, blocked) for leaves in second]
 
-        def each(scales: Array | None) -> list[Array | None]:
-            if scales is None:
-                return [None] * len(first)
-            return [part[0] for part in _parts([1] * len(first), scales, blocked=blocked)]
+        def product(leaves: tuple[list[Array], list[Array]], row: Array | None, column: Array | None) -> Array:
+            products = [_product(a, b, row, column, blocked=blocked) for a, b in zip(*leaves, strict=True)]
+            return _pairwise(lax.add, products or [jnp.zeros((K, L), accumulator_dtype())])
 
         def total(rows: Array | None, columns: Array | None) -> Array:
-            products = [
-                [_product(a, b, row, column, blocked=blocked) for a, b in zip(*leaves, strict=True)]
-                for *leaves, row, column in zip(first, others, each(rows), each(columns), strict=True)
-            ]
-            return _joined(lax.add, products, (K, L), axis_name)
+            pairs = list(zip(first, others, strict=True))
+            return _over(lax.psum, _each_group(product, pairs, rows, columns, blocked=blocked), axis_name)
 
         plain = total(None, None)
 
         def checked() -> Array:
-            rows = _largest(first, K, axis_name)
-            columns = rows if second is None else _largest(others, L, axis_name)
+            rows = _largest(first, K, axis_name, blocked)
+            columns = rows if second is None else _largest(others, L, axis_name, blocked)
             zero = (rows == 0)[:, :, None] | (columns == 0)[:, None, :]
 
             def rescaled() -> Array:
@@ -488,7 +490,7 @@ def _inner(
 def _norms(leaves: list[Array], K: int, axis_name: AxisName) -> Float[Array, " K"]:
     def total(scale: Array | None) -> Array:
         squares = map_leaves(lambda leaf: jnp.sum(_wide(leaf, scale) ** 2, axis=range(1, leaf.ndim)), leaves)
-        return _joined(lax.add, [squares], (K,), axis_name)[0]
+        return _over(lax.psum, _pairwise(lax.add, squares or [jnp.zeros((K,), accumulator_dtype())]), axis_name)
 
     def rescaled() -> Array:
         up = _power(_largest([leaves], K, axis_name))[0]
@@ -498,19 +500,42 @@ def _norms(leaves: list[Array], K: int, axis_name: AxisName) -> Float[Array, " K
     return lax.cond(jnp.all(_representable(plain[None], [leaves])), lambda: jnp.sqrt(plain), rescaled)
 
 
-def _largest(groups: Groups, K: int, axis_name: AxisName) -> Float[Array, "groups K"]:
-    entries = map_leaves(lambda leaf: jnp.max(jnp.abs(leaf), axis=range(1, leaf.ndim), initial=0), [*groups])
-    return _joined(lax.max, entries, (K,), axis_name)
+def _largest(groups: Groups, K: int, axis_name: AxisName, blocked: bool = False) -> Float[Array, "groups K"]:
+    def largest(leaves: list[Array]) -> Array:
+        entries = map_leaves(lambda leaf: jnp.max(jnp.abs(leaf), axis=range(1, leaf.ndim), initial=0), leaves)
+        wide = accumulator_dtype()
+        return _pairwise(lax.max, [own.astype(wide) for own in entries] or [jnp.zeros((K,), wide)])
+
+    return _over(lax.pmax, _each_group(largest, [*groups], blocked=blocked), axis_name)
 
 
-def _joined(
-    join: Callable[[Array, Array], Array], parts: list[list[Array]], shape: tuple[int, ...], axis_name: AxisName
-) -> Array:
-    """Return the parts of all leaves joined in every group, and over the mesh axes."""
-    nothing = jnp.zeros(shape, accumulator_dtype())
-    values = once(jnp.stack([_pairwise(join, leaves or [nothing]).astype(nothing.dtype) for leaves in parts]))
-    over = lax.pmax if join is lax.max else lax.psum
-    return values if axis_name is None else over(values, axis_name)
+def _each_group(
+    function: Callable[..., Array], groups: list[Any], *scales: Array | None, blocked: bool
+) -> Float[Array, "groups ..."]:
+    """Return a function of the leaves of each group and of its scales; on CPU, short groups alike are one batch."""
+    alike: dict[Any, list[int]] = {}
+    for i, group in enumerate(groups):
+        leaves, structure = jax.tree.flatten(group)
+        short = blocked and 0 < sum(leaf.size // len(leaf) for leaf in leaves) <= _SHORT
+        alike.setdefault((structure, *((leaf.shape, leaf.dtype) for leaf in leaves)) if short else i, []).append(i)
+    batches = [same[i : i + _JOINED] for same in alike.values() for i in range(0, len(same), _JOINED)]
+    results = []
+    for batch in batches:
+        if len(batch) == 1:
+            found = function(groups[batch[0]], *(scale if scale is None else scale[batch[0]] for scale in scales))[None]
+        else:
+            own = (scale if scale is None else scale[jnp.asarray(batch)] for scale in scales)
+            found = jax.vmap(function)(jax.tree.map(lambda *same: jnp.stack(same), *(groups[i] for i in batch)), *own)
+        results.append(found)
+    order = [i for batch in batches for i in batch]
+    places = sorted(range(len(order)), key=order.__getitem__)
+    return jnp.concatenate(results) if order == [*range(len(order))] else jnp.concatenate(results)[jnp.asarray(places)]
+
+
+def _over(reduce: Callable[..., Array], values: Array, axis_name: AxisName) -> Array:
+    """Return values computed once, and reduced over the mesh axes."""
+    values = once(values)
+    return values if axis_name is None else reduce(values, axis_name)
 
 
 def _power(largest: Array) -> Array:
