@@ -271,7 +271,7 @@ def mix(a: Float[Array, " K"], first: PyTree, b: Float[Array, " K"], second: PyT
     """Return the stack of rows a_i x_i + b_i y_i of two stacks, in the dtypes of the first."""
     K = num_tasks(first, name="first")
     check_like("second", second, first, rows=True)
-    a, b = task_vector("a", a, num_tasks=K), task_vector("b", b, num_tasks=K)
+    a, b = once(task_vector("a", a, num_tasks=K)), once(task_vector("b", b, num_tasks=K))
 
     def leaf_mix(x: Array, y: Array) -> Array:
         if not _is_floating(x):
@@ -285,7 +285,8 @@ def select(tasks: Bool[Array, " K"], stack: PyTree, other: PyTree = None) -> PyT
     """Return a stack with the rows of one stack for some tasks, and those of another, or zeros, for the rest."""
     other = map_leaves(jnp.zeros_like, stack) if other is None else other
     check_like("other", other, stack, rows=True)
-    tasks = task_flags("tasks", tasks, num_tasks=num_tasks(stack, name="stack") if jax.tree.leaves(stack) else None)
+    K = num_tasks(stack, name="stack") if jax.tree.leaves(stack) else None
+    tasks = once(task_flags("tasks", tasks, num_tasks=K))
     return map_leaves(lambda x, y: jnp.where(column(tasks, x), x, y), stack, other)
 
 

@@ -330,9 +330,10 @@ def commit(
       sane: whether the result is finite.
       solved: the solver's Solution, if there was a solver.
     """
-    checked = jax.tree.map(partial(_checked, step.present), method_state, state.method, axes)
-    sane = once(jnp.asarray(sane) & all_finite(checked))
-    enough = sane & (step.num_present >= max(fewest, 1))
+    present = once(step.present)
+    checked = jax.tree.map(partial(_checked, present), method_state, state.method, axes)
+    sane = sane & all_finite(checked)
+    enough = once(sane & (step.num_present >= max(fewest, 1)))
     residual, steps, result = (0.0, 0, SOLVED) if solved is None else solved[1:]
     info = next_info(
         state.info,
@@ -344,7 +345,7 @@ def commit(
         finite=step.finite,
         solved=sane,
     )
-    advanced = jax.tree.map(partial(_advanced, enough, step.present), method_state, state.method, axes)
+    advanced = jax.tree.map(partial(_advanced, enough, present), method_state, state.method, axes)
     return MethodState(advanced, info), enough
 
 

@@ -76,7 +76,7 @@ def _scaled(task_grads: PyTree, params: PyTree, rho: Number, adaptive: bool) -> 
     if adaptive:
         direction = map_leaves(lambda g, p: g * jnp.abs(p).astype(g.dtype), task_grads, params)
     norms = stacks.task_norms(direction)
-    scale = jnp.where(norms == 0, 0, rho / jnp.where(norms == 0, 1, norms))
+    scale = stacks.once(jnp.where(norms == 0, 0, rho / jnp.where(norms == 0, 1, norms)))
 
     def perturb(g: Array, p: Array) -> Array:
         if not jnp.issubdtype(g.dtype, jnp.floating):

@@ -87,7 +87,7 @@ def conflict_free_momentum(
         task_grads: PyTree, *, present: Present, state: ConflictFreeMomentumState
     ) -> tuple[PyTree, ConflictFreeMomentumState]:
         seen = jnp.where(present, optax.safe_increment(state.seen), state.seen)
-        ready = jnp.all(seen > 0)
+        ready = stacks.once(jnp.all(seen > 0))
         new = (1 - b1) / _filled(b1, jnp.maximum(seen, 1))
         moved = stacks.mix(1 - new, state.momentum, new, jax.lax.stop_gradient(task_grads))
         momentum = stacks.select(present, moved, state.momentum)
@@ -95,7 +95,7 @@ def conflict_free_momentum(
         config = stacks.combine(weights, momentum)
 
         steps = jnp.where(ready, optax.safe_increment(state.steps), state.steps)
-        first, second = (_filled(decay, jnp.maximum(steps, 1)) for decay in (b1, b2))
+        first, second = stacks.once(jnp.stack([_filled(decay, jnp.maximum(steps, 1)) for decay in (b1, b2)]))
 
         def adam(config: Array, direction: Array, root: Array) -> tuple[Array, Array, Array]:
             if not jnp.issubdtype(config.dtype, jnp.floating):
