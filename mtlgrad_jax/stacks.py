@@ -510,9 +510,7 @@ def _largest(groups: Groups, K: int, axis_name: AxisName, blocked: bool = False)
     return _over(lax.pmax, _each_group(largest, [*groups], blocked=blocked), axis_name)
 
 
-def _each_group(
-    function: Callable[..., Array], groups: list[Any], *scales: Array | None, blocked: bool
-) -> Float[Array, "groups ..."]:
+def _each_group(function: Callable[..., Array], groups: list[Any], *scales: Array | None, blocked: bool) -> Array:
     """Return a function of the leaves of each group and of its scales; on CPU, short groups alike are one batch."""
     alike: dict[Any, list[int]] = {}
     for i, group in enumerate(groups):
