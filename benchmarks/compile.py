@@ -143,8 +143,7 @@ def markdown(rows: list[dict[str, Any]], sizes: list[int], where: str) -> str:
 def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.compile", description=__doc__.split("\n")[0])
     parser.add_argument("--methods", nargs="+", choices=list(ROWS), default=list(ROWS), metavar="NAME", help="(all)")
-    sizes = [75, 150, 300, 600]
-    parser.add_argument("--leaves", nargs="+", type=int, default=sizes, metavar="N", help="(75 150 300 600)")
+    parser.add_argument("--leaves", nargs="+", type=int, default=[300, 600], metavar="N", help="(300 600)")
     parser.add_argument("--width", type=int, default=8, metavar="N", help="of matrices and vectors (%(default)s)")
     parser.add_argument("--csv", type=Path, default=Path("runs/compile.csv"), metavar="FILE", help="(%(default)s)")
     parser.add_argument("--page", type=Path, metavar="FILE", help="a Markdown file to put the table into")

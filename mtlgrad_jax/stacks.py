@@ -5,6 +5,7 @@ accumulated leaf by leaf, never from a concatenated copy, in float32 at the high
 x64), whatever the gradients' dtype. Leaves that are not floating (integer parameters) count as zero gradients.
 """
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -19,7 +20,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, PyTree
 
 from mtlgrad_jax._core.checks import as_array, check_count, check_dtype, leaf_name
-from mtlgrad_jax._core.control import repeat
+from mtlgrad_jax._core.control import map_leaves, repeat
 from mtlgrad_jax._core.tasks import Jacobian, accumulator_dtype, present_tasks, task_flags, task_vector
 
 _BLOCK = 1 << 15  # entries of a block that stays in cache on CPU
@@ -31,7 +32,6 @@ _UNROLLED_ROWS = 16  # rows that one fused loop reads
 
 AxisName = str | Sequence[str] | None
 Groups = Sequence[list[Array]]  # leaves of several stacks
-Scales = Array | Sequence[Array | None]  # (K,) for each of them
 
 
 def num_tasks(task_grads: PyTree, params: PyTree | None = None, *, name: str = "task_grads") -> int:
@@ -90,7 +90,7 @@ def zeros(params: PyTree, num_tasks: int, dtype: DTypeLike | None = None) -> PyT
     """
     check_count("num_tasks", num_tasks, at_least=1)
     check_dtype("dtype", dtype)
-    return jax.tree.map(lambda p: jnp.broadcast_to(p, (num_tasks, *p.shape)), zero_gradient(params, dtype))
+    return map_leaves(lambda p: jnp.broadcast_to(p, (num_tasks, *p.shape)), zero_gradient(params, dtype))
 
 
 def zero_gradient(params: PyTree, dtype: DTypeLike | None = None) -> PyTree:
@@ -100,7 +100,7 @@ def zero_gradient(params: PyTree, dtype: DTypeLike | None = None) -> PyTree:
         p = as_array("params", p)
         return jnp.zeros_like(p, dtype if _is_floating(p) else None)
 
-    return jax.tree.map(zero, params)
+    return map_leaves(zero, params)
 
 
 def gramian(
@@ -180,7 +180,7 @@ def project(task_grads: PyTree, direction: PyTree, *, axis_name: AxisName = None
     if isinstance(task_grads, Jacobian):
         return task_grads.pushforward(direction)
     num_tasks(task_grads)
-    row = jax.tree.map(lambda leaf: as_array("direction", leaf)[None], direction)
+    row = map_leaves(lambda leaf: as_array("direction", leaf)[None], direction)
     check_like("direction", row, task_grads)
     return cross_gramian(task_grads, row, axis_name=axis_name)[:, 0]
 
@@ -200,31 +200,42 @@ def _task_norms(task_grads: PyTree, *, axis_name: AxisName) -> Float[Array, " K"
 
 
 @jax.jit
-def leaf_norms(task_grads: PyTree) -> Float[Array, "leaves K"]:
-    """Return the Euclidean norm of every task's gradient in each leaf, as `task_norms` does."""
-    leaves, K = [jnp.asarray(leaf) for leaf in jax.tree.leaves(task_grads)], num_tasks(task_grads)
+def leaf_norms(task_grads: PyTree) -> PyTree:
+    """Return a tree of the Euclidean norms (K,) of every task's gradient in each leaf, as `task_norms` does."""
+    K = num_tasks(task_grads)
 
-    def norms(leaves: list[Array], *, blocked: bool) -> Array:
-        found = [jnp.zeros((K,), accumulator_dtype())] * len(leaves)
-        for members in _alike(leaves) if blocked else [[i] for i, leaf in enumerate(leaves) if _is_floating(leaf)]:
-            rows = leaves[members[0]]
-            if blocked:
-                rows = jnp.concatenate([leaves[i].reshape(K, -1) for i in members])
-            for i, own in zip(members, _norms([rows], len(rows), None).reshape(-1, K), strict=True):
-                found[i] = own
-        return jnp.stack(found)
+    def norms(leaf: Array) -> Array:
+        if not _is_floating(leaf):
+            return jnp.zeros((K,), accumulator_dtype())
+        up = _power(jnp.max(jnp.abs(leaf), axis=range(1, leaf.ndim), initial=0).astype(accumulator_dtype()))
+        return jnp.sqrt(jnp.sum(_wide(leaf, 1 / up) ** 2, axis=range(1, leaf.ndim))) * up
 
-    return _by_platform(norms, leaves)
+    return map_leaves(norms, task_grads)
 
 
-def _alike(leaves: list[Array]) -> list[list[int]]:
-    """Return which floating leaves to process together: short ones of equal size."""
-    sizes: dict[Any, list[int]] = {}
-    for i, leaf in enumerate(leaves):
-        if _is_floating(leaf):
-            short = leaf.size // len(leaf) <= _SHORT
-            sizes.setdefault((leaf.dtype, leaf.size) if short else i, []).append(i)
-    return [same[i : i + _JOINED] for same in sizes.values() for i in range(0, len(same), _JOINED)]
+def cut(rows: Array, counts: Sequence[int]) -> list[Array]:
+    """Return consecutive parts of an array along its first axis."""
+    return _by_platform(partial(_parts, counts), rows)
+
+
+def _parts(counts: Sequence[int], rows: Array, *, blocked: bool) -> list[Array]:
+    """Return what `cut` does.
+
+    XLA:CPU compiles a kernel for each part that begins at another place that it knows. So it does not learn the places,
+    of which each is computed from the one before, and compiles one kernel for all parts of the same size.
+    """
+    if not blocked:
+        return jnp.split(rows, list(itertools.accumulate(counts))[:-1])
+    place, parts = once(lax.optimization_barrier(jnp.int32(0))), []
+    for count in counts:
+        part, place = _part(rows, place, count)
+        parts.append(part)
+    return parts
+
+
+@partial(jax.jit, static_argnames="count")
+def _part(rows: Array, place: Array, count: int) -> tuple[Array, Array]:
+    return lax.dynamic_slice_in_dim(rows, place, count), once(place + count)
 
 
 def combine(weights: Float[Array, " L"], task_grads: PyTree) -> PyTree:
@@ -255,9 +266,9 @@ def _combine(weights: Float[Array, " L"], task_grads: PyTree) -> PyTree:
         w = weights.astype(jnp.promote_types(leaf.dtype, jnp.float32))
 
         def rows_sum(start: Array | int, count: int) -> Array:
-            chunk = (lax.dynamic_slice_in_dim(x, start, count) for x in (w, leaf))
-            terms = [(x, x * row.astype(w.dtype)) for x, row in zip(*chunk, strict=True)]
-            return _pairwise(jnp.add, [lax.select(x != 0, term, jnp.zeros_like(term)) for x, term in terms])
+            factors, rows = (lax.dynamic_slice_in_dim(x, start, count) for x in (column(w, leaf), leaf))
+            terms = jnp.where(factors != 0, factors * rows.astype(w.dtype), 0)
+            return _pairwise(lax.add, [lax.index_in_dim(terms, i, keepdims=False) for i in range(count)])
 
         whole, rest = divmod(leaf.shape[0], _UNROLLED_ROWS)
         total = rows_sum(whole * _UNROLLED_ROWS, rest) if rest else rows_sum(0, _UNROLLED_ROWS)
@@ -267,29 +278,30 @@ def _combine(weights: Float[Array, " L"], task_grads: PyTree) -> PyTree:
             )
         return total.astype(leaf.dtype)
 
-    return jax.tree.map(leaf_sum, task_grads)
+    return map_leaves(leaf_sum, task_grads)
 
 
 def mix(a: Float[Array, " K"], first: PyTree, b: Float[Array, " K"], second: PyTree) -> PyTree:
     """Return the stack of rows a_i x_i + b_i y_i of two stacks, in the dtypes of the first."""
     K = num_tasks(first, name="first")
     check_like("second", second, first, rows=True)
-    a, b = task_vector("a", a, num_tasks=K), task_vector("b", b, num_tasks=K)
+    a, b = once(task_vector("a", a, num_tasks=K)), once(task_vector("b", b, num_tasks=K))
 
     def leaf_mix(x: Array, y: Array) -> Array:
         if not _is_floating(x):
             return x
         return (column(a, x) * x + column(b, y) * y).astype(x.dtype)
 
-    return jax.tree.map(leaf_mix, first, second)
+    return map_leaves(leaf_mix, first, second)
 
 
 def select(tasks: Bool[Array, " K"], stack: PyTree, other: PyTree = None) -> PyTree:
     """Return a stack with the rows of one stack for some tasks, and those of another, or zeros, for the rest."""
-    tasks = task_flags("tasks", tasks, num_tasks=num_tasks(stack, name="stack") if jax.tree.leaves(stack) else None)
-    other = jax.tree.map(jnp.zeros_like, stack) if other is None else other
+    K = num_tasks(stack, name="stack") if jax.tree.leaves(stack) else None
+    tasks = once(task_flags("tasks", tasks, num_tasks=K))
+    other = map_leaves(jnp.zeros_like, stack) if other is None else other
     check_like("other", other, stack, rows=True)
-    return jax.tree.map(lambda x, y: jnp.where(column(tasks, x), x, y), stack, other)
+    return map_leaves(lambda x, y: jnp.where(column(tasks, x), x, y), stack, other)
 
 
 def check_like(name: str, stack: PyTree, like: PyTree, *, rows: bool = False) -> None:
@@ -307,14 +319,20 @@ def check_like(name: str, stack: PyTree, like: PyTree, *, rows: bool = False) ->
             )
 
 
-def by_coordinate(function: Callable[[Array], Array], task_grads: PyTree) -> PyTree:
-    """Return one gradient: a function of each floating leaf of a stack, in its dtype; zeros for other leaves."""
+def by_coordinate(function: Callable[..., Array], task_grads: PyTree, *others: PyTree) -> PyTree:
+    """Return one gradient: a function of each floating leaf of a stack, in its dtype; zeros for other leaves.
 
-    def reduced(leaf: Array) -> Array:
+    Args:
+      function: takes a leaf, and those of `others` at the same place. Under jit it is traced once for each shape.
+      task_grads: stack of K gradients.
+      *others: trees of the same structure.
+    """
+
+    def reduced(leaf: Array, *own: Array) -> Array:
         floating = _is_floating(leaf)
-        return function(leaf).astype(leaf.dtype) if floating else jnp.zeros(leaf.shape[1:], leaf.dtype)
+        return function(leaf, *own).astype(leaf.dtype) if floating else jnp.zeros(leaf.shape[1:], leaf.dtype)
 
-    return jax.tree.map(reduced, task_grads)
+    return map_leaves(reduced, task_grads, *others)
 
 
 def fold_rows(function: Callable[[Any, Array | int, Array], Any], carry: Any, leaf: Array) -> Any:
@@ -346,21 +364,27 @@ def finite_tasks(task_grads: PyTree) -> Bool[Array, " K"]:
 
 def all_finite(tree: PyTree) -> Bool[Array, ""]:
     """Return whether every entry of a tree is finite."""
-    return _finite(jax.tree.map(lambda leaf: jnp.asarray(leaf)[None], tree), 1)[0]
+    return _finite(map_leaves(lambda leaf: jnp.asarray(leaf)[None], tree), 1)[0]
 
 
+@jax.jit
 def used(groups: Sequence[PyTree]) -> Bool[Array, "groups K"]:
     """Return for each of several stacks which tasks have a nonzero entry there."""
     K = num_tasks(groups[0])
-    parts = [[(leaf != 0).any(axis=range(1, leaf.ndim)) for leaf in _floating(group)] for group in groups]
-    return once(jnp.stack([_pairwise(jnp.logical_or, leaves or [jnp.zeros((K,), bool)]) for leaves in parts]))
+
+    def of_group(leaves: list[Array]) -> Array:
+        entries = map_leaves(lambda leaf: (leaf != 0).any(axis=range(1, leaf.ndim)), leaves)
+        return _pairwise(lax.bitwise_or, entries or [jnp.zeros((K,), bool)])
+
+    each = partial(_each_group, of_group)
+    return _by_platform(lambda groups, *, blocked: once(each(groups, blocked=blocked)), [_floating(g) for g in groups])
 
 
 @partial(jax.jit, static_argnames="count")
 def _finite(rows: PyTree, count: int) -> Bool[Array, " K"]:
     def finite(leaves: list[Array], *, blocked: bool) -> Array:
-        checks = [jnp.isfinite(leaf).all(axis=range(1, leaf.ndim)) for leaf in _rows(leaves, blocked)]
-        return once(_pairwise(jnp.logical_and, checks or [jnp.ones((count,), bool)]))
+        checks = map_leaves(lambda leaf: jnp.isfinite(leaf).all(axis=range(1, leaf.ndim)), _rows(leaves, blocked))
+        return once(_pairwise(lax.bitwise_and, checks or [jnp.ones((count,), bool)]))
 
     return _by_platform(finite, _floating(rows))
 
@@ -374,7 +398,7 @@ def _is_floating(leaf: Array) -> bool:
     return jnp.issubdtype(leaf.dtype, jnp.floating)
 
 
-def _by_platform(function: Callable[..., Array], *args: Any) -> Array:
+def _by_platform(function: Callable[..., Any], *args: Any) -> Any:
     """Return `function(*args, blocked=...)`, where `blocked` tells whether rows may be cut and joined.
 
     Blocks are faster on CPU and round less, but on several devices they would gather sharded rows. The choice depends
@@ -452,18 +476,19 @@ def _inner(
         first = [_rows(leaves, blocked) for leaves in first]
         others = first if second is None else [_rows(leaves, blocked) for leaves in second]
 
-        def total(rows: Scales, columns: Scales) -> Array:
-            products = [
-                [_product(a, b, row, column, blocked) for a, b in zip(*leaves, strict=True)]
-                for *leaves, row, column in zip(first, others, rows, columns, strict=True)
-            ]
-            return _joined(jnp.add, products, (K, L), axis_name)
+        def product(leaves: tuple[list[Array], list[Array]], row: Array | None, column: Array | None) -> Array:
+            products = [_product(a, b, row, column, blocked=blocked) for a, b in zip(*leaves, strict=True)]
+            return _pairwise(lax.add, products or [jnp.zeros((K, L), accumulator_dtype())])
 
-        plain = total([None] * len(first), [None] * len(first))
+        def total(rows: Array | None, columns: Array | None) -> Array:
+            pairs = list(zip(first, others, strict=True))
+            return _over(lax.psum, _each_group(product, pairs, rows, columns, blocked=blocked), axis_name)
+
+        plain = total(None, None)
 
         def checked() -> Array:
-            rows = _largest(first, K, axis_name)
-            columns = rows if second is None else _largest(others, L, axis_name)
+            rows = _largest(first, K, axis_name, blocked)
+            columns = rows if second is None else _largest(others, L, axis_name, blocked)
             zero = (rows == 0)[:, :, None] | (columns == 0)[:, None, :]
 
             def rescaled() -> Array:
@@ -479,8 +504,8 @@ def _inner(
 
 def _norms(leaves: list[Array], K: int, axis_name: AxisName) -> Float[Array, " K"]:
     def total(scale: Array | None) -> Array:
-        squares = [jnp.sum(_wide(leaf, scale) ** 2, axis=range(1, leaf.ndim)) for leaf in leaves]
-        return _joined(jnp.add, [squares], (K,), axis_name)[0]
+        squares = map_leaves(lambda leaf: jnp.sum(_wide(leaf, scale) ** 2, axis=range(1, leaf.ndim)), leaves)
+        return _over(lax.psum, _pairwise(lax.add, squares or [jnp.zeros((K,), accumulator_dtype())]), axis_name)
 
     def rescaled() -> Array:
         up = _power(_largest([leaves], K, axis_name))[0]
@@ -490,19 +515,40 @@ def _norms(leaves: list[Array], K: int, axis_name: AxisName) -> Float[Array, " K
     return lax.cond(jnp.all(_representable(plain[None], [leaves])), lambda: jnp.sqrt(plain), rescaled)
 
 
-def _largest(groups: Groups, K: int, axis_name: AxisName) -> Float[Array, "groups K"]:
-    entries = [[jnp.max(jnp.abs(leaf), axis=range(1, leaf.ndim), initial=0) for leaf in leaves] for leaves in groups]
-    return _joined(jnp.maximum, entries, (K,), axis_name)
+def _largest(groups: Groups, K: int, axis_name: AxisName, blocked: bool = False) -> Float[Array, "groups K"]:
+    def largest(leaves: list[Array]) -> Array:
+        entries = map_leaves(lambda leaf: jnp.max(jnp.abs(leaf), axis=range(1, leaf.ndim), initial=0), leaves)
+        wide = accumulator_dtype()
+        return _pairwise(lax.max, [own.astype(wide) for own in entries] or [jnp.zeros((K,), wide)])
+
+    return _over(lax.pmax, _each_group(largest, [*groups], blocked=blocked), axis_name)
 
 
-def _joined(
-    join: Callable[[Array, Array], Array], parts: list[list[Array]], shape: tuple[int, ...], axis_name: AxisName
-) -> Array:
-    """Return the parts of all leaves joined in every group, and over the mesh axes."""
-    nothing = jnp.zeros(shape, accumulator_dtype())
-    values = once(jnp.stack([_pairwise(join, leaves or [nothing]).astype(nothing.dtype) for leaves in parts]))
-    over = lax.pmax if join is jnp.maximum else lax.psum
-    return values if axis_name is None else over(values, axis_name)
+def _each_group(function: Callable[..., Array], groups: list[Any], *scales: Array | None, blocked: bool) -> Array:
+    """Return a function of the leaves of each group and of its scales; on CPU, short groups alike are one batch."""
+    alike: dict[Any, list[int]] = {}
+    for i, group in enumerate(groups):
+        leaves, structure = jax.tree.flatten(group)
+        short = blocked and 0 < sum(leaf.size // len(leaf) for leaf in leaves) <= _SHORT
+        alike.setdefault((structure, *((leaf.shape, leaf.dtype) for leaf in leaves)) if short else i, []).append(i)
+    batches = [same[i : i + _JOINED] for same in alike.values() for i in range(0, len(same), _JOINED)]
+    results = []
+    for batch in batches:
+        if len(batch) == 1:
+            found = function(groups[batch[0]], *(scale if scale is None else scale[batch[0]] for scale in scales))[None]
+        else:
+            own = (scale if scale is None else scale[jnp.asarray(batch)] for scale in scales)
+            found = jax.vmap(function)(jax.tree.map(lambda *same: jnp.stack(same), *(groups[i] for i in batch)), *own)
+        results.append(found)
+    order = [i for batch in batches for i in batch]
+    places = sorted(range(len(order)), key=order.__getitem__)
+    return jnp.concatenate(results) if order == [*range(len(order))] else jnp.concatenate(results)[jnp.asarray(places)]
+
+
+def _over(reduce: Callable[..., Array], values: Array, axis_name: AxisName) -> Array:
+    """Return values computed once, and reduced over the mesh axes."""
+    values = once(values)
+    return values if axis_name is None else reduce(values, axis_name)
 
 
 def _power(largest: Array) -> Array:
@@ -516,7 +562,8 @@ def _wide(leaf: Array, scale: Array | None) -> Array:
     return leaf if scale is None else leaf * column(scale, leaf)
 
 
-def _product(a: Array, b: Array, rows: Array | None, columns: Array | None, blocked: bool) -> Array:
+@partial(jax.jit, static_argnames="blocked")
+def _product(a: Array, b: Array, rows: Array | None, columns: Array | None, *, blocked: bool) -> Array:
     """Return the (K, L) product of two leaves, whose rows are first multiplied by the given scales."""
 
     def dot(x: Array, y: Array, batch: tuple[int, ...] = ()) -> Array:
@@ -548,7 +595,7 @@ def _product(a: Array, b: Array, rows: Array | None, columns: Array | None, bloc
         first = runs(0, block)
         sums = tuple(jnp.stack([first, jnp.zeros_like(first)]))
         products += lax.fori_loop(1, whole, lambda i, sums: _two_sum(sums, runs(i * block, block)), sums)
-    return _pairwise(jnp.add, [product.sum(axis=0) for product in products])
+    return _pairwise(lax.add, [product.sum(axis=0) for product in products])
 
 
 def _batch_axes(shape: tuple[int, ...]) -> tuple[int, ...]:

@@ -1,5 +1,6 @@
 """Compose losses, a method and an optimizer: `balanced_value_and_grad`, `chain`, `accumulate`, `pareto_front`."""
 
+import inspect
 from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
@@ -11,7 +12,7 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from mtlgrad_jax import stacks
 from mtlgrad_jax._core.checks import check_count, check_function, check_state
-from mtlgrad_jax._core.control import cond
+from mtlgrad_jax._core.control import cond, map_leaves
 from mtlgrad_jax._core.method import Method, update_without_task_axis
 from mtlgrad_jax._core.step import UPDATE_ARGUMENTS, canonical, infos, keep_infos, was_empty
 from mtlgrad_jax._core.tasks import (
@@ -61,6 +62,7 @@ def balanced_value_and_grad(
       [0.0]
     """
     check_oracle(losses_fn, argnums, has_aux)
+    check_keywords(losses_fn)
     if not isinstance(method, optax.GradientTransformation):
         raise ValueError(f"`method` must be one such as mtlgrad_jax.cagrad(), got {type(method).__name__}.")
     if rows is not None:
@@ -76,6 +78,15 @@ def balanced_value_and_grad(
         return ((jacobian.losses, jacobian.aux) if has_aux else jacobian.losses), gradient, new_state
 
     return step
+
+
+def check_keywords(losses_fn: Callable[..., Any]) -> None:
+    """Raise if `losses_fn` takes `extra_args`, which `balanced_value_and_grad` keeps for the method's update."""
+    if "extra_args" in inspect.signature(losses_fn).parameters:
+        raise ValueError(
+            "`losses_fn` must not take `extra_args`: step(..., extra_args={}) holds arguments of the method's update. "
+            "Rename the argument."
+        )
 
 
 def chain(*transforms: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:
@@ -216,7 +227,7 @@ def accumulate(tx: optax.GradientTransformation, num_tasks: int, steps: int) -> 
 
     def init(params: PyTree) -> AccumulateState:
         zeros = jnp.zeros((num_tasks,), accumulator_dtype())
-        sums = jax.tree.map(_wide, stacks.zeros(params, num_tasks))
+        sums = map_leaves(_wide, stacks.zeros(params, num_tasks))
         start = AccumulateState(sums, zeros, zeros, jnp.zeros((), jnp.int32), jnp.zeros((), bool), inner.init(params))
         return unaliased(start, params)
 
@@ -247,7 +258,7 @@ def accumulate(tx: optax.GradientTransformation, num_tasks: int, steps: int) -> 
             added = stacks.column(size, leaf).astype(total.dtype) * leaf.astype(total.dtype)
             return total + jnp.where(stacks.column(seen, leaf), added, 0)
 
-        sums = jax.tree.map(add, state.sums, task_grads)
+        sums = map_leaves(add, state.sums, task_grads)
         loss_sums, total = state.losses + jnp.where(seen, size * values, 0), state.sizes + size
         count = optax.safe_increment(state.step)
         present = total > 0
@@ -257,7 +268,7 @@ def accumulate(tx: optax.GradientTransformation, num_tasks: int, steps: int) -> 
 
         def finish() -> tuple[PyTree, AccumulateState]:
             share = jnp.where(present, 1 / jnp.where(present, total, 1), 0)
-            means = jax.tree.map(
+            means = map_leaves(
                 lambda leaf, like: (stacks.column(share, leaf).astype(leaf.dtype) * leaf).astype(like.dtype),
                 sums,
                 task_grads,
@@ -266,7 +277,7 @@ def accumulate(tx: optax.GradientTransformation, num_tasks: int, steps: int) -> 
             now = {**extra, "losses": averages, "task_mask": present}
             updates, after = inner.update(means, state.inner, params, **now)
             zeros = jnp.zeros_like(total)
-            emptied = jax.tree.map(jnp.zeros_like, sums)
+            emptied = map_leaves(jnp.zeros_like, sums)
             return updates, AccumulateState(emptied, zeros, zeros, jnp.zeros_like(count), jnp.zeros_like(ended), after)
 
         def wait() -> tuple[PyTree, AccumulateState]:

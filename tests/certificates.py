@@ -98,7 +98,8 @@ def cagrad_gap(M, c, weights, rounding=0, enough=0):
             options={"ftol": 1e-14},
         ).x.clip(0)
         best = min(best, found / found.sum(), key=gap)
-    excess = _ratio(np.linalg.norm(F @ step) - c * np.linalg.norm(F @ mean), np.sqrt(scale))
+    wide = np.longdouble(M)  # in float64, rounding would hide the excess of a long step between opposite rows
+    excess = _ratio(np.sqrt(_quadratic(wide, step)) - c * np.sqrt(_quadratic(wide, mean)), np.sqrt(scale))
     return float(np.max([gap(best), excess, 0]))
 
 

@@ -1,6 +1,7 @@
-"""Compiled programs are linear in the number of leaves, and the command writes every row."""
+"""Compiled programs are linear in the number of leaves, whose loops they share; the command writes every row."""
 
 import csv
+import re
 
 import jax
 import jax.numpy as jnp
@@ -33,25 +34,61 @@ def test_wrappers_do_not_multiply_a_solver(make):
     assert wrapped < 1.5 * alone
 
 
-# One method for each way to use the leaves: Gramian, losses, rule, buffers, and what wrappers add.
+def kernels(program):
+    """The number of different loops, each of which XLA:CPU compiles once, however many leaves use it."""
+    text = re.sub(r", metadata=\{[^}]*\}", "", program.as_text())
+    bodies = re.findall(r"^%(?:fused|wrapped)[^\n]*\{\n(.*?)^\}", text, re.MULTILINE | re.DOTALL)
+
+    def anonymous(body):
+        names = {}
+        return re.sub(r"%[\w.\-]+", lambda name: names.setdefault(name[0], f"%{len(names)}"), body)
+
+    return len(set(map(anonymous, bodies)))
+
+
+# One method for each way to use the leaves: Gramian, losses, rule, buffers, draws, groups, and what wrappers add.
 @pytest.mark.nightly
 @pytest.mark.parametrize(
-    ("row", "tx"),
+    ("row", "tx", "most"),
     [
-        ("imtl_g", mtl.imtl_g()),
-        ("uw", mtl.uw(K)),
-        ("trimmed_mean", mtl.trimmed_mean()),
-        ("with_metrics", mtl.with_metrics(mtl.db_mtl(K), K)),
-        ("fs_mtl", mtl.fs_mtl(mtl.mean())),
-        ("dropgrad", mtl.dropgrad()),
-        ("imtl_g", nested(mtl.imtl_g(), K)),
+        ("imtl_g", mtl.imtl_g(), 60),
+        ("uw", mtl.uw(K), 50),
+        ("trimmed_mean", mtl.trimmed_mean(), 130),
+        ("graddrop", mtl.graddrop(), 150),
+        ("sam_gs", mtl.sam_gs(K), 150),
+        ("conflict_free_momentum", mtl.conflict_free_momentum(K), 280),
+        ("with_metrics", mtl.with_metrics(mtl.db_mtl(K), K), 200),
+        ("fs_mtl", mtl.fs_mtl(mtl.mean()), 200),
+        ("samo", None, 250),
+        ("grouped", None, 200),
+        ("dropgrad", mtl.dropgrad(), 50),
+        ("imtl_g", nested(mtl.imtl_g(), K), 150),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_programs_are_linear_in_the_leaves(row, tx):
-    """As many new instructions per leaf from 16 to 32 as from 8 to 16: no leaf's part holds a sum over all leaves."""
-    few, some, many = (instructions(compiled(update(row, parameters(n, WIDTH), tx))[1]) for n in LEAVES)
+def test_programs_are_linear_in_the_leaves(row, tx, most):
+    """No leaf's part holds a sum over all leaves, and leaves of the same shape share their loops."""
+    programs = [compiled(update(row, parameters(n, WIDTH), tx))[1] for n in LEAVES]
+    few, some, many = map(instructions, programs)
     assert (many - some) / 16 <= 1.08 * (some - few) / 8
+    assert (many - some) / 16 <= most
+    assert kernels(programs[2]) - kernels(programs[1]) < 8
+
+
+@pytest.mark.nightly
+def test_a_function_of_leaves_is_traced_once_for_each_shape():
+    """Under jit. Outside, it is called for each leaf, so that errors and breakpoints are those of the user's line."""
+    seen = []
+
+    def first(leaf):
+        seen.append(leaf.shape)
+        return leaf[0]
+
+    stack = [jnp.ones((2, n)) for n in (3, 3, 4, 3)]
+    jax.jit(lambda stack: mtl.stacks.by_coordinate(first, stack))(stack)
+    assert seen == [(2, 3), (2, 4)]
+    mtl.stacks.by_coordinate(first, stack)
+    assert len(seen) == 2 + 4
 
 
 @pytest.mark.nightly

@@ -560,3 +560,5 @@ def test_losses_of_a_module_keep_their_own_keywords():
     step = balanced_value_and_grad(lambda module, x, *, state, model: state * model * module(x)[0], method)
     losses, _, _ = step(model, method.init(nnx.state(model, nnx.Param)), jnp.ones((1, 2)), state=2.0, model=3.0)
     np.testing.assert_allclose(losses, 6 * model(jnp.ones((1, 2)))[0], rtol=1e-6)
+    with pytest.raises(ValueError, match="`losses_fn` must not take `extra_args`"):
+        balanced_value_and_grad(lambda module, extra_args: module(extra_args), method)

@@ -252,6 +252,20 @@ def test_many_draws(solver, P, dtype):
                 CHECKS[solver](M)
 
 
+FOUND = [
+    ("float32", "scales", 7, 2, 243),  # along null vectors of Q with q^T x < 0, the conditions held up to rounding
+    ("float32", "scales", 16, 3, 154),
+    ("float32", "nearly_opposite", 8, 6, 5022),  # the certificate's own slope was infinite
+    ("float64", "nearly_opposite", 11, 40, 132),  # a step so long that its length cancels in float64
+]
+
+
+@pytest.mark.parametrize(("dtype", "family", "K", "P", "draw"), FOUND)
+def test_max_min_where_make_stress_found_it_wrong(dtype, family, K, P, draw):
+    with jax.enable_x64(dtype == "float64"):
+        check_max_min(families.gramian(families.stack(family, K, P, draw), dtype))
+
+
 @pytest.mark.parametrize("outlier", [1e3, 1e6, 1e10, 1e17, 1e24, 1e36])
 def test_an_outlier_costs_the_median_no_digits(outlier, dtype):
     """Wherever it is, it pulls with its unit vector, which adds a linear term to the objective of the others."""

@@ -33,13 +33,23 @@ def loop(function: Callable[..., Any], stacked: PyTree, at_once: int = 1, *, unr
     if not unrolled and isinstance(jnp.zeros(()), jax.core.Tracer):
         return jax.lax.map(lambda row: function(*row), stacked, batch_size=None if at_once == 1 else at_once)
 
+    def row(i: int) -> Any:
+        return function(
+            *jax.tree.map(
+                lambda leaf: jax.lax.index_in_dim(leaf, i, keepdims=False)
+                if isinstance(leaf, jax.core.Tracer)
+                else leaf[i],
+                stacked,
+            )
+        )
+
     def rows(start: int) -> Any:
-        if at_once == 1:
-            return jax.tree.map(lambda out: out[None], function(*jax.tree.map(lambda leaf: leaf[start], stacked)))
         return jax.vmap(function)(*jax.tree.map(lambda leaf: leaf[start : start + at_once], stacked))
 
-    parts = [rows(start) for start in range(0, len(jax.tree.leaves(stacked)[0]), at_once)]
-    return jax.tree.map(lambda *parts: jnp.concatenate(parts), *parts)
+    count = len(jax.tree.leaves(stacked)[0])
+    if at_once == 1:
+        return map_leaves(lambda *parts: jnp.stack(parts), *map(row, range(count)))
+    return map_leaves(lambda *parts: jnp.concatenate(parts), *map(rows, range(0, count, at_once)))
 
 
 def repeat(start: Any, stop: int, function: Callable[[Any, Any], Any], carry: Any, *, unrolled: bool = False) -> Any:
@@ -52,6 +62,15 @@ def repeat(start: Any, stop: int, function: Callable[[Any, Any], Any], carry: An
     for i in range(start, stop):
         carry = function(i, carry)
     return carry
+
+
+def map_leaves(function: Callable[..., Any], tree: PyTree, *rest: PyTree) -> PyTree:
+    """Do what `jax.tree.map` does; under jit, trace the function once per shape of its arguments, not once per leaf.
+
+    The function must depend on nothing that differs between leaves but its arguments.
+    """
+    under_jit = isinstance(jnp.zeros(()), jax.core.Tracer)
+    return jax.tree.map(jax.jit(function) if under_jit else function, tree, *rest)
 
 
 def promoting(function: Callable[..., Any]) -> Callable[..., Any]:

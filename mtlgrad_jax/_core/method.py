@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, PyTree
 
 from mtlgrad_jax import stacks
 from mtlgrad_jax._core.checks import check_count, check_flag, check_function, check_state, check_surroundings, leaf_name
-from mtlgrad_jax._core.control import cond, promoting
+from mtlgrad_jax._core.control import cond, map_leaves, promoting
 from mtlgrad_jax._core.step import (
     STANDARD,
     TASK_MASK,
@@ -183,8 +183,8 @@ def _narrow(tree: PyTree) -> bool:
 def skip_unless(finite: Array, gradient: PyTree, new_state: PyTree, old_state: PyTree) -> tuple[PyTree, PyTree]:
     """Return gradient and new state if `finite`, else zero and the old state, whose infos count a skipped step."""
     finite = stacks.once(finite)
-    gradient = jax.tree.map(lambda leaf: jnp.where(finite, leaf, jnp.zeros_like(leaf)), gradient)
-    return gradient, jax.tree.map(lambda new, old: jnp.where(finite, new, old), new_state, mark_skipped(old_state))
+    gradient = map_leaves(lambda leaf: jnp.where(finite, leaf, jnp.zeros_like(leaf)), gradient)
+    return gradient, map_leaves(lambda new, old: jnp.where(finite, new, old), new_state, mark_skipped(old_state))
 
 
 def skip_together(gradient: PyTree, new_state: PyTree, old_state: PyTree) -> tuple[PyTree, PyTree]:
@@ -331,7 +331,7 @@ def from_rule(
         with in_full_precision():
             gradient = rule(task_grads, **{name: given[name] for name in wanted})
         gradient, method_state = gradient if "state" in wanted else (gradient, state.method)
-        own = jax.tree.map(lambda leaf, like: leaf.astype(like.dtype), gradient, task_grads)
+        own = map_leaves(lambda leaf, like: leaf.astype(like.dtype), gradient, task_grads)
         fits = stacks.all_finite(own) | ~step.finite | (step.num_present < fewest)
         like = row_shapes(task_grads)
         axes = task_axes(None if init is None else lambda K: jax.eval_shape(lambda p: init(p, K), like), known_tasks)
@@ -352,7 +352,7 @@ def _bounded(mean: PyTree) -> PyTree:
         largest = jnp.finfo(leaf.dtype).max
         return jnp.clip(leaf, -largest, largest)
 
-    return jax.tree.map(bound, mean)
+    return map_leaves(bound, mean)
 
 
 def declare(

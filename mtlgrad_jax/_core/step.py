@@ -2,6 +2,7 @@
 
 import difflib
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -22,7 +23,7 @@ from mtlgrad_jax.solvers._solution import (
     TOO_FEW_TASKS,
     Solution,
 )
-from mtlgrad_jax.stacks import once
+from mtlgrad_jax.stacks import all_finite, once
 
 
 class Info(NamedTuple):
@@ -345,25 +346,10 @@ def commit(
       sane: whether the result is finite.
       solved: the solver's Solution, if there was a solver.
     """
-
-    def counted(leaf: Array, along: tuple[int, ...]) -> Bool[Array, "..."]:
-        rows = [step.present.reshape([-1 if i == axis else 1 for i in range(leaf.ndim)]) for axis in along]
-        return jnp.asarray(True) if not rows else rows[0] if len(rows) == 1 else rows[0] & rows[1]
-
-    def remains_finite(new: Array, old: Array, along: tuple[int, ...]) -> Bool[Array, ""]:
-        if not jnp.issubdtype(old.dtype, jnp.inexact):
-            return jnp.asarray(True)
-        finite = jnp.isfinite(new.astype(old.dtype)) | ~jnp.isfinite(old)
-        return jnp.all(finite | ~counted(old, along))
-
-    checks = jax.tree.leaves(jax.tree.map(remains_finite, method_state, state.method, axes))
-    sane = once(jnp.stack([jnp.asarray(sane), *checks]).all())
-    enough = sane & (step.num_present >= max(fewest, 1))
-
-    def select(new: Array, old: Array, along: tuple[int, ...]) -> Array:
-        new = new if new.dtype == old.dtype else new.astype(old.dtype)
-        return jnp.where(enough & counted(old, along), new, old)
-
+    present = once(step.present)
+    checked = jax.tree.map(partial(_checked, present), method_state, state.method, axes)
+    sane = sane & all_finite(checked)
+    enough = once(sane & (step.num_present >= max(fewest, 1)))
     residual, steps, result = (0.0, 0, SOLVED) if solved is None else solved[1:]
     info = next_info(
         state.info,
@@ -375,4 +361,24 @@ def commit(
         finite=step.finite,
         solved=sane,
     )
-    return MethodState(jax.tree.map(select, method_state, state.method, axes), info), enough
+    advanced = jax.tree.map(partial(_advanced, enough, present), method_state, state.method, axes)
+    return MethodState(advanced, info), enough
+
+
+@partial(jax.jit, static_argnames="along")
+def _advanced(enough: Array, present: Array, new: Array, old: Array, along: tuple[int, ...]) -> Array:
+    """Return the new entries of the tasks present if `enough`, and the old ones elsewhere."""
+    return jnp.where(enough & _counted(present, old, along), new.astype(old.dtype), old)
+
+
+@partial(jax.jit, static_argnames="along")
+def _checked(present: Array, new: Array, old: Array, along: tuple[int, ...]) -> Array:
+    """Return the entries that have to be finite: those of the tasks present that were finite before."""
+    if not jnp.issubdtype(old.dtype, jnp.inexact):
+        return old
+    return jnp.where(jnp.isfinite(old) & _counted(present, old, along), new.astype(old.dtype), 0)
+
+
+def _counted(present: Bool[Array, " K"], leaf: Array, along: tuple[int, ...]) -> Bool[Array, "..."]:
+    rows = [present.reshape([-1 if i == axis else 1 for i in range(leaf.ndim)]) for axis in along]
+    return jnp.asarray(True) if not rows else rows[0] if len(rows) == 1 else rows[0] & rows[1]

@@ -1,6 +1,6 @@
 """Splitting a tree into groups of leaves and merging them again."""
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable
 from typing import Any
 
 import jax
@@ -117,16 +117,16 @@ def unaliased(tree: PyTree, other: PyTree = None) -> PyTree:
     return jax.tree.map(own, tree)
 
 
-def draw_like(
-    sample: Callable[[Array, tuple[int, ...]], Array], key: Array, leaves: Sequence[Array | jax.ShapeDtypeStruct]
-) -> list[Array]:
+def draw_like(sample: Callable[[Array, tuple[int, ...]], Array], key: Array, tree: PyTree) -> PyTree:
     """Return `sample(key, shape)` for every leaf; short leaves share one draw, since draws are slow to compile."""
+    treedef: Any
+    leaves, treedef = jax.tree.flatten(tree)
     short = [leaf.size <= _SHORT for leaf in leaves]
-    ends = np.cumsum([leaf.size for leaf, shares in zip(leaves, short, strict=True) if shares])
-    first, *others = jax.random.split(key, 1 + len(leaves) - sum(short))
-    parts = iter(jnp.split(stacks.once(sample(first, (int(ends[-1]),))), ends[:-1]) if any(short) else [])
+    sizes = [leaf.size for leaf, shares in zip(leaves, short, strict=True) if shares]
+    first, *others = jax.random.split(key, 1 + len(leaves) - len(sizes))
+    parts = iter(stacks.cut(stacks.once(sample(first, (sum(sizes),))), sizes) if sizes else [])
     keys = iter(others)
-    return [
+    return treedef.unflatten(
         next(parts).reshape(leaf.shape) if shares else sample(next(keys), leaf.shape)
         for leaf, shares in zip(leaves, short, strict=True)
-    ]
+    )

@@ -94,6 +94,7 @@ def balanced_value_and_grad(
       >>> losses, gradient, state = step(model, method.init(nnx.state(model, nnx.Param)), x)
       >>> updates = optimizer.update(model, gradient)
     """
+    training.check_keywords(losses_fn)
     gradient_of = training.balanced_value_and_grad(_pure(losses_fn, has_aux), method, has_aux=True, rows=rows)
 
     def step(

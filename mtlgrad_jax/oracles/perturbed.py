@@ -10,6 +10,7 @@ from jaxtyping import Array, PyTree
 
 from mtlgrad_jax import stacks
 from mtlgrad_jax._core.checks import Number, check_flag, check_number
+from mtlgrad_jax._core.control import map_leaves
 from mtlgrad_jax._core.trees import Labels, cut, flag_leaves, merge
 from mtlgrad_jax.oracles.losses import bind, check_oracle, flatten_losses, loss_of
 from mtlgrad_jax.oracles.task_value_and_grad import Strategy, check_strategy, each_task, task_value_and_grad
@@ -73,9 +74,9 @@ def _scaled(task_grads: PyTree, params: PyTree, rho: Number, adaptive: bool) -> 
     """Return g scaled to norm rho, or if adaptive p (p g) scaled so that (p g) has norm rho."""
     direction = task_grads
     if adaptive:
-        direction = jax.tree.map(lambda g, p: g * jnp.abs(p).astype(g.dtype), task_grads, params)
+        direction = map_leaves(lambda g, p: g * jnp.abs(p).astype(g.dtype), task_grads, params)
     norms = stacks.task_norms(direction)
-    scale = jnp.where(norms == 0, 0, rho / jnp.where(norms == 0, 1, norms))
+    scale = stacks.once(jnp.where(norms == 0, 0, rho / jnp.where(norms == 0, 1, norms)))
 
     def perturb(g: Array, p: Array) -> Array:
         if not jnp.issubdtype(g.dtype, jnp.floating):
@@ -83,7 +84,7 @@ def _scaled(task_grads: PyTree, params: PyTree, rho: Number, adaptive: bool) -> 
         scaled = g.astype(scale.dtype) * scale.reshape(-1, *(1,) * (g.ndim - 1))
         return (scaled * jnp.abs(p) if adaptive else scaled).astype(g.dtype)
 
-    return jax.tree.map(perturb, direction, params)
+    return map_leaves(perturb, direction, params)
 
 
 def perturbed_task_grad(

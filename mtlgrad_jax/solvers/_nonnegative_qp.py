@@ -11,7 +11,8 @@ moderate even if x is large.
 
 Q is first scaled to unit diagonal, so that weights are equally accurate for gradients that differ by orders of
 magnitude. Singular Q are handled by the proximal point method: the diagonal is shifted by (K + SHIFT) eps, and the
-solve on the passive set is repeated to remove the bias of the shift.
+solve on the passive set is repeated to remove the bias of the shift. Rounding lets a long x along which Q vanishes meet
+the conditions even if q^T x < 0; a solution has q^T x = x^T Q x >= 0, so such a point counts as far from one.
 """
 
 from typing import NamedTuple
@@ -74,7 +75,7 @@ def nonnegative_qp(
     def residual_of(y: Array) -> Array:
         slack = C @ y - q
         worst = jnp.max(jnp.where(y > 0, jnp.abs(slack), jnp.maximum(-slack, 0)))
-        return worst / jnp.maximum(jnp.max(y), 1)
+        return jnp.maximum(worst, -q @ y) / jnp.maximum(jnp.max(y), 1)
 
     def exchange(e: _Exchange) -> _Exchange:
         factor = jnp.linalg.cholesky(masked(C, e.passive) + jnp.diag(jnp.where(e.passive, shift(C), 1)))

@@ -13,6 +13,7 @@ from jaxtyping import Array, PyTree
 
 from mtlgrad_jax import stacks
 from mtlgrad_jax._core.checks import Number, check_choice, check_number
+from mtlgrad_jax._core.control import map_leaves
 from mtlgrad_jax._core.method import reject_masked
 from mtlgrad_jax._core.paper import Paper
 from mtlgrad_jax._core.random import Key, Seed, check_key, draw_key, make_key
@@ -80,17 +81,17 @@ def dropgrad(
                 return jax.random.bernoulli(draw, 1 - rate, shape) / jnp.asarray(1 - rate, dtype)
             return 1 + jnp.sqrt(jnp.asarray(rate / (1 - rate), dtype)) * jax.random.normal(draw, shape, dtype)
 
-        def dropped(leaf: Array) -> Array:
+        def dropped(leaf: Array, factor: Array) -> Array:
             if not jnp.issubdtype(leaf.dtype, jnp.floating):
                 return leaf
-            return jnp.where(kept.reshape(-1, *(1,) * (leaf.ndim - 1)), (leaf * next(factors)).astype(leaf.dtype), leaf)
+            return jnp.where(stacks.column(kept, leaf), (leaf * factor).astype(leaf.dtype), leaf)
 
         task_grads = jax.tree.map(jnp.asarray, task_grads)
         floating = [leaf for leaf in jax.tree.leaves(task_grads) if jnp.issubdtype(leaf.dtype, jnp.floating)]
         dtype = jnp.result_type(jnp.float32, *floating)
         following, draw = draw_key(state.key)
-        factors = iter(draw_like(noise, draw, floating))
-        return jax.tree.map(dropped, task_grads), DropGradState(following)
+        factors = draw_like(noise, draw, task_grads)
+        return map_leaves(dropped, task_grads, factors), DropGradState(following)
 
     return optax.GradientTransformationExtraArgs(init, update)
 

@@ -15,7 +15,7 @@ import optax
 from jaxtyping import Array, Float, Int, PyTree
 
 from mtlgrad_jax._core.checks import Number, check_count, check_function, check_number
-from mtlgrad_jax._core.control import cond
+from mtlgrad_jax._core.control import cond, map_leaves
 from mtlgrad_jax._core.paper import Paper
 from mtlgrad_jax._core.row import Row
 from mtlgrad_jax._core.tasks import accumulator_dtype
@@ -119,7 +119,7 @@ def _scalar(name: str, value: Any) -> Float[Array, ""]:
 
 
 def _scaled(factor: Float[Array, ""], tree: PyTree) -> PyTree:
-    return jax.tree.map(lambda leaf: (factor * leaf).astype(leaf.dtype), tree)
+    return map_leaves(lambda leaf: (factor * leaf).astype(leaf.dtype), tree)
 
 
 ROW = Row(

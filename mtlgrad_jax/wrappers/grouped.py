@@ -13,7 +13,7 @@ from mtlgrad_jax._core.random import repeat_state
 from mtlgrad_jax._core.row import Row
 from mtlgrad_jax._core.step import mark_idle
 from mtlgrad_jax._core.tasks import Jacobian, task_flags
-from mtlgrad_jax._core.trees import Labels, cut, label_leaves, merge
+from mtlgrad_jax._core.trees import Labels, label_leaves
 from mtlgrad_jax.methods.gramian.gradvac import ROW as GRADVAC
 
 
@@ -80,8 +80,10 @@ def grouped(method: Method, labels: Labels, uses: Mapping[Hashable, PyTree] | No
             flags = [[own == name for own in found] for name in names]
             gramians, users = task_grads.gramians(flags)
         else:
-            groups = [cut(task_grads, found, name) for name in names]
-            gramians, users = stacks.gramians(groups, task_mask), stacks.used(groups)
+            groups: dict[Any, list[Array]] = {name: [] for name in names}
+            for name, leaf in zip(found, jax.tree.leaves(task_grads), strict=True):
+                groups[name].append(leaf)
+            gramians, users = stacks.gramians([*groups.values()], task_mask), stacks.used([*groups.values()])
         for i, name in enumerate(names):
             if name in declared:
                 flags_of = task_flags(f"uses[{name!r}]", declared[name], num_tasks=len(task_mask), names=task_names)
@@ -105,9 +107,9 @@ def grouped(method: Method, labels: Labels, uses: Mapping[Hashable, PyTree] | No
         if isinstance(task_grads, Jacobian):
             gradient = task_grads.pullbacks(weights, flags)
         else:
-            gradient = merge(
-                task_grads, *(stacks.combine(own, group) for own, group in zip(weights, groups, strict=True))
-            )
+            rows = stacks.cut(weights, [1] * len(names))
+            sums = {name: iter(stacks.combine(row[0], groups[name])) for name, row in zip(names, rows, strict=True)}
+            gradient = jax.tree.unflatten(jax.tree.structure(task_grads), [next(sums[name]) for name in found])
         return skip_together(gradient, new_state, state)
 
     return Method(init, update, like=method, takes_jacobian=True)

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
+from mtlgrad_jax._core.control import map_leaves
 from mtlgrad_jax._core.method import Method, fit, weights_of
 from mtlgrad_jax._core.row import Row
 from mtlgrad_jax._core.step import mark_skipped, mark_solved
@@ -49,7 +50,7 @@ def non_conflicting(method: Method) -> Method:
             solved = project_weights(jnp.where(finite, M, 0), weights.astype(M.dtype))
         new_state = mark_solved(new_state, solved.residual, solved.steps, solved.result)
         finite &= fit(weights, M, task_mask) & fit(solved.value, M, task_mask)
-        new_state = jax.tree.map(lambda new, old: jnp.where(finite, new, old), new_state, mark_skipped(state))
+        new_state = map_leaves(lambda new, old: jnp.where(finite, new, old), new_state, mark_skipped(state))
         return jnp.where(task_mask & finite, solved.value, 0), new_state
 
     return Method(method.init, weigh=update, like=method, looks=True)

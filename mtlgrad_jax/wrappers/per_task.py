@@ -9,6 +9,7 @@ from jaxtyping import Array, PyTree
 
 from mtlgrad_jax import stacks
 from mtlgrad_jax._core.checks import check_count, check_state
+from mtlgrad_jax._core.control import map_leaves
 from mtlgrad_jax._core.method import reject_masked
 from mtlgrad_jax._core.random import repeat_state
 from mtlgrad_jax._core.row import Row
@@ -70,7 +71,7 @@ def per_task(transform: optax.GradientTransformation, num_tasks: int) -> optax.G
             return jnp.where(kept.reshape(-1, *(1,) * (old.ndim - 1)), new, old)
 
         grads, new_state = jax.vmap(lambda grad, own: inner.update(grad, own, params, **extra))(task_grads, state.inner)
-        return jax.tree.map(select, grads, task_grads), PerTaskState(jax.tree.map(select, new_state, state.inner))
+        return map_leaves(select, grads, task_grads), PerTaskState(map_leaves(select, new_state, state.inner))
 
     return optax.GradientTransformationExtraArgs(init, update)
 

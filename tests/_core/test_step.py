@@ -243,3 +243,22 @@ def test_too_few_tasks_fall_back_to_the_mean_and_say_so():
     np.testing.assert_allclose(flat(update), G[0][[0, 2]].mean(axis=0), rtol=1e-5)
     assert mtl.RESULTS[int(state.info.result)].startswith("Fewer tasks")
     assert int(state.info.fallbacks) == 1
+
+
+def test_absent_tasks_keep_what_a_state_holds_of_them():
+    """Along every axis that has an entry for every task, and along no other, even of the same length."""
+
+    def start(num_tasks):
+        shapes = {"pairs": (num_tasks, num_tasks), "window": (K, num_tasks), "square": (K, K), "number": ()}
+        return {name: jnp.zeros(shape) for name, shape in shapes.items()}
+
+    def kernel(*, present, state):
+        return present / 1.0, jax.tree.map(lambda leaf: leaf + 1, state)
+
+    tx = mtl.from_kernel(kernel, start, num_tasks=K)
+    present = np.asarray([True, False, True])
+    _, state = tx.weigh(jnp.eye(K), tx.init(None), task_mask=jnp.asarray(present))
+    np.testing.assert_array_equal(state.method["pairs"], np.outer(present, present))
+    np.testing.assert_array_equal(state.method["window"], np.broadcast_to(present, (K, K)))
+    np.testing.assert_array_equal(state.method["square"], np.ones((K, K)))
+    assert state.method["number"] == 1

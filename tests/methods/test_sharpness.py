@@ -497,12 +497,12 @@ def leaves_of(rows):
 def by_the_official_code(beta, rho, adaptive, probe=0.01):
     """SAMO with head "v": e = rho p^2 g/||p| g| with g = (1 - beta) g0 + beta |g0| z/|z|, z the zeroth-order estimate.
 
-    The draws match the library's: the key's second half, split over tasks and leaves.
+    The draws match the library's: the key's second half, split over long leaves and all short ones.
     """
+    draws = jax.random.normal(jax.random.split(jax.random.split(jax.random.key(0))[1], 1)[0], (K * 2,)).reshape(K, 2)
     mean, weight = leaves_of(CLEAN.mean(axis=0)), (lambda p: abs(p)) if adaptive else np.ones_like
     rows = {leaf: [] for leaf in TREE}
-    for i, key in enumerate(jax.random.split(jax.random.split(jax.random.key(0))[1], K)):
-        z = np.asarray(jax.random.normal(jax.random.split(key, 2)[0], (2,)))
+    for i, z in enumerate(np.asarray(draws)):
         ahead, behind = (LOSS(np.concatenate([TREE["u"] + s * probe * z, TREE["v"]]))[i] for s in (1, -1))
         estimate = (ahead - behind) / (2 * probe) * z
         g = (1 - beta) * mean["u"] + beta * np.linalg.norm(mean["u"]) * estimate / np.linalg.norm(estimate)

@@ -100,6 +100,8 @@ def test_strategies_that_raise(strategy, message, unchecked):
 def test_other_arguments_that_raise(unchecked):
     with pytest.raises(ValueError, match=r"`method` must be one such as .*, got function\."):
         mtl.balanced_value_and_grad(lambda w: w, mtl.cagrad)
+    with pytest.raises(ValueError, match="`losses_fn` must not take `extra_args`"):
+        mtl.balanced_value_and_grad(lambda w, extra_args: w, mtl.mean())
     for rows, message in ((0, "`rows` must be >= 1, got rows=0."), (1.5, "`rows` must be a static Python int")):
         with pytest.raises(ValueError, match=re.escape(message)):
             mtl.linearize(lambda w: w, W, rows=rows)

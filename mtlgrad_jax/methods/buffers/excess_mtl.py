@@ -13,6 +13,7 @@ from jaxtyping import Array, Float, PyTree
 
 from mtlgrad_jax import stacks
 from mtlgrad_jax._core.checks import Number, check_count, check_dtype, check_number
+from mtlgrad_jax._core.control import map_leaves
 from mtlgrad_jax._core.method import Method, from_rule
 from mtlgrad_jax._core.paper import Paper
 from mtlgrad_jax._core.row import HOMOGENEOUS, LINEAR, PERMUTATION, Row, num_tasks_only
@@ -64,8 +65,8 @@ def excess_mtl(num_tasks: int, learning_rate: Number = 1e-2, buffer_dtype: DType
 
     def rule(task_grads: PyTree, *, present: Present, state: ExcessMTLState) -> tuple[PyTree, ExcessMTLState]:
         constant = jax.lax.stop_gradient(task_grads)
-        root = jax.tree.map(_grown, state.root, constant)
-        excess = stacks.task_norms(jax.tree.map(_scaled, constant, root)) ** 2
+        root = map_leaves(_grown, state.root, constant)
+        excess = stacks.task_norms(map_leaves(_scaled, constant, root)) ** 2
         moving = present & (state.first_excess > 0)
         first_excess = jnp.where(state.first_excess > 0, state.first_excess, excess)
 

@@ -16,6 +16,7 @@ from jaxtyping import Array, Float, Int, PyTree
 
 from mtlgrad_jax import stacks
 from mtlgrad_jax._core.checks import Number, check_choice, check_count, check_dtype, check_number
+from mtlgrad_jax._core.control import map_leaves
 from mtlgrad_jax._core.method import Method, from_rule
 from mtlgrad_jax._core.paper import Paper
 from mtlgrad_jax._core.row import PERMUTATION, Row, num_tasks_only
@@ -141,7 +142,7 @@ def _combine(branch: Array, task_grads: PyTree, momentum: PyTree, equal: Array, 
     """Return the weighted sum of the rows at equal length, of the rows times their momentum, or of the rows as is."""
 
     def by_momentum() -> PyTree:
-        rows = jax.tree.map(lambda g, m: (g * jnp.abs(m)).astype(g.dtype), task_grads, momentum)
+        rows = map_leaves(lambda g, m: (g * jnp.abs(m)).astype(g.dtype), task_grads, momentum)
         return stacks.combine(scaled, rows)
 
     weights = jnp.where(branch == 0, equal, ones)

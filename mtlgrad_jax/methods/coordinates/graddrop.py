@@ -16,7 +16,7 @@ from mtlgrad_jax._core.method import Method, from_rule
 from mtlgrad_jax._core.paper import Paper
 from mtlgrad_jax._core.random import Key, Seed, check_key, draw_key, make_key
 from mtlgrad_jax._core.row import CONTINUOUS, HOMOGENEOUS, PERMUTATION, Row
-from mtlgrad_jax._core.trees import draw_like
+from mtlgrad_jax._core.trees import draw_like, row_shapes
 from mtlgrad_jax._core.weights import Present, of_tasks, one_for_all
 
 
@@ -57,10 +57,9 @@ def graddrop(leak: PyTree = 0.0, key: Seed = 0) -> Method:
         following, draw = draw_key(state.key)
         floating = [leaf for leaf in jax.tree.leaves(task_grads) if jnp.issubdtype(leaf.dtype, jnp.floating)]
         dtype = jnp.result_type(jnp.float32, *floating)
-        shapes = [jax.ShapeDtypeStruct(leaf.shape[1:], dtype) for leaf in floating]
-        draws = iter(draw_like(lambda key, shape: jax.random.uniform(key, shape, dtype), draw, shapes))
+        draws = draw_like(lambda key, shape: jax.random.uniform(key, shape, dtype), draw, row_shapes(task_grads))
 
-        def drop(leaf: Array) -> Array:
+        def drop(leaf: Array, drawn: Array) -> Array:
             def visit(sums: tuple[Array, ...], i: Array | int, row: Array) -> tuple[Array, ...]:
                 up, down, leaked_up, leaked_down = sums
                 high, low = (jnp.where(present[i], part(row, 0), 0) for part in (jnp.maximum, jnp.minimum))
@@ -69,9 +68,9 @@ def graddrop(leak: PyTree = 0.0, key: Seed = 0) -> Method:
 
             none = jnp.zeros(leaf.shape[1:], jnp.promote_types(leaf.dtype, jnp.float32))
             up, down, leaked_up, leaked_down = stacks.fold_rows(visit, (none,) * 4, leaf)
-            return jnp.where(next(draws) * (up - down) < up, up + leaked_down, down + leaked_up)
+            return jnp.where(drawn * (up - down) < up, up + leaked_down, down + leaked_up)
 
-        return stacks.by_coordinate(drop, task_grads), GradDropState(following)
+        return stacks.by_coordinate(drop, task_grads, draws), GradDropState(following)
 
     per_task = {} if one_for_all(leak) else {"leak": leak}
     return from_rule(rule, lambda params, num_tasks: GradDropState(make_key(key)), per_task=per_task)

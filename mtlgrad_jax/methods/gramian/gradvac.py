@@ -18,7 +18,6 @@ from mtlgrad_jax._core.paper import Paper
 from mtlgrad_jax._core.random import Key, Seed, check_key, draw_key, draw_orders, make_key
 from mtlgrad_jax._core.row import HOMOGENEOUS, LINEAR, PERMUTATION, Row, num_tasks_only
 from mtlgrad_jax._core.tasks import accumulator_dtype
-from mtlgrad_jax._core.weights import Present
 
 
 class GradVacState(NamedTuple):
@@ -75,12 +74,12 @@ def gradvac(
         targets = jnp.full((num_tasks, num_tasks), 0.0 if target is None else target, accumulator_dtype())
         return GradVacState(targets, make_key(key))
 
-    def kernel(*, gramian: Gramian, present: Present, state: GradVacState) -> tuple[Weights, GradVacState]:
+    def kernel(*, gramian: Gramian, state: GradVacState) -> tuple[Weights, GradVacState]:
         following, draw = draw_key(state.key)
         orders = draw_orders(draw, order, len(gramian))
         goals = state.target if target is None else jnp.full_like(state.target, target)
         coefficients, cosines, defined, corrected = _vaccinate(gramian, jnp.arange(len(gramian)), orders, goals)
-        seen = (defined if update == "always" else corrected) & present[None, :]
+        seen = defined if update == "always" else corrected
         moved = (1 - beta) * state.target + beta * cosines
         targets = jnp.where(seen & (target is None), moved, state.target)
         return coefficients.sum(axis=0), GradVacState(targets, following)

@@ -16,6 +16,7 @@ from jaxtyping import Array, PyTree
 
 from mtlgrad_jax import stacks
 from mtlgrad_jax._core.checks import Number, check_choice, check_count, check_flag, check_function
+from mtlgrad_jax._core.control import map_leaves
 from mtlgrad_jax._core.method import (
     Method,
     check_transformation,
@@ -184,14 +185,14 @@ def _aggregation(method: optax.GradientTransformation, mode: Mode, num_tasks: in
             K = stacks.num_tasks(clean_grads)
             check_num_tasks(num_tasks, K)
             present = extra["task_mask"]
-            pairs = stacks.select(present, jax.tree.map(_pair(axis=1), clean_grads, flat_grads))
+            pairs = stacks.select(present, map_leaves(_pair(axis=1), clean_grads, flat_grads))
             rows, states = jax.vmap(lambda pair, own: aggregate(pair, own, params))(pairs, state.copies["each"])
             new["each"] = stacks.select(present, states, mark_idle(state.copies["each"], jnp.zeros_like(present)))
             gradient = run("all", rows, **extra)
         else:
             parts = run("loss", clean_grads, **extra), run("flat", flat_grads, **extra)
             join = jnp.add if mode == "individual" else _pair(axis=0)
-            gradient = jax.tree.map(join, *parts)
+            gradient = map_leaves(join, *parts)
             if mode == "second":
                 gradient = run("both", gradient)
         return skip_together(gradient, FSMTLState(new), state)
@@ -209,7 +210,7 @@ def _flat_part(perturbed_grads: PyTree, clean_grads: PyTree) -> PyTree:
     def difference(perturbed: Array, clean: Array) -> Array:
         return perturbed - clean if jnp.issubdtype(clean.dtype, jnp.floating) else clean
 
-    flat = jax.tree.map(difference, perturbed_grads, clean_grads)
+    flat = map_leaves(difference, perturbed_grads, clean_grads)
     return stacks.select(~(stacks.task_norms(flat) <= _rounding(clean_grads)), flat)  # keeps NaN
 
 

@@ -17,6 +17,7 @@ from jaxtyping import Array, Float, PyTree
 
 from mtlgrad_jax import stacks
 from mtlgrad_jax._core.checks import Number, as_array, check_flag, check_function, check_number
+from mtlgrad_jax._core.control import map_leaves
 from mtlgrad_jax._core.method import check_transformation, reject_masked, skip_together
 from mtlgrad_jax._core.paper import Paper
 from mtlgrad_jax._core.random import Key, Seed, check_key, draw_key, make_key
@@ -136,18 +137,18 @@ def samo(
             for leaf, label in zip(jax.tree.leaves(params), labels, strict=True)
         ]
         shared = _pick(params, drawn)
-        probes = jax.vmap(lambda key: draw_like(jax.random.normal, key, shared))(jax.random.split(draw, K))
-        probes = [z.astype(p.dtype) for z, p in zip(probes, shared, strict=True)]
+        probes = draw_like(jax.random.normal, draw, [jax.ShapeDtypeStruct((K, *p.shape), p.dtype) for p in shared])
+        probes = map_leaves(lambda z, p: z.astype(p.dtype), probes, shared)
 
         def sign(i: Any, probe_of_task: list[Array]) -> Float[Array, ""]:
             def at(step: Number) -> Float[Array, ""]:
-                moved = [p + step * z for p, z in zip(shared, probe_of_task, strict=True)]
+                moved = map_leaves(lambda p, z: p + step * z, shared, probe_of_task)
                 return loss_of(losses_fn(_put(params, drawn, moved)), i)
 
             return jnp.sign(at(probe) - at(-probe))
 
         signs = stacks.once(each_task(sign, (np.arange(K), probes), "auto"))
-        rows = jax.tree.map(lambda g: _repeat(g, K), mean_grad)
+        rows = map_leaves(lambda g: _repeat(g, K), mean_grad)
         rows = _put(rows, drawn, _rows(_pick(mean_grad, drawn), probes, signs, beta))
         groups = [(cut(rows, labels, label), cut(params, labels, label)) for label in dict.fromkeys(labels)]
         e = merge(params, *[sam_perturbation(*group, rho, adaptive=adaptive) for group in groups])
@@ -178,13 +179,15 @@ def _repeat(leaf: Array, K: int) -> Array:
 
 def _rows(mean_grad: list[Array], probes: list[Array], signs: Float[Array, " K"], beta: Number) -> list[Array]:
     """Return (1 - beta) g + beta |g| s z / |z| for each leaf and task, or g where there is no probe."""
-    length, lengths = stacks.leaf_norms([g[None] for g in mean_grad]), stacks.leaf_norms(probes)
-    probed = lengths > 0
-    local = jnp.where(probed, beta * length * signs[None] / jnp.where(probed, lengths, 1), 0)
-    return [
-        (stacks.column(keep, z) * g[None] + stacks.column(share, z) * z).astype(g.dtype)
-        for g, z, keep, share in zip(mean_grad, probes, jnp.where(probed, 1 - beta, 1), local, strict=True)
-    ]
+
+    def row(g: Array, z: Array, length: Float[Array, " 1"], lengths: Float[Array, " K"]) -> Array:
+        probed = lengths > 0
+        local = jnp.where(probed, beta * length * signs / jnp.where(probed, lengths, 1), 0)
+        keep = jnp.where(probed, 1 - beta, 1)
+        return (stacks.column(keep, z) * g[None] + stacks.column(local, z) * z).astype(g.dtype)
+
+    norms = stacks.leaf_norms(map_leaves(lambda g: g[None], mean_grad)), stacks.leaf_norms(probes)
+    return map_leaves(row, mean_grad, probes, *norms)
 
 
 ROW = Row(
