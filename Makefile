@@ -38,7 +38,7 @@ api: $(INSTALLED)  ## write the names and signatures that are public into tests/
 sharded: $(INSTALLED)  ## on eight virtual devices
 	JAX_NUM_CPU_DEVICES=8 $(BIN)/python -m pytest tests/sharded $(ARGS)
 
-peers: $(VENV)/.peers  ## the methods beside TorchJD and the formulas of others, compiled as for users
+peers: $(VENV)/.peers  ## the methods beside TorchJD and the formulas of others, compiled as for users; ARGS=--page writes docs/checked.md
 	XLA_FLAGS= $(BIN)/python -m pytest tests/peers $(ARGS)
 
 notebooks: $(VENV)/.notebooks  ## run every notebook at a small size, and compare it with its .py file

@@ -277,11 +277,12 @@ def test_imgrad_turns_as_cagrad_with_another_radius(family):
 
 @pytest.mark.sample(1)
 @pytest.mark.parametrize("num_tasks", [2, 3, 5])
-def test_imgrad_stays_in_its_ball_at_stationary_points(num_tasks):
-    """There the min-norm point is rounding alone, and its cosine could be anything."""
-    for family in ("opposite", "zero_row", "strongly_stationary", "nearly_opposite", "all_zero", "scales"):
+@pytest.mark.parametrize("offset", [1.5, 1.0])
+def test_imgrad_stays_in_its_ball(offset, num_tasks):
+    """At stationary points the min-norm point is rounding alone, and its cosine could be anything."""
+    for family in ("opposite", "zero_row", "strongly_stationary", "nearly_opposite", "all_zero", "scales", "duplicate"):
         G = stack(family, num_tasks, P).astype(np.float32).astype(float)
-        (update,), state = run("imgrad", G[None])
+        (update,), state = run("imgrad", G[None], offset=offset)
         g0 = G.mean(axis=0)
         assert int(state.info.result) == SOLVED
         assert np.linalg.norm(update - g0) <= 0.8 * np.linalg.norm(g0) + 1e-6 * np.linalg.norm(G)

@@ -218,7 +218,7 @@ def test_weights_may_be_zero():
 
 @pytest.mark.parametrize("size", [1e-18, 0.2, 1e18])
 def test_the_first_excess_of_many_coordinates_is_finite(size):
-    """Its value is the 1-norm of the gradient, 200 for 0.2: the exponential of that, as in TorchJD, overflows."""
+    """Its value is the 1-norm of the gradient, 200 for 0.2: the exponential of that overflows."""
     tx = mtl.excess_mtl(num_tasks=2, learning_rate=1.0)
     grads = jnp.full((2, 1000), size).at[1].multiply(2)
     first, state = tx.update(grads, tx.init(grads[0]))

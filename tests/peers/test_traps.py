@@ -4,6 +4,7 @@ Every test first asserts that the peer fails. B1 to B7 and section numbers refer
 methods.
 """
 
+import contextlib
 import itertools
 
 import jax
@@ -504,7 +505,8 @@ def test_config_by_least_squares_of_full_rank_leaves_the_span():
         G = np.stack([a, 3 * a, 2 * b])
         narrow = (G / norms(G)[:, None]).astype(np.float32)
         Q, R = np.linalg.qr(narrow.T)
-        worst = min(worst, cosine(Q @ np.linalg.solve(R.T, np.ones(3, np.float32)), a + b))
+        with contextlib.suppress(np.linalg.LinAlgError):  # some factors are singular to the bit
+            worst = min(worst, cosine(Q @ np.linalg.solve(R.T, np.ones(3, np.float32)), a + b))
         assert cosine(update("conflict_free", G), a + b) > 1 - 1e-12
     assert worst < 0.95
 
@@ -627,13 +629,16 @@ def test_dwa_of_the_nash_mtl_code_takes_losses_for_ratios():
     np.testing.assert_allclose(ours, 1)
 
 
-def test_torchjd_excess_mtl_is_nan_from_the_first_step_on():
-    """Section 3.3: it exponentiates the first excess, the 1-norm of a gradient; the official code only stores it."""
-    G, peer = np.full((2, 10_000), 0.2) * [[1.0], [2.0]], agg.ExcessMTL()
-    for _ in range(3):
-        assert np.isnan(peer(tensor(G)).numpy()).all()
-    ours = updates("excess_mtl", [G] * 3, num_tasks=2, learning_rate=1.0)
-    np.testing.assert_allclose(ours, np.broadcast_to(G.sum(axis=0), ours.shape), rtol=1e-9)
+def test_torchjd_excess_mtl_drops_a_task_in_the_first_step_for_good():
+    """Section 3.3: it exponentiates the first excess, the 1-norm of a gradient; a weight that underflows stays zero."""
+    first = np.full((2, 10_000), 0.2) * [[1.0], [2.0]]
+    later = first * [[100.0], [1e-3]]
+    peer = agg.ExcessMTLWeighting()
+    for G in (first, later, later):
+        np.testing.assert_array_equal(peer(tensor(G)).numpy(), [0, 1])
+    ours = updates("excess_mtl", [first, later, later], num_tasks=2, learning_rate=1.0)
+    np.testing.assert_allclose(ours[0], first.sum(axis=0))
+    np.testing.assert_allclose(ours[2], 2 * later[0], rtol=1e-6)
 
 
 def test_libmtl_moco_stays_near_equal_weights():

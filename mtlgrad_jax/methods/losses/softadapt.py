@@ -1,9 +1,10 @@
 """SoftAdapt (Heydari, Thompson & Mehmood 2019, arXiv 1912.12355).
 
-Follows the official package (dr-aheydari/SoftAdapt). Departures: the variant "normalized" divides by the sum of
-absolute slopes, as the package did at first. Now the package divides by the sum of the slopes, which reverses the order
-of the weights where the losses fall: if all fall, that is `beta=-0.1` here. Before there is enough history, the weights
-are those of the mean, not ones. Epsilons are left out.
+Follows the official package (dr-aheydari/SoftAdapt); with two losses, the variant "original" is also (10) of arXiv
+2110.09813. Departures: the variant "normalized" divides by the sum of absolute slopes, as the package did at first. Now
+the package divides by the sum of the slopes, which reverses the order of the weights where the losses fall: if all
+fall, that is `beta=-0.1` here. Before there is enough history, the weights are those of the mean, not ones. Epsilons
+are left out.
 """
 
 import math
