@@ -75,6 +75,6 @@ ROW = Row(
             arxiv="2509.23948",
         ),
     ),
-    note="formulas from the official code; the paper was not at hand",
+    note="formulas from the official code, not compared with the paper",
     promises=frozenset({SCALE_FREE, PERMUTATION}),
 )

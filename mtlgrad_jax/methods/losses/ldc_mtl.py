@@ -82,7 +82,7 @@ ROW = Row(
             arxiv="2502.08585",
         ),
     ),
-    note="formulas from the official code; the paper was not at hand",
+    note="formulas from the official code, not compared with the paper",
     promises=frozenset({HOMOGENEOUS, CONTINUOUS, LINEAR}),
     kwargs=num_tasks_only,
 )

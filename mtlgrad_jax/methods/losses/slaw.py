@@ -90,7 +90,7 @@ ROW = Row(
             arxiv="2109.08218",
         ),
     ),
-    note="formulas from the official code; the paper was not at hand",
+    note="formulas from the official code, not compared with the paper",
     promises=frozenset({HOMOGENEOUS, PERMUTATION, CONTINUOUS, LINEAR}),
     kwargs=num_tasks_only,
     checked="numpy float64 of the definition over all steps; formula from official code",

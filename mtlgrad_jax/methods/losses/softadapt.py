@@ -127,7 +127,7 @@ ROW = Row(
             arxiv="1912.12355",
         ),
     ),
-    note="formulas from the official code; the paper was not at hand",
+    note="formulas from the official code, not compared with the paper",
     promises=frozenset({HOMOGENEOUS, PERMUTATION, CONTINUOUS, LINEAR}),
     kwargs=num_tasks_only,
     checked="numpy float64 of the definition over all steps; values from the official code's documentation",

@@ -71,7 +71,7 @@ ROW = Row(
             booktitle="CVPR",
         ),
     ),
-    note="formulas from the official code; the paper was not at hand",
+    note="formulas from the official code, not compared with the paper",
     promises=frozenset({NON_CONFLICTING, DESCENT}),
     kwargs=lambda num_tasks: {"scores": [10.0 * i for i in range(num_tasks)]},
     checked="an independent solve of the equation in float64; formula from official code",

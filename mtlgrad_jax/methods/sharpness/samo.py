@@ -204,7 +204,7 @@ ROW = Row(
             arxiv="2507.07883",
         ),
     ),
-    note="formulas from the official code; the paper was not at hand",
+    note="formulas from the official code, not compared with the paper",
     wraps="mgda",
     functions=("losses_fn", "grad_fn"),
     checked="numpy float64 of the official code's formula",

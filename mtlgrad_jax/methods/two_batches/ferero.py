@@ -126,7 +126,7 @@ ROW = Row(
             arxiv="2412.01773",
         ),
     ),
-    note="formulas from the official code; the paper was not at hand",
+    note="formulas from the official code, not compared with the paper",
     promises=frozenset({PERMUTATION, CONTINUOUS}),
     kwargs=num_tasks_only,
     checked="numpy float64 of the official code's formula, with a basis",
