@@ -110,8 +110,8 @@ def gramian(
 
     For row norms from 1e-18 to 1e18 in float32, every entry is exact up to rounding of n_i n_j or up to float32's
     smallest normal number: where squares underflow or overflow, the product is recomputed from rows scaled by powers of
-    two. On one CPU the rounding error does not grow with P: it is at most 32 eps of n_i n_j, even if all products have
-    the same sign. Elsewhere it is that of the device's own sums.
+    two. On one CPU the rounding error does not grow with P: it stays within 32 eps of n_i n_j even if all products are
+    equal, and is a few eps otherwise; elsewhere it is that of the device's own sums.
 
     Args:
       task_grads: stack of K gradients, or a TaskJacobian.

@@ -12,7 +12,7 @@ moderate even if x is large.
 Q is first scaled to unit diagonal, so that weights are equally accurate for gradients that differ by orders of
 magnitude. Singular Q are handled by the proximal point method: the diagonal is shifted by (K + SHIFT) eps, and the
 solve on the passive set is repeated to remove the bias of the shift. Rounding lets a long x along which Q vanishes meet
-the conditions even if q^T x < 0; a solution has q^T x = x^T Q x >= 0, so such a point counts as far from one.
+the conditions even if q^T x < 0; a solution has q^T x = x^T Q x >= 0, so from such a point the search starts again.
 """
 
 from typing import NamedTuple
@@ -75,7 +75,7 @@ def nonnegative_qp(
     def residual_of(y: Array) -> Array:
         slack = C @ y - q
         worst = jnp.max(jnp.where(y > 0, jnp.abs(slack), jnp.maximum(-slack, 0)))
-        return jnp.maximum(worst, -q @ y) / jnp.maximum(jnp.max(y), 1)
+        return worst / jnp.maximum(jnp.max(y), 1)
 
     def exchange(e: _Exchange) -> _Exchange:
         factor = jnp.linalg.cholesky(masked(C, e.passive) + jnp.diag(jnp.where(e.passive, shift(C), 1)))
@@ -119,6 +119,8 @@ def nonnegative_qp(
     y = jnp.zeros_like(q) if start is None else jnp.where(allowed, start / jnp.where(d > 0, d * size, 1), 0)
     guess = passive if passive is not None else (q if start is None else y) > 0
     first = pivot(allowed & guess, y, jnp.asarray(0), jnp.asarray(False), 0)
+    rise = -(q @ first.y) / jnp.maximum(jnp.max(first.y), 1)
+    first = first._replace(residual=jnp.maximum(first.residual, rise))
     good = (first.residual <= accuracy) | (first.steps >= max_steps)
 
     bounded = C + q[:, None] * q[None, :]
