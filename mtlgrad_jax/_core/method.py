@@ -1,4 +1,10 @@
-"""`Method`, the one kind of object of this library, and the two ways to make one from a formula."""
+"""`Method`, the one kind of object of this library, and the two ways to make one from a formula.
+
+    update -> canonical -> wrappers, outer to inner -> read_step -> formula -> commit
+
+The outermost `Method` checks the arguments of an update and gives them one form (`canonical`). The innermost one keeps
+from its formula whatever is absent or not finite (`read_step`), and works out the next state and its `Info` (`commit`).
+"""
 
 import inspect
 from collections.abc import Callable, Iterable
