@@ -95,12 +95,8 @@ def zeros(params: PyTree, num_tasks: int, dtype: DTypeLike | None = None) -> PyT
 
 def zero_gradient(params: PyTree, dtype: DTypeLike | None = None) -> PyTree:
     """Return one zero gradient, as `zeros` does a stack of them."""
-
-    def zero(p: Any) -> Array:
-        p = as_array("params", p)
-        return jnp.zeros_like(p, dtype if _is_floating(p) else None)
-
-    return map_leaves(zero, params)
+    params = jax.tree.map(partial(as_array, "params"), params)
+    return map_leaves(lambda p: jnp.zeros_like(p, dtype if _is_floating(p) else None), params)
 
 
 def gramian(
@@ -180,7 +176,7 @@ def project(task_grads: PyTree, direction: PyTree, *, axis_name: AxisName = None
     if isinstance(task_grads, Jacobian):
         return task_grads.pushforward(direction)
     num_tasks(task_grads)
-    row = map_leaves(lambda leaf: as_array("direction", leaf)[None], direction)
+    row = map_leaves(lambda leaf: leaf[None], jax.tree.map(partial(as_array, "direction"), direction))
     check_like("direction", row, task_grads)
     return cross_gramian(task_grads, row, axis_name=axis_name)[:, 0]
 
