@@ -211,22 +211,27 @@ def leaf_norms(task_grads: PyTree) -> PyTree:
 
 def cut(rows: Array, counts: Sequence[int]) -> list[Array]:
     """Return consecutive parts of an array along its first axis."""
-    return _by_platform(partial(_parts, counts), rows)
+    return _cut(rows, tuple(counts))
 
 
-def _parts(counts: Sequence[int], rows: Array, *, blocked: bool) -> list[Array]:
+@partial(jax.jit, static_argnames="counts")
+def _cut(rows: Array, counts: tuple[int, ...]) -> list[Array]:
     """Return what `cut` does.
 
     XLA:CPU compiles a kernel for each part that begins at another place that it knows. So it does not learn the places,
     of which each is computed from the one before, and compiles one kernel for all parts of the same size.
     """
-    if not blocked:
-        return jnp.split(rows, list(itertools.accumulate(counts))[:-1])
-    place, parts = once(lax.optimization_barrier(jnp.int32(0))), []
-    for count in counts:
-        part, place = _part(rows, place, count)
-        parts.append(part)
-    return parts
+
+    def parts(rows: Array, *, blocked: bool) -> list[Array]:
+        if not blocked:
+            return jnp.split(rows, list(itertools.accumulate(counts))[:-1])
+        place, found = once(lax.optimization_barrier(jnp.int32(0))), []
+        for count in counts:
+            part, place = _part(rows, place, count)
+            found.append(part)
+        return found
+
+    return _by_platform(parts, rows)
 
 
 @partial(jax.jit, static_argnames="count")
