@@ -82,6 +82,7 @@ def balanced_value_and_grad(
 
 def check_keywords(losses_fn: Callable[..., Any]) -> None:
     """Raise if `losses_fn` takes `extra_args`, which `balanced_value_and_grad` keeps for the method's update."""
+    check_function("losses_fn", losses_fn)
     if "extra_args" in inspect.signature(losses_fn).parameters:
         raise ValueError(
             "`losses_fn` must not take `extra_args`: step(..., extra_args={}) holds arguments of the method's update. "

@@ -75,7 +75,7 @@ class _Program(NamedTuple):
         return jnp.sqrt(jnp.maximum(t @ self.N @ t, 0))
 
     def value(self, t: Array, rounding: float = 0) -> Array:
-        """Return a lower bound on tau, the inner product of the worst-off task; `rounding` is relative."""
+        """Return tau, the inner product of the worst-off task, or with the relative `rounding` a lower bound on it."""
         products = self.b + self.M @ t - rounding * (jnp.abs(self.M) @ t)
         return jnp.min(jnp.where(self.present, products, jnp.inf))
 
@@ -88,7 +88,7 @@ class _Program(NamedTuple):
     def better(self, t: Array, other: Array, rounding: float = 0) -> Array:
         """Return the point in the ball that improves the worst-off task more, or `other` if that may be rounding."""
         t, other = self.inside(t), self.inside(other)
-        return jnp.where(self.value(t, rounding) > self.value(other), t, other)
+        return jnp.where(self.value(t, rounding) > self.value(other, -rounding), t, other)
 
     def answer(self, t: Array, nearest: Array, steps: Int[Array, ""]) -> Solution:
         """Return t, or the nearest point if t does not improve the worst-off task more, with the duality gap."""
