@@ -678,6 +678,23 @@ def test_golden_max_min_where_lengths_cancel(G, direction, worst, dtype):
     np.testing.assert_allclose((G @ d).min(), worst, rtol=digits)
 
 
+@pytest.mark.parametrize("P", [3, 7])
+def test_max_min_is_nearest_the_mean_where_no_direction_improves_the_worst_off(P, dtype):
+    """A zero row gains nothing from any d: of all d without conflict in the ball, it is the one nearest g0."""
+    rng = np.random.default_rng(0)
+    inside = 0
+    for _ in range(100):
+        G = rng.normal(size=(5, P)).astype(dtype).astype(float)
+        G[2] = 0
+        g0 = G.mean(axis=0)
+        v = scipy.optimize.nnls(G.T, -g0)[0]
+        if np.linalg.norm(v @ G) < 0.8 * np.linalg.norm(g0):
+            inside += 1
+            error = cagrad(G, 0.8, dtype) @ G - (g0 + v @ G)
+            assert np.linalg.norm(error) <= 100 * np.finfo(dtype).eps * np.linalg.norm(G, axis=1).max()
+    assert inside > 50
+
+
 @pytest.mark.parametrize(("K", "P"), [(2, 5), (3, 3), (5, 50), (16, 8), (64, 200)])
 def test_max_min_never_leaves_the_ball(K, P, dtype):
     """The ball is that of the gradients, however they cancel: its radius is that of G, not of the rounded Gramian."""
