@@ -380,8 +380,9 @@ opposite rows, and the families of `tests/families.py`. ✗: links to the simple
 For 1 and 2, ≥ holds up to rounding, relative to ‖g_i‖ and to Σ |w_j| ‖g_j‖, the length of d without cancellation; if
 nearly opposite gradients get large weights, that is more than ‖d‖. For 6, one entry is changed by 1e-10 of the longest
 row, or by 1e-6, as float64 Gramians do not show angles below 1e-8; d must change by less than 1e-4 of its length, or of
-its length for equal or orthogonal gradients. For 7, a = b = 1. The inner steps of `sdmgrad` amplify rounding, so except
-for 6 it is only checked where its start is not an equilibrium and a change of 1e-10 moves d by less than 1e-6.
+its length for equal or orthogonal gradients. For 7, a = b = 1. The inner steps of `sdmgrad` amplify rounding, and the
+linear programs of `epo` may have several optima. So except for 6, they are only checked where a change of 1e-10 moves d
+by less than 1e-6, and `sdmgrad` also only where its start is not an equilibrium.
 """
 
 
