@@ -103,7 +103,7 @@ def test_an_update_sends_one_gramian_and_gathers_nothing(name, num_tasks, mesh):
     update, _ = step(put(grads, mesh), state)
     alone, _ = tx.update(grads, tx.init(None), losses=losses)
     for leaf in update:
-        np.testing.assert_allclose(update[leaf], alone[leaf], rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(update[leaf], alone[leaf], rtol=1e-4, atol=1e-5 * abs(alone[leaf]).max())
 
 
 @pytest.mark.parametrize("name", ["mean", "mgda", "cagrad", "uw", "db_mtl", "sam_gs", "excess_mtl", "graddrop"])
