@@ -261,15 +261,21 @@ def total(tasks: Bool[Array, " K"], task_grads: PyTree) -> PyTree:
 def _combine(weights: Float[Array, " L"], task_grads: PyTree) -> PyTree:
     weights = once(weights)
 
-    def leaf_sum(leaf: Array) -> Array:
+    def leaf_sum(leaf: Array, *, blocked: bool) -> Array:
         if not _is_floating(leaf):
             return jnp.zeros(leaf.shape[1:], leaf.dtype)
         w = weights.astype(jnp.promote_types(leaf.dtype, jnp.float32))
 
         def rows_sum(start: Array | int, count: int) -> Array:
-            factors, rows = (lax.dynamic_slice_in_dim(x, start, count) for x in (column(w, leaf), leaf))
-            terms = jnp.where(factors != 0, factors * rows.astype(w.dtype), 0)
-            return _pairwise(lax.add, [lax.index_in_dim(terms, i, keepdims=False) for i in range(count)])
+            factors, rows = (lax.dynamic_slice_in_dim(x, start, count) for x in (w, leaf))
+            if blocked:  # fewer operations to compile, all in one loop; elsewhere the terms would be stored
+                factors = column(factors, leaf)
+                together = jnp.where(factors != 0, factors * rows.astype(w.dtype), 0)
+                terms = [lax.index_in_dim(together, i, keepdims=False) for i in range(count)]
+            else:
+                products = [(x, x * row.astype(w.dtype)) for x, row in zip(factors, rows, strict=True)]
+                terms = [lax.select(x != 0, term, jnp.zeros_like(term)) for x, term in products]
+            return _pairwise(lax.add, terms)
 
         whole, rest = divmod(leaf.shape[0], _UNROLLED_ROWS)
         total = rows_sum(whole * _UNROLLED_ROWS, rest) if rest else rows_sum(0, _UNROLLED_ROWS)
@@ -279,7 +285,7 @@ def _combine(weights: Float[Array, " L"], task_grads: PyTree) -> PyTree:
             )
         return total.astype(leaf.dtype)
 
-    return map_leaves(leaf_sum, task_grads)
+    return _by_platform(lambda stack, *, blocked: map_leaves(partial(leaf_sum, blocked=blocked), stack), task_grads)
 
 
 def mix(a: Float[Array, " K"], first: PyTree, b: Float[Array, " K"], second: PyTree) -> PyTree:
