@@ -197,7 +197,7 @@ def test_an_average_is_plain_sam(name):
 
 
 def steps_of(tx, grads, losses, **extra):
-    params = jnp.asarray(POINT, jnp.float32)
+    params = jnp.asarray(POINT, grads.dtype)
 
     @jax.jit
     def run(grads, losses):
@@ -216,12 +216,14 @@ LOSSES = jnp.asarray(RNG.uniform(0.5, 2.0, size=(3, K)), jnp.float32)
 
 @pytest.mark.nightly
 @pytest.mark.parametrize("name", REFERENCED)
+@pytest.mark.usefixtures("x64")
 def test_without_a_radius_every_method_is_itself(name):
     """The flat parts are zero, and their aggregate is zero and not NaN; not where every copy draws its own numbers."""
     make = lambda: make_row(ROWS[name], K, **FIXED.get(name, {}))  # noqa: E731
-    plain = steps_of(make(), STACKS, LOSSES)
-    sharp = steps_of(mtl.fs_mtl(make(), rho_shared=0.0), STACKS, LOSSES, grad_fn=mtl.perturbed_task_grad(losses_fn))
-    np.testing.assert_allclose(sharp, plain, rtol=1e-5, atol=1e-5 * abs(plain).max())
+    stacks, losses = STACKS.astype(jnp.float64), LOSSES.astype(jnp.float64)
+    plain = steps_of(make(), stacks, losses)
+    sharp = steps_of(mtl.fs_mtl(make(), rho_shared=0.0), stacks, losses, grad_fn=mtl.perturbed_task_grad(losses_fn))
+    np.testing.assert_allclose(sharp, plain, rtol=1e-9, atol=1e-9 * abs(plain).max())
 
 
 @pytest.mark.parametrize("ratio", [1.05, 1.1])
