@@ -228,6 +228,24 @@ def test_a_preference_for_nobody_is_refused(zero):
     assert not flat(tx.update(stack_of(zeros()), tx.init(zeros()))[0]).any()
 
 
+@pytest.mark.parametrize("function", ELSEWHERE, ids=named)
+@pytest.mark.usefixtures("unchecked")
+def test_numpy_arrays_of_two_precisions_are_taken(function):
+    """They are float64 here, and float32 in JAX: no warning of it."""
+    use(function)
+
+
+@pytest.mark.sample(8)
+@pytest.mark.parametrize("name", ROWS)
+def test_numpy_updates_are_taken(name):
+    """Also outside jit, with leaves of the widths that numpy prefers."""
+    params = {"w": np.ones(2), "count": np.asarray([1, 2]), "flag": np.asarray(True)}
+    grads = params if name in UNSTACKED else {key: np.stack([leaf] * K) for key, leaf in params.items()}
+    tx = make_row(ROWS[name], K, **FIXED.get(name, {}))
+    updates, _ = tx.update(grads, tx.init(params), params, losses=np.ones(K), **functions(name))
+    assert np.isfinite(updates["w"]).all()
+
+
 ONES, MASK = jnp.ones((K, 2)), jnp.ones(K, bool)
 STACKS = {
     "task_mask": [

@@ -181,11 +181,8 @@ def test_buffers_of_the_parameters_size(stored):
     def losses_fn(model):
         return jnp.mean(model(X), axis=0)
 
-    traces = []
-
     @nnx.jit
     def step(model, optimizer, state):
-        traces.append(step)
         if stored:
             losses, grads = task_value_and_grad(losses_fn)(model)
             return optimizer.update(model, grads, losses=losses), state
@@ -194,9 +191,9 @@ def test_buffers_of_the_parameters_size(stored):
 
     state = method.init(nnx.state(model, nnx.Param))
     for part in (0.5, 0.75):
-        updates, state = step(model, optimizer, state)
+        with jax.no_tracing(part == 0.75):
+            updates, state = step(model, optimizer, state)
         close(updates, jax.tree.map(lambda leaf, part=part: part * leaf, wanted))
-    assert len(traces) == 1
 
 
 def test_what_is_differentiated_and_what_else_comes_back():

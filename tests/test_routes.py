@@ -39,7 +39,9 @@ def test_both_routes_give_the_same_numbers(row):
     masks = [[True] * 3, [True, False, True], [True] * 3, [False, True, False], [False] * 3]
     for i, mask in enumerate(masks):
         mask = under_names([jnp.asarray(entry) for entry in mask], NAMES)
-        (update, gradient), states, losses, norms = both(params, states, normal(10 + i, 8, 4), mask)
+        x = normal(10 + i, 8, 4)
+        with jax.no_tracing(i > 0):
+            (update, gradient), states, losses, norms = both(params, states, x, mask)
         chex.assert_trees_all_close(*losses, rtol=1e-6)
         size = float(max(optax.tree.norm(update), norms.max()))
         chex.assert_trees_all_close(update, gradient, rtol=1e-3, atol=1e-4 * size)
@@ -47,7 +49,6 @@ def test_both_routes_give_the_same_numbers(row):
         chex.assert_trees_all_close(state, wstate, rtol=1e-3, atol=1e-4)
         assert float(optax.tree.norm(gradient)) > 0 or not any(jax.tree.leaves(mask))
         params = optax.apply_updates(params, optax.tree.scale(-0.1 / (1e-9 + size), update))
-    assert both._cache_size() == 1
 
 
 def test_absent_tasks_do_not_move_the_matrix_free_gradient():

@@ -65,12 +65,13 @@ def repeat(start: Any, stop: int, function: Callable[[Any, Any], Any], carry: An
 
 
 def map_leaves(function: Callable[..., Any], tree: PyTree, *rest: PyTree) -> PyTree:
-    """Do what `jax.tree.map` does; under jit, trace the function once per shape of its arguments, not once per leaf.
+    """Do what `jax.tree.map` does, with leaves as arrays; under jit, trace the function once per shape, not per leaf.
 
     The function must depend on nothing that differs between leaves but its arguments.
     """
-    under_jit = isinstance(jnp.zeros(()), jax.core.Tracer)
-    return jax.tree.map(jax.jit(function) if under_jit else function, tree, *rest)
+    if isinstance(jnp.zeros(()), jax.core.Tracer):
+        return jax.tree.map(jax.jit(function), tree, *rest)
+    return jax.tree.map(lambda *leaves: function(*map(jnp.asarray, leaves)), tree, *rest)
 
 
 def promoting(function: Callable[..., Any]) -> Callable[..., Any]:

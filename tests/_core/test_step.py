@@ -34,10 +34,10 @@ def test_jit_equals_eager_and_compiles_once(name, compiled):
     jitted, plain = tx.init(zeros()), tx.init(zeros())
     for t in range(2):
         grads, losses, _ = arguments(t)
-        one, jitted = step(grads, jitted, losses, present)
+        with jax.no_tracing(t > 0):
+            one, jitted = step(grads, jitted, losses, present)
         other, plain = tx.update(grads, plain, zeros(), losses=losses, task_mask=present)
         np.testing.assert_allclose(flat(one), flat(other), rtol=1e-4, atol=1e-5)
-    assert step._cache_size() == 1
     assert {key: leaf.shape for key, leaf in one.items()} == PARAMS
 
 
