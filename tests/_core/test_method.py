@@ -44,14 +44,21 @@ def test_under_the_flags_for_debugging_without_a_stack(name):
     def step(params, state):
         return tx.update(mtl.linearize(losses_fn, params), state, params, **functions(name, losses_fn))
 
-    compiled = jax.jit(step)
+    traces = []
+
+    @jax.jit
+    def compiled(params, state):
+        traces.append(name)
+        return step(params, state)
+
     state = tx.init(params)
-    for t in range(2):
+    for _ in range(2):
         with jax.debug_nans(True), jax.debug_key_reuse(True):
             step(params, state)
-            with jax.transfer_guard("disallow"), jax.no_tracing(t > 0):
+            with jax.transfer_guard("disallow"):
                 update, state = compiled(params, state)
         assert {leaf: value.shape for leaf, value in update.items()} == PARAMS
+    assert traces == [name]
 
 
 @pytest.mark.parametrize("name", ALL)
