@@ -20,7 +20,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, PyTree
 
 from mtlgrad_jax._core.checks import as_array, check_count, check_dtype, leaf_name
-from mtlgrad_jax._core.control import map_leaves, repeat
+from mtlgrad_jax._core.control import by_platform, map_leaves, repeat
 from mtlgrad_jax._core.tasks import Jacobian, accumulator_dtype, present_tasks, task_flags, task_vector
 
 _BLOCK = 1 << 15  # entries of a block that stays in cache on CPU
@@ -192,7 +192,7 @@ def task_norms(task_grads: PyTree, *, axis_name: AxisName = None) -> Float[Array
 @partial(jax.jit, static_argnames="axis_name")
 def _task_norms(task_grads: PyTree, *, axis_name: AxisName) -> Float[Array, " K"]:
     K = num_tasks(task_grads)
-    return _by_platform(lambda leaves, *, blocked: _norms(_rows(leaves, blocked), K, axis_name), _floating(task_grads))
+    return by_platform(lambda leaves, *, blocked: _norms(_rows(leaves, blocked), K, axis_name), _floating(task_grads))
 
 
 @jax.jit
@@ -209,13 +209,13 @@ def leaf_norms(task_grads: PyTree) -> PyTree:
     return map_leaves(norms, task_grads)
 
 
-def cut(rows: Array, counts: Sequence[int]) -> list[Array]:
-    """Return consecutive parts of an array along its first axis."""
-    return _cut(rows, tuple(counts))
+def cut(rows: Array, counts: Sequence[int], axis: int = 0) -> list[Array]:
+    """Return consecutive parts of an array along an axis."""
+    return _cut(rows, tuple(counts), axis)
 
 
-@partial(jax.jit, static_argnames="counts")
-def _cut(rows: Array, counts: tuple[int, ...]) -> list[Array]:
+@partial(jax.jit, static_argnames=("counts", "axis"))
+def _cut(rows: Array, counts: tuple[int, ...], axis: int) -> list[Array]:
     """Return what `cut` does.
 
     XLA:CPU compiles a kernel for each part that begins at another place that it knows. So it does not learn the places,
@@ -224,19 +224,20 @@ def _cut(rows: Array, counts: tuple[int, ...]) -> list[Array]:
 
     def parts(rows: Array, *, blocked: bool) -> list[Array]:
         if not blocked:
-            return jnp.split(rows, list(itertools.accumulate(counts))[:-1])
-        place, found = once(lax.optimization_barrier(jnp.int32(0))), []
+            return jnp.split(rows, list(itertools.accumulate(counts))[:-1], axis)
+        place, found = once(lax.optimization_barrier(jnp.uint32(0))), []
+        rows = lax.cond(place == 0, lambda: rows, lambda: jnp.zeros_like(rows))  # or each part computes its rows
         for count in counts:
-            part, place = _part(rows, place, count)
+            part, place = _part(rows, place, count, axis)
             found.append(part)
         return found
 
-    return _by_platform(parts, rows)
+    return by_platform(parts, rows)
 
 
-@partial(jax.jit, static_argnames="count")
-def _part(rows: Array, place: Array, count: int) -> tuple[Array, Array]:
-    return lax.dynamic_slice_in_dim(rows, place, count), once(place + count)
+@partial(jax.jit, static_argnames=("count", "axis"))
+def _part(rows: Array, place: Array, count: int, axis: int) -> tuple[Array, Array]:
+    return lax.dynamic_slice_in_dim(rows, place, count, axis), once(place + count)
 
 
 def combine(weights: Float[Array, " L"], task_grads: PyTree) -> PyTree:
@@ -285,7 +286,7 @@ def _combine(weights: Float[Array, " L"], task_grads: PyTree) -> PyTree:
             )
         return total.astype(leaf.dtype)
 
-    return _by_platform(lambda stack, *, blocked: map_leaves(partial(leaf_sum, blocked=blocked), stack), task_grads)
+    return by_platform(lambda stack, *, blocked: map_leaves(partial(leaf_sum, blocked=blocked), stack), task_grads)
 
 
 def mix(a: Float[Array, " K"], first: PyTree, b: Float[Array, " K"], second: PyTree) -> PyTree:
@@ -384,7 +385,7 @@ def used(groups: Sequence[PyTree]) -> Bool[Array, "groups K"]:
         return _pairwise(lax.bitwise_or, entries or [jnp.zeros((K,), bool)])
 
     each = partial(_each_group, of_group)
-    return _by_platform(lambda groups, *, blocked: once(each(groups, blocked=blocked)), [_floating(g) for g in groups])
+    return by_platform(lambda groups, *, blocked: once(each(groups, blocked=blocked)), [_floating(g) for g in groups])
 
 
 @partial(jax.jit, static_argnames="count")
@@ -393,7 +394,7 @@ def _finite(rows: PyTree, count: int) -> Bool[Array, " K"]:
         checks = map_leaves(lambda leaf: jnp.isfinite(leaf).all(axis=range(1, leaf.ndim)), _rows(leaves, blocked))
         return once(_pairwise(lax.bitwise_and, checks or [jnp.ones((count,), bool)]))
 
-    return _by_platform(finite, _floating(rows))
+    return by_platform(finite, _floating(rows))
 
 
 def _floating(tree: PyTree) -> list[Array]:
@@ -403,18 +404,6 @@ def _floating(tree: PyTree) -> list[Array]:
 
 def _is_floating(leaf: Array) -> bool:
     return jnp.issubdtype(leaf.dtype, jnp.floating)
-
-
-def _by_platform(function: Callable[..., Any], *args: Any) -> Any:
-    """Return `function(*args, blocked=...)`, where `blocked` tells whether rows may be cut and joined.
-
-    Blocks are faster on CPU and round less, but on several devices they would gather sharded rows. The choice depends
-    on the platform that a program is lowered for, not on the one that lowers it.
-    """
-    whole = partial(function, blocked=False)
-    if jax.device_count("cpu") > 1:
-        return whole(*args)
-    return lax.platform_dependent(*args, cpu=partial(function, blocked=True), default=whole)
 
 
 def _rows(leaves: list[Array], blocked: bool) -> list[Array]:
@@ -506,7 +495,7 @@ def _inner(
 
         return lax.cond(jnp.all(trusted(plain)), lambda: plain, checked)
 
-    return _by_platform(inner, first, second)
+    return by_platform(inner, first, second)
 
 
 def _norms(leaves: list[Array], K: int, axis_name: AxisName) -> Float[Array, " K"]:

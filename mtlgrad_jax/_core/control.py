@@ -74,6 +74,18 @@ def map_leaves(function: Callable[..., Any], tree: PyTree, *rest: PyTree) -> PyT
     return jax.tree.map(lambda *leaves: function(*map(jnp.asarray, leaves)), tree, *rest)
 
 
+def by_platform(function: Callable[..., Any], *args: Any) -> Any:
+    """Return `function(*args, blocked=...)`, where `blocked` tells whether leaves may be cut and joined.
+
+    Blocks are faster on CPU and round less, but on several devices they would gather sharded leaves. The choice depends
+    on the platform that a program is lowered for, not on the one that lowers it.
+    """
+    whole = functools.partial(function, blocked=False)
+    if jax.device_count("cpu") > 1:
+        return whole(*args)
+    return jax.lax.platform_dependent(*args, cpu=functools.partial(function, blocked=True), default=whole)
+
+
 def promoting(function: Callable[..., Any]) -> Callable[..., Any]:
     """Return a function that promotes dtypes as JAX does by default, as the optax optimizers inside methods need."""
 

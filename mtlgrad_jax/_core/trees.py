@@ -6,14 +6,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, PyTree
+from jaxtyping import PyTree
 
-from mtlgrad_jax import stacks
 from mtlgrad_jax._core.tasks import Jacobian
 
 Labels = Any | Callable[[Any], Hashable]
-
-_SHORT = 1 << 13  # most entries of a leaf that is drawn together with others
 
 
 def label_leaves(labels: Labels, tree: PyTree, name: str) -> list[Any]:
@@ -115,18 +112,3 @@ def unaliased(tree: PyTree, other: PyTree = None) -> PyTree:
         return leaf
 
     return jax.tree.map(own, tree)
-
-
-def draw_like(sample: Callable[[Array, tuple[int, ...]], Array], key: Array, tree: PyTree) -> PyTree:
-    """Return `sample(key, shape)` for every leaf; short leaves share one draw, since draws are slow to compile."""
-    treedef: Any
-    leaves, treedef = jax.tree.flatten(tree)
-    short = [leaf.size <= _SHORT for leaf in leaves]
-    sizes = [leaf.size for leaf, shares in zip(leaves, short, strict=True) if shares]
-    first, *others = jax.random.split(key, 1 + len(leaves) - len(sizes))
-    parts = iter(stacks.cut(stacks.once(sample(first, (sum(sizes),))), sizes) if sizes else [])
-    keys = iter(others)
-    return treedef.unflatten(
-        next(parts).reshape(leaf.shape) if shares else sample(next(keys), leaf.shape)
-        for leaf, shares in zip(leaves, short, strict=True)
-    )

@@ -14,12 +14,12 @@ from jaxtyping import Array, PyTree
 from mtlgrad_jax import stacks
 from mtlgrad_jax._core.checks import Number, check_choice, check_number
 from mtlgrad_jax._core.control import map_leaves
+from mtlgrad_jax._core.joined import draw_like
 from mtlgrad_jax._core.method import reject_masked
 from mtlgrad_jax._core.paper import Paper
 from mtlgrad_jax._core.random import Key, Seed, check_key, draw_key, make_key
 from mtlgrad_jax._core.row import Row
 from mtlgrad_jax._core.tasks import present_tasks, task_names
-from mtlgrad_jax._core.trees import draw_like
 
 
 class DropGradState(NamedTuple):

@@ -113,7 +113,7 @@ def conflict_free_momentum(
         update, direction, root = jax.tree.transpose(jax.tree.structure(config), jax.tree.structure((0, 0, 0)), parts)
         return update, ConflictFreeMomentumState(momentum, seen, direction, root, steps)
 
-    return from_rule(rule, init, num_tasks=num_tasks)
+    return from_rule(rule, init, num_tasks=num_tasks, leaves_alike=True)
 
 
 def _filled(decay: Number, steps: Array) -> Array:

@@ -70,7 +70,7 @@ def db_mtl(num_tasks: int, beta: Number = 0.9, sigma: Number = 0.0, buffer_dtype
         weights = jnp.where(norms > 0, jnp.max(norms) / jnp.where(norms > 0, norms, 1), 0)
         return stacks.combine(weights, momentum), DBMTLState(momentum, step)
 
-    return from_rule(rule, init, arguments=(POSITIVE_LOSSES,), num_tasks=num_tasks)
+    return from_rule(rule, init, arguments=(POSITIVE_LOSSES,), num_tasks=num_tasks, leaves_alike=True)
 
 
 ROW = Row(

@@ -80,7 +80,7 @@ def excess_mtl(num_tasks: int, learning_rate: Number = 1e-2, buffer_dtype: DType
         used = on_simplex(weights, present) * jnp.sum(present)
         return stacks.combine(used, task_grads), ExcessMTLState(root, first_excess, weights)
 
-    return from_rule(rule, init, num_tasks=num_tasks)
+    return from_rule(rule, init, num_tasks=num_tasks, leaves_alike=True)
 
 
 def _grown(root: Array, row: Array) -> Array:

@@ -122,7 +122,7 @@ def gcond(
         weights = jnp.sum(lengths[:, None] * rows, axis=0) * inverse
         return stacks.combine(weights, task_grads), GCondState(constant, norm, wins)
 
-    return from_rule(rule, init, num_tasks=num_tasks)
+    return from_rule(rule, init, num_tasks=num_tasks, leaves_alike=True)
 
 
 class _Seen(NamedTuple):

@@ -101,7 +101,9 @@ def moco(
         return stacks.combine(jnp.where(present, weights * inverse, 0), tracked), kept
 
     by_loss = normalize in ("loss", "loss+", "unit_loss")
-    return from_rule(rule, init, arguments=(POSITIVE_LOSSES,) if by_loss else (), num_tasks=num_tasks)
+    return from_rule(
+        rule, init, arguments=(POSITIVE_LOSSES,) if by_loss else (), num_tasks=num_tasks, leaves_alike=True
+    )
 
 
 def _inverse(norms: Float[Array, " K"], among: Present) -> Float[Array, " K"]:

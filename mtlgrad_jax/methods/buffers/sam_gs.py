@@ -127,7 +127,7 @@ def sam_gs(
         gradient = _combine(branch, task_grads, momentum, equal, scaled, present.astype(norms.dtype))
         return gradient, SAMGSState(momentum, seen, dissimilarity, step)
 
-    return from_rule(rule, init, num_tasks=num_tasks)
+    return from_rule(rule, init, num_tasks=num_tasks, leaves_alike=True)
 
 
 def _similarity(norms: Float[Array, " K"]) -> Float[Array, "K K"]:

@@ -46,7 +46,7 @@ def coordinate_median() -> Method:
 
         return stacks.by_coordinate(leaf_median, task_grads)
 
-    return from_rule(rule)
+    return from_rule(rule, leaves_alike=True)
 
 
 def _network(count: int) -> list[tuple[int, int]]:

@@ -12,11 +12,12 @@ from jaxtyping import Array, PyTree
 
 from mtlgrad_jax import stacks
 from mtlgrad_jax._core.checks import check_numbers
+from mtlgrad_jax._core.joined import draw_like
 from mtlgrad_jax._core.method import Method, from_rule
 from mtlgrad_jax._core.paper import Paper
 from mtlgrad_jax._core.random import Key, Seed, check_key, draw_key, make_key
 from mtlgrad_jax._core.row import CONTINUOUS, HOMOGENEOUS, PERMUTATION, Row
-from mtlgrad_jax._core.trees import draw_like, row_shapes
+from mtlgrad_jax._core.trees import row_shapes
 from mtlgrad_jax._core.weights import Present, of_tasks, one_for_all
 
 
@@ -73,7 +74,7 @@ def graddrop(leak: PyTree = 0.0, key: Seed = 0) -> Method:
         return stacks.by_coordinate(drop, task_grads, draws), GradDropState(following)
 
     per_task = {} if one_for_all(leak) else {"leak": leak}
-    return from_rule(rule, lambda params, num_tasks: GradDropState(make_key(key)), per_task=per_task)
+    return from_rule(rule, lambda params, num_tasks: GradDropState(make_key(key)), per_task=per_task, leaves_alike=True)
 
 
 ROW = Row(

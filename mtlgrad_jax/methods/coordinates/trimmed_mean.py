@@ -62,7 +62,7 @@ def trimmed_mean(trim: int = 1) -> Method:
 
         return stacks.by_coordinate(leaf_mean, task_grads)
 
-    return from_rule(rule, fewest=2 * trim + 1)
+    return from_rule(rule, fewest=2 * trim + 1, leaves_alike=True)
 
 
 def _exchange(keep: Callable, give: Callable, slots: tuple[Array, ...], row: Array) -> tuple[tuple[Array, ...], Array]:

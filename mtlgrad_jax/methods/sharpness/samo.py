@@ -18,11 +18,12 @@ from jaxtyping import Array, Float, PyTree
 from mtlgrad_jax import stacks
 from mtlgrad_jax._core.checks import Number, as_array, check_flag, check_function, check_number
 from mtlgrad_jax._core.control import map_leaves
+from mtlgrad_jax._core.joined import draw_like
 from mtlgrad_jax._core.method import check_transformation, reject_masked, skip_together
 from mtlgrad_jax._core.paper import Paper
 from mtlgrad_jax._core.random import Key, Seed, check_key, draw_key, make_key
 from mtlgrad_jax._core.row import Row
-from mtlgrad_jax._core.trees import cut, draw_like, label_leaves, merge
+from mtlgrad_jax._core.trees import cut, label_leaves, merge
 from mtlgrad_jax.oracles.losses import check_losses, flatten_losses, loss_of
 from mtlgrad_jax.oracles.perturbed import sam_perturbation
 from mtlgrad_jax.oracles.task_value_and_grad import each_task
