@@ -56,7 +56,7 @@ def sign_agreement(threshold: Number = 1.0, rescale: bool = False) -> Method:
 
         return stacks.by_coordinate(mask, task_grads)
 
-    return from_rule(rule, leaves_alike=True)
+    return from_rule(rule, leaves_alike=not rescale)
 
 
 ROW = Row(
