@@ -38,7 +38,8 @@ def joined(function: Callable[..., Any], params: PyTree, *args: Any) -> Any:
 
     def join(tree: PyTree) -> list[Array]:
         leaves = jax.tree.leaves(tree)
-        return [_join([leaves[i] for i in part], [like[i] for i in part]) for part in parts]
+        axes = leaves[0].ndim - like[0].ndim
+        return [stacks.join([leaves[i] for i in p], axes) if len(p) > 1 else leaves[p[0]] for p in parts]
 
     def cut(tree: PyTree) -> PyTree:
         cuts = [_cut(leaf, [like[i] for i in part]) for leaf, part in zip(jax.tree.leaves(tree), parts, strict=True)]
@@ -87,19 +88,6 @@ def _parts(like: Sequence[Any], *others: Sequence[Any]) -> list[list[int]]:
         dtypes = tuple(jnp.result_type(leaf) for leaf in leaves)
         found.setdefault(dtypes if leaves[0].size <= _SHORT else i, []).append(i)
     return [sorted(part, key=lambda i: like[i].shape) for part in found.values()]
-
-
-def _join(leaves: list[Array], like: list[Any]) -> Array:
-    """Return leaves along one axis; those of the same shape are joined in memory's order first, to compile faster."""
-    if len(leaves) == 1:
-        return leaves[0]
-    axes, rows = leaves[0].shape[: leaves[0].ndim - like[0].ndim], []
-    for _, group in itertools.groupby(zip(leaves, like, strict=True), key=lambda pair: pair[1].shape):
-        alike, own = zip(*group, strict=True)
-        flat = jnp.concatenate([leaf.reshape(-1) for leaf in alike])
-        blocks = flat.reshape(len(alike), *axes, own[0].size)
-        rows.append(jnp.moveaxis(blocks, 0, -2).reshape(*axes, len(alike) * own[0].size))
-    return jnp.concatenate(rows, axis=-1)
 
 
 def _cut(joint: Array, like: list[Any]) -> list[Array]:
