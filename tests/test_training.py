@@ -353,6 +353,13 @@ def test_misspelt_arguments_raise(name):
             tx.update(tree(jnp.asarray(G[0])), tx.init(zeros()), **{name: jnp.ones(K)})
 
 
+@pytest.mark.parametrize("names", [["a", "b"], None, "ab"])
+def test_names_of_tasks_come_from_the_losses(names):
+    tx = mtl.mean()
+    with pytest.raises(ValueError, match="`task_names` must not be given"):
+        tx.update(jnp.ones((2, 3)), tx.init(jnp.zeros(3)), task_names=names)
+
+
 def test_a_hand_made_method_gets_the_same_protection():
     """Made from a formula, from `weigh` without declared arguments, or from an update alone."""
 

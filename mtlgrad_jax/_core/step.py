@@ -11,7 +11,7 @@ import optax
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from mtlgrad_jax._core.checks import as_array
-from mtlgrad_jax._core.tasks import accumulator_dtype, present_tasks, task_names, task_vector
+from mtlgrad_jax._core.tasks import FLAT, accumulator_dtype, present_tasks, task_names, task_vector
 from mtlgrad_jax.solvers._solution import (
     BIASED,
     FAILED,
@@ -228,7 +228,12 @@ def _neutral(value: Array) -> int | bool:
 
 def is_canonical(extra: dict[str, Any]) -> bool:
     """Return whether an outer layer has made the arguments of an update canonical."""
-    return "task_names" in extra
+    if "task_names" not in extra:
+        return False
+    names = extra["task_names"]
+    if "task_mask" not in extra or not (names is None or names is FLAT or isinstance(names, jax.tree_util.PyTreeDef)):
+        raise ValueError(f"`task_names` must not be given: the tasks have the names of `losses`, got {names!r}.")
+    return True
 
 
 def canonical(extra: dict[str, Any], num_tasks: int, arguments: Iterable[Argument] = ()) -> dict[str, Any]:
