@@ -340,18 +340,27 @@ def check_like(name: str, stack: PyTree, like: PyTree, *, rows: bool = False) ->
             )
 
 
-def by_coordinate(function: Callable[..., Array], task_grads: PyTree, *others: PyTree) -> PyTree:
+def by_coordinate(
+    function: Callable[..., Array], task_grads: PyTree, *others: PyTree, present: Bool[Array, " K"]
+) -> PyTree:
     """Return one gradient: a function of each floating leaf of a stack, in its dtype; zeros for other leaves.
+
+    A coordinate in which the gradient of a task present is not finite is NaN, which is found out in the same pass.
 
     Args:
       function: takes a leaf, and those of `others` at the same place. Under jit it is traced once for each shape.
       task_grads: stack of K gradients.
       *others: trees of the same structure.
+      present: which tasks are present.
     """
 
     def reduced(leaf: Array, *own: Array) -> Array:
-        floating = _is_floating(leaf)
-        return function(leaf, *own).astype(leaf.dtype) if floating else jnp.zeros(leaf.shape[1:], leaf.dtype)
+        if not _is_floating(leaf):
+            return jnp.zeros(leaf.shape[1:], leaf.dtype)
+        finite = fold_rows(
+            lambda finite, i, row: finite & (jnp.isfinite(row) | ~present[i]), jnp.ones(leaf.shape[1:], bool), leaf
+        )
+        return jnp.where(finite, function(leaf, *own), jnp.nan).astype(leaf.dtype)
 
     return map_leaves(reduced, task_grads, *others)
 

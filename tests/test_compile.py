@@ -84,10 +84,10 @@ def test_a_function_of_leaves_is_traced_once_for_each_shape():
         seen.append(leaf.shape)
         return leaf[0]
 
-    stack = [jnp.ones((2, n)) for n in (3, 3, 4, 3)]
-    jax.jit(lambda stack: mtl.stacks.by_coordinate(first, stack))(stack)
+    stack, present = [jnp.ones((2, n)) for n in (3, 3, 4, 3)], jnp.ones(2, bool)
+    jax.jit(lambda stack: mtl.stacks.by_coordinate(first, stack, present=present))(stack)
     assert seen == [(2, 3), (2, 4)]
-    mtl.stacks.by_coordinate(first, stack)
+    mtl.stacks.by_coordinate(first, stack, present=present)
     assert len(seen) == 2 + 4
 
 

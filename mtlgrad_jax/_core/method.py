@@ -298,6 +298,7 @@ def from_rule(
     per_task: dict[str, PyTree] | None = None,
     fewest: int = 1,
     leaves_alike: bool = False,
+    shows_nonfinite: bool = False,
 ) -> Method:
     """Make a method from a rule on the stack itself: coordinate-wise, or with a buffer for every task.
 
@@ -314,6 +315,8 @@ def from_rule(
       fewest: tasks that must be present; with fewer, the gradient is their mean.
       leaves_alike: whether rule and init treat all leaves alike, whatever the structure of the trees. On one CPU, the
         rule then gets short leaves joined, which takes much less time to compile.
+      shows_nonfinite: whether the gradient is not finite if that of a task present is not, as with
+        `stacks.by_coordinate`. The stack is then not read once more to find that out.
 
     Example:
       >>> import jax, jax.numpy as jnp, mtlgrad_jax as mtl
@@ -327,6 +330,8 @@ def from_rule(
     """
     declared, wanted = declare("rule", rule, ("present", "state"), arguments, positional=1)
     _check_parts(init, num_tasks, fewest)
+    check_flag("leaves_alike", leaves_alike)
+    check_flag("shows_nonfinite", shows_nonfinite)
     _check_per_task(per_task)
     known_tasks = num_tasks
 
@@ -349,13 +354,19 @@ def from_rule(
         return joined(advance_joined, like, step, Leaves(task_grads), marked(state, like))
 
     def advance(step: Step, task_grads: PyTree, state: MethodState) -> tuple[PyTree, MethodState]:
-        step = step.also(jnp.all(stacks.finite_tasks(task_grads) | ~step.present))
+        def finite() -> Array:
+            return jnp.all(stacks.finite_tasks(task_grads) | ~step.present)
+
+        step = step if shows_nonfinite else step.also(finite())
         given = {"present": step.present, "state": state.method, **step.values}
         with in_full_precision():
             gradient = rule(task_grads, **{name: given[name] for name in wanted})
         gradient, method_state = gradient if "state" in wanted else (gradient, state.method)
         own = map_leaves(lambda leaf, like: leaf.astype(like.dtype), gradient, task_grads)
-        fits = stacks.all_finite(own) | ~step.finite | (step.num_present < fewest)
+        fits = stacks.all_finite(own)
+        if shows_nonfinite:
+            step = step.also(cond(fits, lambda: jnp.asarray(True), finite))
+        fits = fits | ~step.finite | (step.num_present < fewest)
         axes = task_axes(None if init is None else partial(shapes, row_shapes(task_grads)), known_tasks)
         new_state, enough = commit(step.also(fits), state, method_state, axes, fewest=fewest)
         mean = uniform(step.present & fits)

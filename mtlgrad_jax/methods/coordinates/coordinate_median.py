@@ -44,9 +44,9 @@ def coordinate_median() -> Method:
             low, high = rows[num_tasks // 2 - 1], rows[num_tasks // 2]  # in the middle too if absent tasks are odd
             return jnp.where(even, low / 2 + high / 2, high if num_tasks % 2 else low)
 
-        return stacks.by_coordinate(leaf_median, task_grads)
+        return stacks.by_coordinate(leaf_median, task_grads, present=present)
 
-    return from_rule(rule, leaves_alike=True)
+    return from_rule(rule, leaves_alike=True, shows_nonfinite=True)
 
 
 def _network(count: int) -> list[tuple[int, int]]:

@@ -71,10 +71,13 @@ def graddrop(leak: PyTree = 0.0, key: Seed = 0) -> Method:
             up, down, leaked_up, leaked_down = stacks.fold_rows(visit, (none,) * 4, leaf)
             return jnp.where(drawn * (up - down) < up, up + leaked_down, down + leaked_up)
 
-        return stacks.by_coordinate(drop, task_grads, draws), GradDropState(following)
+        return stacks.by_coordinate(drop, task_grads, draws, present=present), GradDropState(following)
+
+    def init(params: PyTree, num_tasks: int | None) -> GradDropState:
+        return GradDropState(make_key(key))
 
     per_task = {} if one_for_all(leak) else {"leak": leak}
-    return from_rule(rule, lambda params, num_tasks: GradDropState(make_key(key)), per_task=per_task, leaves_alike=True)
+    return from_rule(rule, init, per_task=per_task, leaves_alike=True, shows_nonfinite=True)
 
 
 ROW = Row(

@@ -54,9 +54,9 @@ def sign_agreement(threshold: Number = 1.0, rescale: bool = False) -> Method:
             mean = jnp.where(agreed, total / count.astype(total.dtype), 0)
             return mean * (agreed.size / jnp.maximum(jnp.sum(agreed), 1)) if rescale else mean
 
-        return stacks.by_coordinate(mask, task_grads)
+        return stacks.by_coordinate(mask, task_grads, present=present)
 
-    return from_rule(rule, leaves_alike=not rescale)
+    return from_rule(rule, leaves_alike=not rescale, shows_nonfinite=True)
 
 
 ROW = Row(

@@ -60,9 +60,9 @@ def trimmed_mean(trim: int = 1) -> Method:
             unrolled = len(leaf) * (2 * trim + 1) <= _UNROLLED
             return repeat(0, len(leaf), visit, start, unrolled=unrolled)[-1]
 
-        return stacks.by_coordinate(leaf_mean, task_grads)
+        return stacks.by_coordinate(leaf_mean, task_grads, present=present)
 
-    return from_rule(rule, fewest=2 * trim + 1, leaves_alike=True)
+    return from_rule(rule, fewest=2 * trim + 1, leaves_alike=True, shows_nonfinite=True)
 
 
 def _exchange(keep: Callable, give: Callable, slots: tuple[Array, ...], row: Array) -> tuple[tuple[Array, ...], Array]:
