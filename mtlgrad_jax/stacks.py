@@ -436,7 +436,7 @@ def _rows(leaves: list[Array], blocked: bool) -> list[Array]:
     if not blocked:
         return leaves
     flat = [leaf.reshape(len(leaf), -1) for leaf in leaves]
-    short = sorted((leaf for leaf in flat if leaf.shape[1] <= _SHORT), key=lambda leaf: leaf.shape)
+    short = sorted((leaf for leaf in flat if leaf.shape[1] <= _SHORT), key=lambda leaf: (str(leaf.dtype), leaf.shape))
     return [leaf for leaf in flat if leaf.shape[1] > _SHORT] + ([join(short)] if short else [])
 
 

@@ -365,7 +365,7 @@ def from_rule(
         own = map_leaves(lambda leaf, like: leaf.astype(like.dtype), gradient, task_grads)
         fits = stacks.all_finite(own)
         if shows_nonfinite:
-            step = step.also(cond(fits, lambda: jnp.asarray(True), finite))
+            step = step.also(cond(fits, lambda: fits, finite))
         fits = fits | ~step.finite | (step.num_present < fewest)
         axes = task_axes(None if init is None else partial(shapes, row_shapes(task_grads)), known_tasks)
         new_state, enough = commit(step.also(fits), state, method_state, axes, fewest=fewest)
