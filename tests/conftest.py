@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import sys
 
 import hypothesis
 import jax
@@ -27,6 +28,14 @@ def forget_programs():
     maps = pathlib.Path("/proc/self/maps")
     if maps.exists() and maps.read_bytes().count(b"\n") > MOST_REGIONS:
         jax.clear_caches()
+
+
+@pytest.fixture(autouse=True)
+def close_figures():
+    """Close figures that a test has left open: matplotlib warns of more than twenty in one process."""
+    yield
+    if "matplotlib.pyplot" in sys.modules:
+        sys.modules["matplotlib.pyplot"].close("all")
 
 
 @pytest.fixture
