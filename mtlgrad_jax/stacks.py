@@ -27,7 +27,7 @@ _BLOCK = 1 << 15  # entries of a block that stays in cache on CPU
 _RUN = 256  # columns that are summed one after the other on CPU
 _SHORT = 1024  # most columns of a leaf that is joined with others on CPU
 _LEAST_BATCHED = 512  # entries of a slice that is a product of its own on GPU
-_STACKED = 32  # most groups in a batch
+_STACKED = 32  # most groups in a batch, and leaves in one join
 _UNROLLED_ROWS = 16  # rows that one fused loop reads
 
 AxisName = str | Sequence[str] | None
@@ -212,12 +212,14 @@ def leaf_norms(task_grads: PyTree) -> PyTree:
 def join(leaves: Sequence[Array], axis: int = 1) -> Array:
     """Return leaves flattened from an axis on, and joined along it.
 
-    Neighbours of the same shape are first joined in memory's order: XLA:CPU compiles that several times faster.
+    Neighbours of the same shape are first joined in memory's order, some at a time: XLA:CPU compiles that several times
+    faster.
     """
     joined, axes = [], leaves[0].shape[:axis]
     for (shape, _), alike in itertools.groupby(leaves, key=lambda leaf: (leaf.shape, leaf.dtype)):
         rows, size = [leaf.reshape(-1) for leaf in alike], math.prod(shape[axis:])
-        blocks = jnp.concatenate(rows).reshape(len(rows), *axes, size)
+        some = [rows[i : i + _STACKED] for i in range(0, len(rows), _STACKED)]
+        blocks = jnp.concatenate([jnp.concatenate(part).reshape(len(part), *axes, size) for part in some])
         joined.append(jnp.moveaxis(blocks, 0, axis).reshape(*axes, len(rows) * size))
     return jnp.concatenate(joined, axis=axis)
 
@@ -302,6 +304,22 @@ def _combine(weights: Float[Array, " L"], task_grads: PyTree) -> PyTree:
     return by_platform(lambda stack, *, blocked: map_leaves(partial(leaf_sum, blocked=blocked), stack), task_grads)
 
 
+@jax.jit
+def combines(weights: Float[Array, "groups K"], groups: Sequence[PyTree]) -> list[PyTree]:
+    """Return the weighted sum of each of several stacks of the same tasks, as `combine` does for one."""
+
+    def sums(weights: Array, groups: list[PyTree], *, blocked: bool) -> list[PyTree]:
+        found: dict[int, PyTree] = {}
+        for batch, results in zip(*_batches(lambda g, w: combine(w, g), groups, [weights], blocked), strict=True):
+            structure: Any
+            leaves, structure = jax.tree.flatten(results)
+            parts = zip(*(cut(leaf, [1] * len(batch)) for leaf in leaves), strict=True)
+            found |= {i: structure.unflatten(row[0] for row in own) for i, own in zip(batch, parts, strict=True)}
+        return [found[i] for i in range(len(groups))]
+
+    return by_platform(sums, weights, list(groups))
+
+
 def mix(a: Float[Array, " K"], first: PyTree, b: Float[Array, " K"], second: PyTree) -> PyTree:
     """Return the stack of rows a_i x_i + b_i y_i of two stacks, in the dtypes of the first."""
     K = num_tasks(first, name="first")
@@ -341,26 +359,28 @@ def check_like(name: str, stack: PyTree, like: PyTree, *, rows: bool = False) ->
 
 
 def by_coordinate(
-    function: Callable[..., Array], task_grads: PyTree, *others: PyTree, present: Bool[Array, " K"]
+    function: Callable[..., Array], task_grads: PyTree, *others: PyTree, present: Bool[Array, " K"] | None = None
 ) -> PyTree:
     """Return one gradient: a function of each floating leaf of a stack, in its dtype; zeros for other leaves.
-
-    A coordinate in which the gradient of a task present is not finite is NaN, which is found out in the same pass.
 
     Args:
       function: takes a leaf, and those of `others` at the same place. Under jit it is traced once for each shape.
       task_grads: stack of K gradients.
       *others: trees of the same structure.
-      present: which tasks are present.
+      present: which tasks are present: a coordinate is NaN if the gradient of one of them is not finite there, which is
+        found out in the same pass. None if the function itself shows that.
     """
 
     def reduced(leaf: Array, *own: Array) -> Array:
         if not _is_floating(leaf):
             return jnp.zeros(leaf.shape[1:], leaf.dtype)
-        finite = fold_rows(
-            lambda finite, i, row: finite & (jnp.isfinite(row) | ~present[i]), jnp.ones(leaf.shape[1:], bool), leaf
-        )
-        return jnp.where(finite, function(leaf, *own), jnp.nan).astype(leaf.dtype)
+        result = function(leaf, *own)
+        if present is not None:
+            finite = fold_rows(
+                lambda finite, i, row: finite & (jnp.isfinite(row) | ~present[i]), jnp.ones(leaf.shape[1:], bool), leaf
+            )
+            result = jnp.where(finite, result, jnp.nan)
+        return result.astype(leaf.dtype)
 
     return map_leaves(reduced, task_grads, *others)
 
@@ -413,7 +433,13 @@ def used(groups: Sequence[PyTree]) -> Bool[Array, "groups K"]:
 @partial(jax.jit, static_argnames="count")
 def _finite(rows: PyTree, count: int) -> Bool[Array, " K"]:
     def finite(leaves: list[Array], *, blocked: bool) -> Array:
-        checks = map_leaves(lambda leaf: jnp.isfinite(leaf).all(axis=range(1, leaf.ndim)), _rows(leaves, blocked))
+        def check(leaf: Array) -> Array:
+            axes = range(1, leaf.ndim)
+            if not blocked:
+                return jnp.isfinite(leaf).all(axis=axes)
+            return jnp.isfinite(jnp.sum(0 * leaf, axis=axes))  # XLA:CPU reduces numbers faster than flags
+
+        checks = map_leaves(check, _rows(leaves, blocked))
         return once(_pairwise(lax.bitwise_and, checks or [jnp.ones((count,), bool)]))
 
     return by_platform(finite, _floating(rows))
@@ -542,7 +568,17 @@ def _largest(groups: Groups, K: int, axis_name: AxisName, blocked: bool = False)
 
 
 def _each_group(function: Callable[..., Array], groups: list[Any], *scales: Array | None, blocked: bool) -> Array:
-    """Return a function of the leaves of each group and of its scales; on CPU, short groups alike are one batch."""
+    """Return a function of the leaves of each group and of its scales, in one array."""
+    batches, results = _batches(function, groups, scales, blocked)
+    order = [i for batch in batches for i in batch]
+    places = sorted(range(len(order)), key=order.__getitem__)
+    return jnp.concatenate(results) if order == [*range(len(order))] else jnp.concatenate(results)[jnp.asarray(places)]
+
+
+def _batches(
+    function: Callable[..., Any], groups: list[Any], scales: Sequence[Array | None], blocked: bool
+) -> tuple[list[list[int]], list[Any]]:
+    """Return batches of groups, and the stacked results of each; on CPU, short groups alike are in one batch."""
     alike: dict[Any, list[int]] = {}
     for i, group in enumerate(groups):
         leaves, structure = jax.tree.flatten(group)
@@ -554,14 +590,12 @@ def _each_group(function: Callable[..., Array], groups: list[Any], *scales: Arra
     for batch in batches:
         if len(batch) == 1:
             own = (row if row is None else row[batch[0]][0] for row in rows)
-            found = function(groups[batch[0]], *own)[None]
+            found = jax.tree.map(lambda leaf: leaf[None], function(groups[batch[0]], *own))
         else:
             own = (scale if scale is None else scale[jnp.asarray(batch)] for scale in scales)
             found = jax.vmap(function)(jax.tree.map(lambda *same: jnp.stack(same), *(groups[i] for i in batch)), *own)
         results.append(found)
-    order = [i for batch in batches for i in batch]
-    places = sorted(range(len(order)), key=order.__getitem__)
-    return jnp.concatenate(results) if order == [*range(len(order))] else jnp.concatenate(results)[jnp.asarray(places)]
+    return batches, results
 
 
 def _over(reduce: Callable[..., Array], values: Array, axis_name: AxisName) -> Array:

@@ -179,6 +179,24 @@ def test_combine_selects(K):
     np.testing.assert_allclose(got, weights @ dense(tree), rtol=1e-4, atol=1e-5)
 
 
+def test_sums_of_several_stacks():
+    """Each with its own weights, also where many small ones are one batch, long ones are not, and a row holds NaN."""
+    rng, K = np.random.default_rng(0), 3
+    shapes = [(4,), *[(2, 3)] * 70, (_SHORT + 1,), (2, 3)]
+    groups = [{"a": rng.normal(size=(K, *shape)), "b": rng.normal(size=(K,))} for shape in shapes]
+    weights = rng.normal(size=(len(groups), K)) * (rng.random((len(groups), K)) < 0.7)
+    dirty = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), groups)
+    unused = int(np.argmin(weights[5]))
+    weights[5, unused] = 0
+    dirty[5] = {name: leaf.at[unused].set(jnp.nan) for name, leaf in dirty[5].items()}
+    dirty[6]["steps"] = jnp.ones((K, 2), jnp.int32)
+    sums = stacks.combines(jnp.asarray(weights, jnp.float32), dirty)
+    np.testing.assert_array_equal(sums[6].pop("steps"), [0, 0])
+    for found, own, group in zip(sums, weights, groups, strict=True):
+        for name, leaf in group.items():
+            np.testing.assert_allclose(found[name], np.tensordot(own, leaf, 1), rtol=1e-4, atol=1e-5)
+
+
 def test_products_of_two_stacks():
     first, second = random_tree(3, seed=1), random_tree(2, seed=2)
     cross = stacks.cross_gramian(first, second)

@@ -57,6 +57,12 @@ def joined(function: Callable[..., Any], params: PyTree, *args: Any) -> Any:
     return by_platform(call, *args)
 
 
+def marked(state: PyTree, shapes: Callable[[PyTree], PyTree], params: PyTree) -> PyTree:
+    """Return a state of which `shapes(params)` gives the shapes, with its trees over the parameters marked."""
+    structure: Any = jax.tree.structure(shapes(Leaves(params)))
+    return structure.unflatten(jax.tree.leaves(state))
+
+
 def draw_like(sample: Callable[[Array, tuple[int, ...]], Array], key: Array, tree: PyTree) -> PyTree:
     """Return `sample(key, shape)` for every leaf; short leaves share one draw, which is the same if they are joined."""
     treedef: Any

@@ -19,7 +19,7 @@ from jaxtyping import Array, Float, PyTree
 from mtlgrad_jax import stacks
 from mtlgrad_jax._core.checks import check_count, check_flag, check_function, check_state, check_surroundings, leaf_name
 from mtlgrad_jax._core.control import cond, map_leaves, promoting
-from mtlgrad_jax._core.joined import Leaves, joined
+from mtlgrad_jax._core.joined import Leaves, joined, marked
 from mtlgrad_jax._core.step import (
     STANDARD,
     TASK_MASK,
@@ -58,11 +58,13 @@ class Method(optax.GradientTransformationExtraArgs):
         of the task gradients. `gramian` may be a function that returns it, called only if the Gramian is needed.
       arguments: what `update` and `weigh` look at besides the gradients.
       mean_like: whether the weights of alike tasks are proportional to 1/K, so that a subset counts for its share.
+      leaves_alike: whether init and update treat all leaves alike, as with weights from one Gramian.
     """
 
     weigh: Callable[..., tuple[Float[Array, " K"], PyTree]] | None = None
     arguments: tuple[Argument, ...] = (TASK_MASK,)
     mean_like: bool = False
+    leaves_alike: bool = False
     looks: bool = False  # whether `weigh` always uses the Gramian, and gives zero weights if that is not finite
 
     def __new__(
@@ -77,6 +79,7 @@ class Method(optax.GradientTransformationExtraArgs):
         looks: bool = False,
         takes_jacobian: bool = False,
         num_tasks: int | None = None,
+        leaves_alike: bool = False,
     ) -> "Method":
         """Make a method from functions, and add the checks that all methods share.
 
@@ -93,11 +96,13 @@ class Method(optax.GradientTransformationExtraArgs):
           looks: whether `weigh` always uses the Gramian and gives zero weights if that is not finite.
           takes_jacobian: whether `update` takes a TaskJacobian itself instead of its rows.
           num_tasks: K if made for a number of tasks, which every update checks.
+          leaves_alike: whether init and update treat all leaves alike, whatever the structure of the trees; true of
+            the sum with weights.
         """
         if update is None:
             if weigh is None:
                 raise ValueError("`update` must be given, or `weigh`.")
-            update, takes_jacobian = _weighted_sum(weigh, looks), True
+            update, takes_jacobian, leaves_alike = _weighted_sum(weigh, looks), True, True
         known = tuple({id(own): own for own in (*arguments, *getattr(like, "arguments", ()), TASK_MASK)}.values())
         shared = update
 
@@ -134,7 +139,7 @@ class Method(optax.GradientTransformationExtraArgs):
 
         self = super().__new__(cls, promoting(init_fn), promoting(update_fn))
         self.weigh, self.arguments, self.looks = weigh and promoting(weigh_fn), known, looks
-        self.mean_like = mean_like or getattr(like, "mean_like", False)
+        self.mean_like, self.leaves_alike = mean_like or getattr(like, "mean_like", False), leaves_alike
         return self
 
     def _replace(self, **changes: Any) -> "Method":
@@ -142,7 +147,7 @@ class Method(optax.GradientTransformationExtraArgs):
         new = super()._replace(**changes)
         new.arguments, new.mean_like = self.arguments, self.mean_like
         if "update" not in changes:
-            new.weigh, new.looks = self.weigh, self.looks
+            new.weigh, new.looks, new.leaves_alike = self.weigh, self.looks, self.leaves_alike
         return new
 
 
@@ -349,9 +354,9 @@ def from_rule(
 
         def advance_joined(step: Step, task_grads: PyTree, state: MethodState) -> tuple[Leaves, MethodState]:
             update, new_state = advance(step, task_grads, state)
-            return Leaves(update), marked(new_state, row_shapes(task_grads))
+            return Leaves(update), own_marked(new_state, row_shapes(task_grads))
 
-        return joined(advance_joined, like, step, Leaves(task_grads), marked(state, like))
+        return joined(advance_joined, like, step, Leaves(task_grads), own_marked(state, like))
 
     def advance(step: Step, task_grads: PyTree, state: MethodState) -> tuple[PyTree, MethodState]:
         def finite() -> Array:
@@ -381,14 +386,12 @@ def from_rule(
         assert init is not None
         return jax.eval_shape(lambda leaves: init(structure.unflatten(leaves), num_tasks), leaves)
 
-    def marked(state: MethodState, params: PyTree) -> MethodState:
-        """Return a state in which trees over the parameters are marked."""
+    def own_marked(state: MethodState, params: PyTree) -> MethodState:
         if init is None:
             return state
-        structure: Any = jax.tree.structure(shapes(Leaves(params), known_tasks))
-        return state._replace(method=structure.unflatten(jax.tree.leaves(state.method)))
+        return state._replace(method=marked(state.method, lambda params: shapes(params, known_tasks), params))
 
-    return Method(init_fn, update_fn, arguments=declared, num_tasks=num_tasks)
+    return Method(init_fn, update_fn, arguments=declared, num_tasks=num_tasks, leaves_alike=leaves_alike)
 
 
 def _bounded(mean: PyTree) -> PyTree:

@@ -1,11 +1,17 @@
 """Random keys of randomized methods, kept as plain arrays that any checkpoint format can store."""
 
+import math
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
+from jax.typing import DTypeLike
 from jaxtyping import Array, Int, PyTree, UInt32
+
+from mtlgrad_jax._core.control import by_platform
 
 Seed = int | Array
 """What `key` arguments accept: a seed, a typed key or a raw key."""
@@ -48,6 +54,33 @@ def repeat_state(state: PyTree, count: int) -> PyTree:
 
 def _typed(key: Key) -> Array:
     return jax.random.wrap_key_data(key.data, impl="threefry2x32" if key.data.shape[-1] == 2 else "rbg")
+
+
+@partial(jax.jit, static_argnames=("shape", "dtype"))
+def uniform(key: Array, shape: tuple[int, ...], dtype: DTypeLike) -> Array:
+    """Return `jax.random.uniform(key, shape, dtype)`, on a CPU in one loop: JAX's goes through memory in each round."""
+
+    def draw(key: Array, *, blocked: bool) -> Array:
+        if not blocked:
+            return jax.random.uniform(key, shape, dtype)
+        mantissa = _threefry(jax.random.key_data(key), math.prod(shape)) >> 9
+        return lax.bitcast_convert_type(mantissa | np.uint32(0x3F800000), jnp.float32).reshape(shape) - 1
+
+    threefry = jax.random.key_impl(key) == "threefry2x32" and jax.threefry_partitionable.value
+    same = threefry and dtype == jnp.float32 and math.prod(shape) < 1 << 32
+    return by_platform(draw, key) if same else draw(key, blocked=False)
+
+
+def _threefry(key: UInt32[Array, "2"], count: int) -> UInt32[Array, " count"]:
+    """Return both words, xor-ed, that Threefry-2x32 (Salmon et al. 2011) makes of each number below `count`."""
+    keys = key[0], key[1], key[0] ^ key[1] ^ np.uint32(0x1BD11BDA)
+    high, low = keys[0], lax.iota(jnp.uint32, count) + keys[1]
+    for i in range(5):
+        for distance in ((13, 15, 26, 6), (17, 29, 16, 24))[i % 2]:
+            high += low
+            low = high ^ ((low << distance) | (low >> (32 - distance)))
+        high, low = high + keys[(i + 1) % 3], low + keys[(i + 2) % 3] + np.uint32(i + 1)
+    return high ^ low
 
 
 def draw_orders(draw: Array, order: str, num_tasks: int) -> Int[Array, "K K"]:

@@ -17,7 +17,7 @@ from mtlgrad_jax._core.control import map_leaves
 from mtlgrad_jax._core.joined import draw_like
 from mtlgrad_jax._core.method import reject_masked
 from mtlgrad_jax._core.paper import Paper
-from mtlgrad_jax._core.random import Key, Seed, check_key, draw_key, make_key
+from mtlgrad_jax._core.random import Key, Seed, check_key, draw_key, make_key, uniform
 from mtlgrad_jax._core.row import Row
 from mtlgrad_jax._core.tasks import present_tasks, task_names
 
@@ -78,7 +78,7 @@ def dropgrad(
 
         def noise(draw: Array, shape: tuple[int, ...]) -> Array:
             if kind == "binary":
-                return jax.random.bernoulli(draw, 1 - rate, shape) / jnp.asarray(1 - rate, dtype)
+                return (uniform(draw, shape, dtype) < 1 - rate) / jnp.asarray(1 - rate, dtype)
             return 1 + jnp.sqrt(jnp.asarray(rate / (1 - rate), dtype)) * jax.random.normal(draw, shape, dtype)
 
         def dropped(leaf: Array, factor: Array) -> Array:

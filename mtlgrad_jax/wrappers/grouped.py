@@ -107,8 +107,7 @@ def grouped(method: Method, labels: Labels, uses: Mapping[Hashable, PyTree] | No
         if isinstance(task_grads, Jacobian):
             gradient = task_grads.pullbacks(weights, flags)
         else:
-            rows = stacks.cut(weights, [1] * len(names))
-            sums = {name: iter(stacks.combine(row[0], groups[name])) for name, row in zip(names, rows, strict=True)}
+            sums = dict(zip(names, map(iter, stacks.combines(weights, [*groups.values()])), strict=True))
             gradient = jax.tree.unflatten(jax.tree.structure(task_grads), [next(sums[name]) for name in found])
         return skip_together(gradient, new_state, state)
 

@@ -95,7 +95,7 @@ def with_metrics(method: Method, num_tasks: int) -> Method:
         M = _finite(stacks.gramian(task_grads, present), present)
         return gradient, _next(state, _measure(M, None, change, present), inner)
 
-    return Method(init, update, like=method, num_tasks=known_tasks)
+    return Method(init, update, like=method, num_tasks=known_tasks, leaves_alike=method.leaves_alike)
 
 
 def _next(state: MetricsState, metrics: Metrics, inner: PyTree) -> MetricsState:

@@ -77,3 +77,34 @@ def test_states_keep_the_structure_of_the_parameters(wrapped):
     assert jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), update) == jax.tree.map(
         lambda leaf: (leaf.shape, leaf.dtype), PARAMS
     )
+
+
+@pytest.mark.parametrize("mode", ["individual", "direct"])
+def test_a_wrapper_joins_leaves_for_a_method_that_treats_all_alike(mode):
+    """The method's state and parameters too; results are those without jit, where nothing is joined."""
+    seen = []
+
+    def rule(task_grads, *, state):
+        seen.append(len(jax.tree.leaves(task_grads)))
+        held = jax.tree.map(lambda m, g: 0.5 * m + g.astype(m.dtype), state, task_grads)
+        return jax.tree.map(lambda m: jnp.mean(m, 0, dtype=m.dtype), held), held
+
+    params = {name: leaf for name, leaf in PARAMS.items() if name != "ids"}
+    grads, clean = ({name: factor * stack()[name] for name in params} for factor in (1, 2))
+    base = mtl.from_rule(rule, mtl.stacks.zeros, num_tasks=K, leaves_alike=True)
+    tx = mtl.fs_mtl(mtl.with_metrics(base, K), mode=mode)
+
+    def two(grads, clean):
+        state = tx.init(params)
+        _, state = tx.update(grads, state, params, clean_grads=clean)
+        return tx.update(clean, state, params, clean_grads=grads)
+
+    plain = two(grads, clean)
+    eager = len(seen)
+    compiled = jax.jit(two)(grads, clean)
+    assert set(seen[:eager]) == {8}
+    assert set(seen[eager:]) == {3, 8}  # float32, the long one, bfloat16; then other platforms
+    assert jax.tree.structure(plain) == jax.tree.structure(compiled)
+    for a, b in zip(jax.tree.leaves(plain), jax.tree.leaves(compiled), strict=True):
+        eps = float(jnp.finfo(a.dtype).eps) if jnp.issubdtype(a.dtype, jnp.floating) else 0
+        np.testing.assert_allclose(np.asarray(a, float), np.asarray(b, float), rtol=32 * eps, atol=32 * eps)

@@ -15,7 +15,7 @@ from mtlgrad_jax._core.checks import check_numbers
 from mtlgrad_jax._core.joined import draw_like
 from mtlgrad_jax._core.method import Method, from_rule
 from mtlgrad_jax._core.paper import Paper
-from mtlgrad_jax._core.random import Key, Seed, check_key, draw_key, make_key
+from mtlgrad_jax._core.random import Key, Seed, check_key, draw_key, make_key, uniform
 from mtlgrad_jax._core.row import CONTINUOUS, HOMOGENEOUS, PERMUTATION, Row
 from mtlgrad_jax._core.trees import row_shapes
 from mtlgrad_jax._core.weights import Present, of_tasks, one_for_all
@@ -59,20 +59,22 @@ def graddrop(leak: PyTree = 0.0, key: Seed = 0) -> Method:
         following, draw = draw_key(state.key)
         floating = [leaf for leaf in jax.tree.leaves(task_grads) if jnp.issubdtype(leaf.dtype, jnp.floating)]
         dtype = jnp.result_type(jnp.float32, *floating)
-        draws = draw_like(lambda key, shape: jax.random.uniform(key, shape, dtype), draw, row_shapes(task_grads))
+        draws = draw_like(lambda key, shape: uniform(key, shape, dtype), draw, row_shapes(task_grads))
 
         def drop(leaf: Array, drawn: Array) -> Array:
             def visit(sums: tuple[Array, ...], i: Array | int, row: Array) -> tuple[Array, ...]:
                 up, down, leaked_up, leaked_down = sums
-                high, low = (jnp.where(present[i], part(row, 0), 0) for part in (jnp.maximum, jnp.minimum))
+                row = jnp.where(present[i], row, 0)
+                high, low = jnp.maximum(row, 0), jnp.minimum(row, 0)
                 own = leaks[i].astype(row.dtype)
                 return up + high, down + low, leaked_up + own * high, leaked_down + own * low
 
+            # an infinite entry shows on both sides: even with a leak of zero, as 0 times infinity
             none = jnp.zeros(leaf.shape[1:], jnp.promote_types(leaf.dtype, jnp.float32))
             up, down, leaked_up, leaked_down = stacks.fold_rows(visit, (none,) * 4, leaf)
             return jnp.where(drawn * (up - down) < up, up + leaked_down, down + leaked_up)
 
-        return stacks.by_coordinate(drop, task_grads, draws, present=present), GradDropState(following)
+        return stacks.by_coordinate(drop, task_grads, draws), GradDropState(following)
 
     def init(params: PyTree, num_tasks: int | None) -> GradDropState:
         return GradDropState(make_key(key))

@@ -17,6 +17,7 @@ from jaxtyping import Array, PyTree
 from mtlgrad_jax import stacks
 from mtlgrad_jax._core.checks import Number, check_choice, check_count, check_flag, check_function
 from mtlgrad_jax._core.control import map_leaves
+from mtlgrad_jax._core.joined import Leaves, joined, marked
 from mtlgrad_jax._core.method import (
     Method,
     check_transformation,
@@ -28,7 +29,7 @@ from mtlgrad_jax._core.random import repeat_state
 from mtlgrad_jax._core.row import Row
 from mtlgrad_jax._core.step import mark_idle
 from mtlgrad_jax._core.tasks import check_num_tasks
-from mtlgrad_jax._core.trees import Labels
+from mtlgrad_jax._core.trees import Labels, row_shapes
 from mtlgrad_jax.oracles.perturbed import check_radii, sam_perturbation
 from mtlgrad_jax.wrappers.shared_private import own_heads
 
@@ -121,7 +122,10 @@ def fs_mtl(
     if mode == "each" or num_tasks is not None:
         check_count("num_tasks", num_tasks, at_least=1)
     aggregation = _aggregation(method, mode, num_tasks)
-    split = aggregation if is_shared is None else own_heads(aggregation, is_shared, also=("clean_grads",))
+    if is_shared is not None:
+        aggregation = own_heads(aggregation, is_shared, also=("clean_grads",))
+    elif mode != "each" and getattr(method, "leaves_alike", False):
+        aggregation = _joined(aggregation)
 
     def update(
         task_grads: PyTree,
@@ -148,9 +152,9 @@ def fs_mtl(
             stacks.check_like("grad_fn", perturbed_grads, clean_grads, rows=True)
             task_grads = stacks.select(stacks.task_norms(e) != 0, perturbed_grads, clean_grads)
         stacks.check_like("clean_grads", clean_grads, task_grads, rows=True)
-        return split.update(task_grads, state, params, clean_grads=clean_grads, **extra)
+        return aggregation.update(task_grads, state, params, clean_grads=clean_grads, **extra)
 
-    return Method(split.init, update)
+    return Method(aggregation.init, update)
 
 
 def _aggregation(method: optax.GradientTransformation, mode: Mode, num_tasks: int | None) -> Method:
@@ -198,6 +202,25 @@ def _aggregation(method: optax.GradientTransformation, mode: Mode, num_tasks: in
         return skip_together(gradient, FSMTLState(new), state)
 
     return Method(init, update)
+
+
+def _joined(aggregation: Method) -> Method:
+    """Return the same aggregation, which sees short leaves joined."""
+    shapes = functools.partial(jax.eval_shape, aggregation.init)
+
+    def update(
+        task_grads: PyTree, state: FSMTLState, params: PyTree | None, *, clean_grads: PyTree, **extra: Any
+    ) -> tuple[PyTree, FSMTLState]:
+        def aggregate(
+            task_grads: PyTree, clean_grads: PyTree, state: FSMTLState, *params: PyTree
+        ) -> tuple[Leaves, FSMTLState]:
+            gradient, new = aggregation.update(task_grads, state, *params, clean_grads=clean_grads, **extra)
+            return Leaves(gradient), marked(new, shapes, row_shapes(task_grads))
+
+        like, given = row_shapes(task_grads), () if params is None else (Leaves(params),)
+        return joined(aggregate, like, Leaves(task_grads), Leaves(clean_grads), marked(state, shapes, like), *given)
+
+    return Method(aggregation.init, update)
 
 
 def _pair(axis: int) -> Callable[[Array, Array], Array]:
