@@ -212,7 +212,7 @@ def leaf_norms(task_grads: PyTree) -> PyTree:
 def join(leaves: Sequence[Array], axis: int = 1) -> Array:
     """Return leaves flattened from an axis on, and joined along it.
 
-    Neighbours of the same shape are first joined in memory's order, some at a time: XLA:CPU compiles that several times
+    Neighbours of the same shape are first joined in memory order, some at a time: XLA:CPU compiles that several times
     faster.
     """
     joined, axes = [], leaves[0].shape[:axis]
@@ -307,14 +307,16 @@ def _combine(weights: Float[Array, " L"], task_grads: PyTree) -> PyTree:
 @jax.jit
 def combines(weights: Float[Array, "groups K"], groups: Sequence[PyTree]) -> list[PyTree]:
     """Return the weighted sum of each of several stacks of the same tasks, as `combine` does for one."""
+    if len(weights) != len(groups):
+        raise ValueError(f"`weights` must have one row per stack, {len(groups)}, got shape {weights.shape}.")
 
     def sums(weights: Array, groups: list[PyTree], *, blocked: bool) -> list[PyTree]:
         found: dict[int, PyTree] = {}
         for batch, results in zip(*_batches(lambda g, w: combine(w, g), groups, [weights], blocked), strict=True):
             structure: Any
             leaves, structure = jax.tree.flatten(results)
-            parts = zip(*(cut(leaf, [1] * len(batch)) for leaf in leaves), strict=True)
-            found |= {i: structure.unflatten(row[0] for row in own) for i, own in zip(batch, parts, strict=True)}
+            parts = [cut(leaf, [1] * len(batch)) for leaf in leaves]
+            found |= {i: structure.unflatten(part[place][0] for part in parts) for place, i in enumerate(batch)}
         return [found[i] for i in range(len(groups))]
 
     return by_platform(sums, weights, list(groups))
@@ -359,7 +361,7 @@ def check_like(name: str, stack: PyTree, like: PyTree, *, rows: bool = False) ->
 
 
 def by_coordinate(
-    function: Callable[..., Array], task_grads: PyTree, *others: PyTree, present: Bool[Array, " K"] | None = None
+    function: Callable[..., Array], task_grads: PyTree, *others: PyTree, present: Bool[Array, " K"] | None
 ) -> PyTree:
     """Return one gradient: a function of each floating leaf of a stack, in its dtype; zeros for other leaves.
 

@@ -179,6 +179,14 @@ def test_combine_selects(K):
     np.testing.assert_allclose(got, weights @ dense(tree), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("axis", [0, 1])
+def test_join_of_many_leaves(axis):
+    shapes = [(3, 4)] * 70 + [(3, 2, 2), (3, 0)] + [(3, 5)] * 3
+    leaves = [np.random.default_rng(i).normal(size=shape).astype(np.float32) for i, shape in enumerate(shapes)]
+    expected = np.concatenate([leaf.reshape(*leaf.shape[:axis], -1) for leaf in leaves], axis)
+    np.testing.assert_array_equal(stacks.join(list(map(jnp.asarray, leaves)), axis), expected)
+
+
 def test_sums_of_several_stacks():
     """Each with its own weights, also where many small ones are one batch, long ones are not, and a row holds NaN."""
     rng, K = np.random.default_rng(0), 3
@@ -190,6 +198,8 @@ def test_sums_of_several_stacks():
     weights[5, unused] = 0
     dirty[5] = {name: leaf.at[unused].set(jnp.nan) for name, leaf in dirty[5].items()}
     dirty[6]["steps"] = jnp.ones((K, 2), jnp.int32)
+    with pytest.raises(ValueError, match="one row per stack, 73"):
+        stacks.combines(jnp.ones((72, K)), dirty)
     sums = stacks.combines(jnp.asarray(weights, jnp.float32), dirty)
     np.testing.assert_array_equal(sums[6].pop("steps"), [0, 0])
     for found, own, group in zip(sums, weights, groups, strict=True):

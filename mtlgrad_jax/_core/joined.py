@@ -58,7 +58,7 @@ def joined(function: Callable[..., Any], params: PyTree, *args: Any) -> Any:
 
 
 def marked(state: PyTree, shapes: Callable[[PyTree], PyTree], params: PyTree) -> PyTree:
-    """Return a state of which `shapes(params)` gives the shapes, with its trees over the parameters marked."""
+    """Mark the trees over the parameters in a state, whose shapes `shapes(params)` gives."""
     structure: Any = jax.tree.structure(shapes(Leaves(params)))
     return structure.unflatten(jax.tree.leaves(state))
 

@@ -58,7 +58,7 @@ class Method(optax.GradientTransformationExtraArgs):
         of the task gradients. `gramian` may be a function that returns it, called only if the Gramian is needed.
       arguments: what `update` and `weigh` look at besides the gradients.
       mean_like: whether the weights of alike tasks are proportional to 1/K, so that a subset counts for its share.
-      leaves_alike: whether init and update treat all leaves alike, as with weights from one Gramian.
+      leaves_alike: whether init and update treat all leaves alike; always true of a weighted sum.
     """
 
     weigh: Callable[..., tuple[Float[Array, " K"], PyTree]] | None = None
@@ -96,8 +96,9 @@ class Method(optax.GradientTransformationExtraArgs):
           looks: whether `weigh` always uses the Gramian and gives zero weights if that is not finite.
           takes_jacobian: whether `update` takes a TaskJacobian itself instead of its rows.
           num_tasks: K if made for a number of tasks, which every update checks.
-          leaves_alike: whether init and update treat all leaves alike, whatever the structure of the trees; true of
-            the sum with weights.
+          leaves_alike: whether init and update treat all leaves alike, whatever the structure of the trees. Inside
+            `fs_mtl`, on one CPU, they then see short leaves joined, so init must make what follows the parameters with
+            `jax.tree.map`, one array for each, with the same leading axes. Always true without `update`.
         """
         if update is None:
             if weigh is None:
@@ -146,8 +147,9 @@ class Method(optax.GradientTransformationExtraArgs):
         """Return a copy with another init or update; with another update, the copy has no `weigh`."""
         new = super()._replace(**changes)
         new.arguments, new.mean_like = self.arguments, self.mean_like
+        new.leaves_alike = self.leaves_alike and not changes
         if "update" not in changes:
-            new.weigh, new.looks, new.leaves_alike = self.weigh, self.looks, self.leaves_alike
+            new.weigh, new.looks = self.weigh, self.looks
         return new
 
 
@@ -321,7 +323,7 @@ def from_rule(
       leaves_alike: whether rule and init treat all leaves alike, whatever the structure of the trees. On one CPU, the
         rule then gets short leaves joined, which takes much less time to compile.
       shows_nonfinite: whether the gradient is not finite if that of a task present is not, as with
-        `stacks.by_coordinate`. The stack is then not read once more to find that out.
+        `stacks.by_coordinate` and `present`. The stack is then not read once more to find that out.
 
     Example:
       >>> import jax, jax.numpy as jnp, mtlgrad_jax as mtl

@@ -58,7 +58,7 @@ def _typed(key: Key) -> Array:
 
 @partial(jax.jit, static_argnames=("shape", "dtype"))
 def uniform(key: Array, shape: tuple[int, ...], dtype: DTypeLike) -> Array:
-    """Return `jax.random.uniform(key, shape, dtype)`, on a CPU in one loop: JAX's goes through memory in each round."""
+    """Return `jax.random.uniform(key, shape, dtype)`; on a CPU in one loop, where JAX's writes each round to memory."""
 
     def draw(key: Array, *, blocked: bool) -> Array:
         if not blocked:
@@ -72,7 +72,7 @@ def uniform(key: Array, shape: tuple[int, ...], dtype: DTypeLike) -> Array:
 
 
 def _threefry(key: UInt32[Array, "2"], count: int) -> UInt32[Array, " count"]:
-    """Return both words, xor-ed, that Threefry-2x32 (Salmon et al. 2011) makes of each number below `count`."""
+    """Return the xor of the two words that Threefry-2x32 (Salmon et al. 2011) makes of each number below `count`."""
     keys = key[0], key[1], key[0] ^ key[1] ^ np.uint32(0x1BD11BDA)
     high, low = keys[0], lax.iota(jnp.uint32, count) + keys[1]
     for i in range(5):

@@ -79,6 +79,24 @@ def test_states_keep_the_structure_of_the_parameters(wrapped):
     )
 
 
+@pytest.mark.parametrize("mixed", ["params", "clean_grads"])
+def test_a_wrapper_draws_the_same_numbers_whatever_the_dtypes(mixed):
+    dtypes = {"a": jnp.float32, "b": jnp.bfloat16, "c": jnp.float32, "d": jnp.bfloat16}
+    shapes = {"a": (4,), "b": (2, 3), "c": (5,), "d": (4,)}
+    rng = np.random.default_rng(0)
+    grads = {name: jnp.asarray(rng.normal(size=(K, *shape)), jnp.float32) for name, shape in shapes.items()}
+    narrow = jax.tree.map(lambda leaf, dtype: leaf.astype(dtype), grads, dtypes)
+    params = jax.tree.map(lambda leaf: leaf[0], narrow if mixed == "params" else grads)
+    clean = grads if mixed == "params" else narrow
+    tx = mtl.fs_mtl(mtl.graddrop(), mode="direct")
+    state = tx.init(params)
+
+    def update(grads, clean):
+        return tx.update(grads, state, params, clean_grads=clean)[0]
+
+    jax.tree.map(np.testing.assert_array_equal, update(grads, clean), jax.jit(update)(grads, clean))
+
+
 @pytest.mark.parametrize("mode", ["individual", "direct"])
 def test_a_wrapper_joins_leaves_for_a_method_that_treats_all_alike(mode):
     """The method's state and parameters too; results are those without jit, where nothing is joined."""

@@ -36,7 +36,7 @@ def graddrop(leak: PyTree = 0.0, key: Seed = 0) -> Method:
 
     with one uniform draw :math:`u_j` for all tasks. Where gradients agree in sign, d is their sum; where all are zero,
     zero. If the leak is the same for all tasks, the expectation of d is the plain sum. On a CPU, the draws take as long
-    as a copy of four gradients.
+    as copying four gradients.
 
     Args:
       leak: :math:`\lambda` in [0, 1], the part of each gradient that is never dropped; one for all or one per task.
@@ -69,12 +69,12 @@ def graddrop(leak: PyTree = 0.0, key: Seed = 0) -> Method:
                 own = leaks[i].astype(row.dtype)
                 return up + high, down + low, leaked_up + own * high, leaked_down + own * low
 
-            # an infinite entry shows on both sides: even with a leak of zero, as 0 times infinity
+            # an infinite entry shows in both branches, even with a leak of zero: 0 times infinity is NaN
             none = jnp.zeros(leaf.shape[1:], jnp.promote_types(leaf.dtype, jnp.float32))
             up, down, leaked_up, leaked_down = stacks.fold_rows(visit, (none,) * 4, leaf)
             return jnp.where(drawn * (up - down) < up, up + leaked_down, down + leaked_up)
 
-        return stacks.by_coordinate(drop, task_grads, draws), GradDropState(following)
+        return stacks.by_coordinate(drop, task_grads, draws, present=None), GradDropState(following)
 
     def init(params: PyTree, num_tasks: int | None) -> GradDropState:
         return GradDropState(make_key(key))

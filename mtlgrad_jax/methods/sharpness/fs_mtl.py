@@ -205,7 +205,7 @@ def _aggregation(method: optax.GradientTransformation, mode: Mode, num_tasks: in
 
 
 def _joined(aggregation: Method) -> Method:
-    """Return the same aggregation, which sees short leaves joined."""
+    """Return the same aggregation, which under jit on one CPU sees short leaves joined."""
     shapes = functools.partial(jax.eval_shape, aggregation.init)
 
     def update(
@@ -218,6 +218,9 @@ def _joined(aggregation: Method) -> Method:
             return Leaves(gradient), marked(new, shapes, row_shapes(task_grads))
 
         like, given = row_shapes(task_grads), () if params is None else (Leaves(params),)
+        trees = (like, clean_grads, *given)
+        if len({tuple(map(jnp.result_type, jax.tree.leaves(tree))) for tree in trees}) > 1:  # draws are by dtype
+            return aggregation.update(task_grads, state, params, clean_grads=clean_grads, **extra)
         return joined(aggregate, like, Leaves(task_grads), Leaves(clean_grads), marked(state, shapes, like), *given)
 
     return Method(aggregation.init, update)
