@@ -233,26 +233,28 @@ def cut(rows: Array, counts: Sequence[int], axis: int = 0) -> list[Array]:
 def _cut(rows: Array, counts: tuple[int, ...], axis: int) -> list[Array]:
     """Return what `cut` does.
 
-    XLA:CPU compiles a kernel for each part that begins at another place that it knows. So it does not learn the places,
-    of which each is computed from the one before, and compiles one kernel for all parts of the same size.
+    XLA:CPU compiles a kernel for each part that begins at another place that it knows. So the places depend on a
+    condition that it cannot decide, and one kernel serves all parts of the same size.
     """
 
     def parts(rows: Array, *, blocked: bool) -> list[Array]:
+        places = list(itertools.accumulate(counts, initial=0))[:-1]
         if not blocked:
-            return jnp.split(rows, list(itertools.accumulate(counts))[:-1], axis)
-        place, found = once(lax.optimization_barrier(jnp.uint32(0))), []
-        rows = lax.cond(place == 0, lambda: rows, lambda: jnp.zeros_like(rows))  # or each part computes its rows
-        for count in counts:
-            part, place = _part(rows, place, count, axis)
-            found.append(part)
-        return found
+            return jnp.split(rows, places[1:], axis)
+        known = once(lax.optimization_barrier(jnp.uint32(0))) == 0
+
+        def placed() -> tuple[Array, list[Array]]:
+            return rows, [jnp.uint32(place) for place in places]
+
+        rows, unknown = lax.cond(known, placed, lambda: jax.tree.map(jnp.zeros_like, placed()))
+        return [_part(rows, place, count, axis) for place, count in zip(unknown, counts, strict=True)]
 
     return by_platform(parts, rows)
 
 
 @partial(jax.jit, static_argnames=("count", "axis"))
-def _part(rows: Array, place: Array, count: int, axis: int) -> tuple[Array, Array]:
-    return lax.dynamic_slice_in_dim(rows, place, count, axis), once(place + count)
+def _part(rows: Array, place: Array, count: int, axis: int) -> Array:
+    return lax.dynamic_slice_in_dim(rows, place, count, axis)
 
 
 def combine(weights: Float[Array, " L"], task_grads: PyTree) -> PyTree:
