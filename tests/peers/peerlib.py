@@ -5,6 +5,7 @@ List arguments are given as tuples.
 
 import collections
 import functools
+import importlib
 from pathlib import Path
 
 import jax
@@ -13,6 +14,7 @@ import numpy as np
 
 import mtlgrad_jax as mtl
 
+GRADDROP = importlib.import_module("mtlgrad_jax.methods.coordinates.graddrop")
 DOCS = Path(__file__).parents[2] / "docs"
 COMING_FROM = DOCS / "coming_from.md"
 COMPARED = collections.defaultdict(list)

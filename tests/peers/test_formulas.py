@@ -12,7 +12,7 @@ import numpy as np
 import optax
 import pytest
 from families import stack
-from peerlib import COMING_FROM, against, size, update, updates, weigh, weights
+from peerlib import COMING_FROM, GRADDROP, against, size, update, updates, weigh, weights
 from scipy import optimize
 
 import mtlgrad_jax as mtl
@@ -557,7 +557,7 @@ def test_graddrop_at_a_representation(monkeypatch, leak):
     P = 0.5 * (1 + signed.sum(axis=0) / (np.abs(signed).sum(axis=0) + 1e-7))
     kept = np.where(signed > 0, P > U, P < U)
     wanted = (G * (leak + (1 - leak) * kept)).sum(axis=0)
-    monkeypatch.setattr(jax.random, "uniform", lambda key, shape, dtype: jnp.asarray(U, dtype))
+    monkeypatch.setattr(GRADDROP, "uniform", lambda key, shape, dtype: jnp.asarray(U, dtype))
     with jax.enable_x64(True):
         tx = mtl.graddrop(leak)
         ours, _ = tx.update(jnp.asarray(signed), tx.init(jnp.zeros(50)))

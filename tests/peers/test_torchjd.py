@@ -9,7 +9,7 @@ import hypothesis.extra.numpy as hnp
 import numpy as np
 import pytest
 from families import stack
-from peerlib import COMING_FROM, against, size, update, updates, weigh, weights
+from peerlib import COMING_FROM, GRADDROP, against, size, update, updates, weigh, weights
 
 from mtlgrad_jax.registry import ROWS
 
@@ -283,7 +283,7 @@ def test_graddrop_of_the_same_draws(monkeypatch, leak):
         for _ in range(5):
             draws = rng.uniform(size=200)
             monkeypatch.setattr(torch, "rand", lambda *shape, draws=draws, **_: tensor(draws))
-            monkeypatch.setattr(jax.random, "uniform", lambda key, shape, dtype, draws=draws: jnp.asarray(draws, dtype))
+            monkeypatch.setattr(GRADDROP, "uniform", lambda key, shape, dtype, draws=draws: jnp.asarray(draws, dtype))
             ours, _ = tx.update(jnp.asarray(G), tx.init(jnp.zeros(200)))
             agree("graddrop", ours, peer(tensor(G)), rtol=1e-12, atol=1e-14)
 
