@@ -35,8 +35,7 @@ def graddrop(leak: PyTree = 0.0, key: Seed = 0) -> Method:
               m_{ij} = [\, u_j < p_j \Leftrightarrow g_{ij} > 0 \,]
 
     with one uniform draw :math:`u_j` for all tasks. Where gradients agree in sign, d is their sum; where all are zero,
-    zero. If the leak is the same for all tasks, the expectation of d is the plain sum. On a CPU, the draws take as long
-    as copying four gradients.
+    zero. If the leak is the same for all tasks, the expectation of d is the plain sum.
 
     Args:
       leak: :math:`\lambda` in [0, 1], the part of each gradient that is never dropped; one for all or one per task.
