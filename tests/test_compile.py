@@ -65,7 +65,7 @@ def kernels(program):
         ("conflict_free_momentum", mtl.conflict_free_momentum(K), 380),
         ("with_metrics", mtl.with_metrics(mtl.db_mtl(K), K), 200),
         ("fs_mtl", mtl.fs_mtl(mtl.mean()), 200),
-        ("samo", None, 300),
+        ("samo", None, 220),
         ("grouped", None, 200),
         ("dropgrad", mtl.dropgrad(), 50),
         ("imtl_g", nested(mtl.imtl_g(), K), 150),

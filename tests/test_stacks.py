@@ -111,6 +111,30 @@ def test_several_stacks_and_leaves_at_once():
     np.testing.assert_allclose(np.asarray(jax.tree.leaves(stacks.leaf_norms(groups)), float), norms, rtol=1e-5)
 
 
+@pytest.mark.parametrize("compile_first", [False, True])
+def test_rows_of_each_leaf(compile_first):
+    """A function of a leaf's rows gives the same in a batch of 70 leaves alike, next to other shapes and dtypes."""
+    shapes = [(4,)] * 70 + [(2, 3), (), (4,), (2, 3), (3000,)]
+    keys = jax.random.split(jax.random.key(0), len(shapes))
+    stack = [
+        jax.random.normal(key, (3, *shape)) * 2.0**i for i, (key, shape) in enumerate(zip(keys, shapes, strict=True))
+    ]
+    stack.append(stack[0].astype(jnp.bfloat16))
+    other = [jnp.full(leaf.shape[1:], i, leaf.dtype) for i, leaf in enumerate(stack)]
+
+    def found(stack, other):
+        return stacks.map_rows(
+            lambda rows, own: rows / stacks.column(stacks.leaf_norms(rows), rows) + own, stack, other
+        )
+
+    for i, (ours, leaf) in enumerate(
+        zip((jax.jit(found) if compile_first else found)(stack, other), stack, strict=True)
+    ):
+        rows = np.asarray(leaf, float).reshape(3, -1)
+        expected = rows / np.linalg.norm(rows, axis=1, keepdims=True) + i
+        np.testing.assert_allclose(np.asarray(ours, float).reshape(3, -1), expected, rtol=1e-5, atol=1e-6)
+
+
 def test_derivatives():
     """The derivative of <g_0, g_1> with respect to g_0 is g_1."""
     tree = random_tree(2, width=3000)

@@ -181,14 +181,14 @@ def _repeat(leaf: Array, K: int) -> Array:
 def _rows(mean_grad: list[Array], probes: list[Array], signs: Float[Array, " K"], beta: Number) -> list[Array]:
     """Return (1 - beta) g + beta |g| s z / |z| for each leaf and task, or g where there is no probe."""
 
-    def row(g: Array, z: Array, length: Float[Array, " 1"], lengths: Float[Array, " K"]) -> Array:
+    def rows(z: Array, g: Array) -> Array:
+        length, lengths = stacks.leaf_norms(g[None]), stacks.leaf_norms(z)
         probed = lengths > 0
         local = jnp.where(probed, beta * length * signs / jnp.where(probed, lengths, 1), 0)
         keep = jnp.where(probed, 1 - beta, 1)
         return (stacks.column(keep, z) * g[None] + stacks.column(local, z) * z).astype(g.dtype)
 
-    norms = stacks.leaf_norms(map_leaves(lambda g: g[None], mean_grad)), stacks.leaf_norms(probes)
-    return map_leaves(row, mean_grad, probes, *norms)
+    return stacks.map_rows(rows, probes, mean_grad)
 
 
 ROW = Row(
