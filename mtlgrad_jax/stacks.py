@@ -165,7 +165,7 @@ def cross_gramians(
         check_like("second", second, first)
         leaves = zip(jax.tree.leaves(first), jax.tree.leaves(second), strict=True)
         pairs = [(jnp.asarray(a), jnp.asarray(b)) for a, b in leaves]
-        pairs = [pair for pair in pairs if all(map(_is_floating, pair))]
+        pairs = sorted((pair for pair in pairs if all(map(_is_floating, pair))), key=lambda pair: _kind(*pair))
         rows.append([a for a, _ in pairs])
         columns.append([b for _, b in pairs])
     return _inner(rows, columns, K, L, lambda plain: _representable(plain, rows), axis_name)
@@ -463,8 +463,13 @@ def _finite(tree: PyTree, lead: tuple[int, ...]) -> Bool[Array, "..."]:
 
 
 def _floating(tree: PyTree) -> list[Array]:
+    """Return the floating leaves, those alike next to each other."""
     leaves = [jnp.asarray(leaf) for leaf in jax.tree.leaves(tree)]
-    return [leaf for leaf in leaves if _is_floating(leaf)]
+    return sorted(filter(_is_floating, leaves), key=_kind)
+
+
+def _kind(*leaves: Array) -> tuple[Any, ...]:
+    return (*(str(leaf.dtype) for leaf in leaves), leaves[0].shape)
 
 
 def _is_floating(leaf: Array) -> bool:
@@ -480,7 +485,6 @@ def _rows(leaves: list[Array], blocked: bool, lead: int = 1) -> list[Array]:
         return leaves
     short = [leaf for leaf in leaves if math.prod(leaf.shape[lead:]) <= _SHORT]
     long = [leaf.reshape(*leaf.shape[:lead], -1) for leaf in leaves if math.prod(leaf.shape[lead:]) > _SHORT]
-    short.sort(key=lambda leaf: (str(leaf.dtype), leaf.shape))
     return long + ([join(short, lead)] if short else [])
 
 

@@ -1,5 +1,7 @@
 """The stack algebra: exactness, range, dtypes, errors; sharding is in sharded/."""
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -229,6 +231,21 @@ def test_sums_of_several_stacks():
     for found, own, group in zip(sums, weights, groups, strict=True):
         for name, leaf in group.items():
             np.testing.assert_allclose(found[name], np.tensordot(own, leaf, 1), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("compile_first", [False, True])
+def test_products_of_two_stacks_of_different_dtypes(compile_first):
+    """Leaves that are the same parameter meet, whichever of the two stacks is narrower there."""
+    rng, dtypes = np.random.default_rng(0), (jnp.float32, jnp.bfloat16, jnp.float16)
+    kinds = [pair for pair in itertools.product(dtypes, repeat=2) for _ in range(2)]
+    first, second = (
+        [jnp.asarray(rng.normal(size=(K, 7 - i % 5)), pair[side]) for i, pair in enumerate(kinds)]
+        for side, K in enumerate((3, 2))
+    )
+    product = jax.jit(stacks.cross_gramian) if compile_first else stacks.cross_gramian
+    np.testing.assert_allclose(product(first, second), dense(first) @ dense(second).T, rtol=1e-5, atol=1e-5)
+    direction = [leaf[0] for leaf in second]
+    np.testing.assert_allclose(stacks.project(first, direction), dense(first) @ dense(second)[0], rtol=1e-5, atol=1e-5)
 
 
 def test_products_of_two_stacks():
