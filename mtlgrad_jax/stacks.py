@@ -210,9 +210,14 @@ def leaf_norms(task_grads: PyTree) -> PyTree:
 
 
 def map_rows(function: Callable[..., Array], stack: PyTree, *rest: PyTree) -> PyTree:
-    """Do what `map_leaves` does for stacks; under jit on one CPU, short leaves alike are one batch.
+    """Return a tree of `function(leaf, ...)` for every leaf of a stack; it must treat all leaves alike.
 
-    That is faster to compile.
+    Under jit on one CPU, short leaves of the same shape are one batch, which is faster to compile.
+
+    Args:
+      function: takes a leaf, and those of `rest` at the same place.
+      stack: stack of K gradients.
+      *rest: trees of the same structure.
     """
 
     def mapped(*trees: PyTree, blocked: bool) -> PyTree:
@@ -469,6 +474,7 @@ def _floating(tree: PyTree) -> list[Array]:
 
 
 def _kind(*leaves: Array) -> tuple[Any, ...]:
+    """Return a key to sort leaves by, or the leaves that several stacks have at the same place."""
     return (*(str(leaf.dtype) for leaf in leaves), leaves[0].shape)
 
 
