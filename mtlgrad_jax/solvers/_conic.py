@@ -76,33 +76,36 @@ def conic_direction(
         return jnp.where(jnp.any(valid), jnp.min(jnp.where(valid, shares, 1)), 0.5)
 
     def body(carry: tuple) -> tuple:
-        low, low_point, high, high_point, steps, _, solved = carry
+        low, low_point, high, high_point, steps, _, _ = carry
+        first = steps == 0  # the direction of MGDA
         share = crossing(low_point, high_point)
         # Bisect in the logarithm.
         middle = jnp.where(low > 0, jnp.sqrt(low) * jnp.sqrt(high), high / 64)
-        multiplier = jnp.where(steps % 3 == 2, middle, low + share * (high - low))
+        between = jnp.where(steps % 3 == 2, middle, low + share * (high - low))
+        multiplier = jnp.where(first, 0, between)
         found, solved = point(multiplier)
         over = excess(found)
         # A root that rounds to `low`, which is already known, is close enough.
         close = (jnp.abs(over) <= accuracy * jnp.maximum(found @ products, 0)) | (multiplier <= low)
-        inside = (over >= 0) | close
+        inside = (over >= 0) | jnp.where(first, undefined, close)
         low, low_point = jnp.where(inside, low, multiplier), jnp.where(inside, low_point, found)
-        high, high_point = jnp.where(inside, multiplier, high), jnp.where(inside, found, high_point)
+        high_point = jnp.where(inside, found, jnp.where(first, found + high * mean, high_point))
+        high = jnp.where(inside, multiplier, high)
         # sqrt(k M k) - m c ||g_0|| bounds the value from above: here no direction descends all tasks.
         size = jnp.sqrt(jnp.maximum(found @ M @ found, 0))
         bound = size * (size - multiplier * c * length)
         none = bound <= rounding(found) * least
-        done = close | none | (high - low <= accuracy * high)
+        done = jnp.where(first, inside, close | none | (high - low <= accuracy * high))
         return low, low_point, high, high_point, steps + 1, done, solved
 
     accuracy = 4 * jnp.finfo(M.dtype).eps
-    nearest, solved = point(jnp.zeros((), M.dtype))
+    undefined = (length == 0) | jnp.any(present & (jnp.diagonal(M) <= 0))
     far = (1 + c) / (1 - c) * inverse_sqrt(square[None])[0]  # always inside beyond this: row norms are at most 1
-    trivial = (excess(nearest) >= 0) | (length == 0) | jnp.any(present & (jnp.diagonal(M) <= 0))
-    start = (jnp.zeros((), M.dtype), nearest, far, nearest + far * mean, jnp.asarray(1), trivial, solved)
+    zero = jnp.zeros((), M.dtype)
+    unsolved = Solution(mean, zero, jnp.asarray(0), jnp.asarray(0))
+    start = (zero, mean, far, mean, jnp.asarray(0), jnp.asarray(False), unsolved)
     end = lax.while_loop(lambda carry: ~carry[-2] & (carry[-3] < max_steps), body, start)
-    high_point, steps, done, solved = end[3:]
-    k = jnp.where(trivial, nearest, high_point)
+    k, steps, done, solved = end[3:]
     size = jnp.sqrt(jnp.maximum(k @ M @ k, 0))
     serves = (size > 0) & jnp.all(~present | (M @ k > rounding(k) * n))
     direction = k * length / jnp.where(size > 0, size, 1)
