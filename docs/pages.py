@@ -6,8 +6,8 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import mtlgrad_jax
-from mtlgrad_jax._core.row import Row
-from mtlgrad_jax.registry import ROWS, describe
+from mtlgrad_jax._core.row import DESCENT, NON_CONFLICTING, SCALE_FREE, Row
+from mtlgrad_jax.registry import METHODS, ROWS, describe, needs
 
 DOCS = Path(__file__).parent
 ROOT = DOCS.parent
@@ -99,6 +99,25 @@ def pages() -> dict[str, str]:
     for folder in KINDS:
         found[f"methods/{folder}-methods.md"] = kind_page(folder)
     return found | api_pages() | {"contributing.md": "```{include} ../../CONTRIBUTING.md\n```\n"}
+
+
+def method_tables() -> str:
+    """Return the tables of docs/methods.md: one for each kind of method, and one of where all come from."""
+    parts = []
+    for folder, (title, cost) in KINDS.items():
+        rows = [row for row in METHODS if row.folder == folder]
+        if rows:
+            heading = ("method", "native scale", "state", "update needs", "guarantees")
+            parts += [f"## {title}", cost, markdown_table(heading, map(facts_in_short, rows))]
+    sources = [(f"`{row.name}`", row.reference, row.checked) for row in METHODS]
+    return "\n\n".join([*parts, "## Sources", markdown_table(("method", "reference", "checked against"), sources)])
+
+
+def facts_in_short(row: Row) -> tuple[str, ...]:
+    """Return a line of a method for the table of its kind."""
+    wanted = ", ".join(f"`{name}`" for name in needs(row))
+    promises = ", ".join(sorted(row.promises & {NON_CONFLICTING, DESCENT, SCALE_FREE}))
+    return f"`{row.name}`", row.scale, row.state, wanted or "-", promises or "-"
 
 
 def kind_page(folder: str) -> str:

@@ -2,8 +2,9 @@
 
 import pathlib
 
+from pages import method_tables
+
 from benchmarks.report import fill
-from mtlgrad_jax.registry import markdown_table
 
 if __name__ == "__main__":
-    fill(pathlib.Path(__file__).parent / "methods.md", {"methods": markdown_table()})
+    fill(pathlib.Path(__file__).parent / "methods.md", {"methods": method_tables()})

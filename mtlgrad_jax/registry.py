@@ -9,7 +9,7 @@ from typing import Any
 
 from mtlgrad_jax import methods, wrappers
 from mtlgrad_jax._core.method import Method
-from mtlgrad_jax._core.row import DESCENT, NON_CONFLICTING, SCALE_FREE, Row
+from mtlgrad_jax._core.row import Row
 
 FOLDERS = {
     "losses": "losses only: one plain backward pass",
@@ -116,27 +116,6 @@ def describe(row: Row) -> str:
         "Raises: ValueError for arguments out of range, and in update for wrong shapes.",
     ]
     return "\n".join(lines)
-
-
-def markdown_table() -> str:
-    """Return the table of methods."""
-    titles = [
-        "method",
-        "looks at",
-        "update needs",
-        "native scale",
-        "state",
-        "guarantees",
-        "reference",
-        "checked against",
-    ]
-    rows = [titles, ["---"] * len(titles)]
-    for row in METHODS:
-        promises = ", ".join(sorted(row.promises & {NON_CONFLICTING, DESCENT, SCALE_FREE})) or "-"
-        wanted = ", ".join(f"`{name}`" for name in needs(row)) or "-"
-        looks = [FOLDERS[row.folder], wanted, row.scale, row.state, promises, row.reference, row.checked]
-        rows.append([f"`{row.name}`", *looks])
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in rows)
 
 
 def _document() -> None:

@@ -20,7 +20,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, PyTree
 
 from mtlgrad_jax._core.checks import as_array, check_count, check_dtype, leaf_name
-from mtlgrad_jax._core.control import by_platform, map_leaves, repeat
+from mtlgrad_jax._core.control import by_platform, map_leaves, promoting, repeat
 from mtlgrad_jax._core.tasks import Jacobian, accumulator_dtype, present_tasks, task_flags, task_vector
 
 _BLOCK = 1 << 15  # entries of a block that stays in cache on CPU
@@ -232,6 +232,7 @@ def map_rows(function: Callable[..., Array], stack: PyTree, *rest: PyTree) -> Py
     return by_platform(mapped, stack, *rest)
 
 
+@promoting
 def join(leaves: Sequence[Array], axis: int = 1) -> Array:
     """Return leaves flattened from an axis on, and joined along it.
 
@@ -299,6 +300,7 @@ def total(tasks: Bool[Array, " K"], task_grads: PyTree) -> PyTree:
 
 
 @jax.jit
+@promoting
 def _combine(weights: Float[Array, " L"], task_grads: PyTree) -> PyTree:
     weights = once(weights)
 
@@ -341,6 +343,7 @@ def combines(weights: Float[Array, "groups K"], groups: Sequence[PyTree]) -> lis
     return by_platform(sums, weights, list(groups))
 
 
+@promoting
 def mix(a: Float[Array, " K"], first: PyTree, b: Float[Array, " K"], second: PyTree) -> PyTree:
     """Return the stack of rows a_i x_i + b_i y_i of two stacks, in the dtypes of the first."""
     K = num_tasks(first, name="first")
@@ -457,9 +460,10 @@ def _finite(tree: PyTree, lead: tuple[int, ...]) -> Bool[Array, "..."]:
     def finite(leaves: list[Array], *, blocked: bool) -> Array:
         def check(leaf: Array) -> Array:
             axes = range(len(lead), leaf.ndim)
-            if not blocked:
+            if not blocked or leaf.dtype == jnp.float16:
                 return jnp.isfinite(leaf).all(axis=axes)
-            return jnp.isfinite(jnp.sum(0 * leaf, axis=axes))  # XLA:CPU reduces numbers faster than flags
+            # XLA:CPU adds numbers faster than it joins flags, except float16, of which it stores a wider copy.
+            return jnp.isfinite(jnp.sum(leaf - leaf, axis=axes))
 
         checks = map_leaves(check, _rows(leaves, blocked, len(lead)))
         return once(_pairwise(lax.bitwise_and, checks or [jnp.ones(lead, bool)]))

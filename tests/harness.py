@@ -87,14 +87,31 @@ def raises_naming(argument):
     return re.compile(rf"^`{argument}` must .*", re.DOTALL)
 
 
+def inside(equation):
+    """The programs inside an equation."""
+    values = jax.tree.leaves(list(equation.params.values()), is_leaf=lambda leaf: hasattr(leaf, "eqns"))
+    return [getattr(value, "jaxpr", value) for value in values if hasattr(value, "eqns") or hasattr(value, "jaxpr")]
+
+
+def primitives(program):
+    """The names of all primitives in a program."""
+    names, seen, left = set(), set(), [program.jaxpr]
+    while left:
+        jaxpr = left.pop()
+        if id(jaxpr) not in seen:
+            seen.add(id(jaxpr))
+            names |= {equation.primitive.name for equation in jaxpr.eqns}
+            left += [inner for equation in jaxpr.eqns for inner in inside(equation)]
+    return names
+
+
 def precisions(program):
     """The precision of every product of floating matrices in a program."""
     for equation in program.eqns:
         if equation.primitive.name == "dot_general" and jnp.issubdtype(equation.outvars[0].aval.dtype, jnp.floating):
             yield equation.params["precision"]
-        for inner in jax.tree.leaves(list(equation.params.values()), is_leaf=lambda leaf: hasattr(leaf, "eqns")):
-            if hasattr(inner, "eqns") or hasattr(inner, "jaxpr"):
-                yield from precisions(getattr(inner, "jaxpr", inner))
+        for inner in inside(equation):
+            yield from precisions(inner)
 
 
 def losses_of(params, num_tasks=3):

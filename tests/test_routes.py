@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 import optax
 import pytest
-from harness import WEIGHED, under_names
+from harness import WEIGHED, inside, under_names
 from jax import lax
 from problems import MLP, X, flat, normal, outputs
 
@@ -100,14 +100,6 @@ def test_training_in_a_scan():
         chex.assert_trees_all_close(jax.tree.map(lambda leaf, i=i: leaf[i], params), carries[i + 1][0], rtol=1e-3)
 
 
-def subjaxprs(value):
-    if hasattr(value, "eqns"):
-        return [value]
-    if hasattr(value, "jaxpr"):
-        return [value.jaxpr]
-    return [jaxpr for entry in value for jaxpr in subjaxprs(entry)] if isinstance(value, (tuple, list)) else []
-
-
 def count_products(jaxpr):
     """Matrix products run unconditionally, and those in each branch of every cond."""
     products, branches = 0, []
@@ -117,7 +109,7 @@ def count_products(jaxpr):
             continue
         matrices = any(getattr(operand.aval, "ndim", 0) > 1 for operand in eqn.invars)  # not two vectors of K numbers
         products += eqn.primitive.name == "dot_general" and matrices
-        for inner in (jaxpr for value in eqn.params.values() for jaxpr in subjaxprs(value)):
+        for inner in inside(eqn):
             more, nested = count_products(inner)
             products += more
             branches += nested

@@ -248,6 +248,24 @@ def test_products_of_two_stacks_of_different_dtypes(compile_first):
     np.testing.assert_allclose(stacks.project(first, direction), dense(first) @ dense(second)[0], rtol=1e-5, atol=1e-5)
 
 
+def test_leaves_of_different_dtypes_need_no_promotion():
+    rng = np.random.default_rng(0)
+    tree = [jnp.asarray(rng.normal(size=(3, 5)), dtype) for dtype in (jnp.float32, jnp.bfloat16, jnp.float16)]
+    G = dense(tree)
+    with jax.numpy_dtype_promotion("strict"):
+        np.testing.assert_allclose(stacks.gramian(tree), G @ G.T, rtol=1e-5, atol=1e-5)
+        np.testing.assert_allclose(stacks.cross_gramian(tree, tree), G @ G.T, rtol=1e-5, atol=1e-5)
+        np.testing.assert_allclose(stacks.task_norms(tree), np.linalg.norm(G, axis=1), rtol=1e-5)
+        for found, leaf in zip(stacks.combine(jnp.ones(3), tree), tree, strict=True):
+            np.testing.assert_allclose(found.astype(float), dense([leaf]).sum(0), rtol=0.02, atol=0.02)
+        mixed = stacks.mix(jnp.ones(3), tree, jnp.ones(3), stacks.select(jnp.arange(3) < 1, tree))
+        np.testing.assert_allclose(dense(mixed), G * [[2], [1], [1]], rtol=0.02)
+        for name, norms in enumerate(stacks.leaf_norms(tree)):
+            np.testing.assert_allclose(norms, np.linalg.norm(dense(tree[name : name + 1]), axis=1), rtol=1e-5)
+        assert stacks.all_finite(tree)
+        assert stacks.finite_tasks(tree).all()
+
+
 def test_products_of_two_stacks():
     first, second = random_tree(3, seed=1), random_tree(2, seed=2)
     cross = stacks.cross_gramian(first, second)
@@ -301,6 +319,18 @@ def test_finite_tasks():
     tree["b"]["c"] = tree["b"]["c"].at[2].set(jnp.inf)
     assert stacks.finite_tasks(tree).tolist() == [True, True, False, True]
     assert not stacks.all_finite(tree)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("check", [stacks.finite_tasks, stacks.all_finite])
+def test_looking_for_nan_copies_no_leaf(check, dtype):
+    tree = [jnp.ones((2, 1 << 16), dtype), jnp.ones((2, 1 << 16), dtype)]
+    program = jax.jit(check).lower(tree).compile()
+    flags = sum(leaf.size for leaf in tree) if dtype == "float16" else 0
+    assert program.memory_analysis().temp_size_in_bytes <= 1.1 * flags + 1024
+    assert program(tree).all()
+    for bad in (jnp.nan, jnp.inf, -jnp.inf):
+        assert not program([tree[0], tree[1].at[1, 77].set(bad)]).all()
 
 
 def test_gramian_under_vmap_and_scan():
