@@ -127,7 +127,7 @@ def gramians(
     groups: Sequence[PyTree], task_mask: Bool[Array, " K"] | None = None, *, axis_name: AxisName = None
 ) -> Float[Array, "groups K K"]:
     """Return the Gramian of each of several stacks of the same tasks, as `gramian` does for one."""
-    K = num_tasks(groups[0])
+    K = num_tasks(groups)
     present, leaves = present_tasks(task_mask, K), [_floating(group) for group in groups]
     pairs = present[:, None] & present[None, :]
 
@@ -159,7 +159,7 @@ def cross_gramians(
     firsts: Sequence[PyTree], seconds: Sequence[PyTree], *, axis_name: AxisName = None
 ) -> Float[Array, "groups K L"]:
     """Return the products of several pairs of stacks with the same tasks on each side, as `cross_gramian` does."""
-    K, L = num_tasks(firsts[0], name="first"), num_tasks(seconds[0], name="second")
+    K, L = num_tasks(firsts, name="first"), num_tasks(seconds, name="second")
     rows, columns = [], []
     for first, second in zip(firsts, seconds, strict=True):
         check_like("second", second, first)
@@ -178,6 +178,7 @@ def project(task_grads: PyTree, direction: PyTree, *, axis_name: AxisName = None
     num_tasks(task_grads)
     row = map_leaves(lambda leaf: leaf[None], jax.tree.map(partial(as_array, "direction"), direction))
     check_like("direction", row, task_grads)
+    row = map_leaves(lambda leaf, like: leaf if _is_floating(leaf) else leaf.astype(like.dtype), row, task_grads)
     return cross_gramian(task_grads, row, axis_name=axis_name)[:, 0]
 
 
@@ -443,7 +444,7 @@ def all_finite(tree: PyTree) -> Bool[Array, ""]:
 @jax.jit
 def used(groups: Sequence[PyTree]) -> Bool[Array, "groups K"]:
     """Return for each of several stacks which tasks have a nonzero entry there."""
-    K = num_tasks(groups[0])
+    K = num_tasks(groups)
 
     def of_group(leaves: list[Array]) -> Array:
         entries = map_leaves(lambda leaf: (leaf != 0).any(axis=range(1, leaf.ndim)), leaves)
@@ -670,7 +671,7 @@ def _product(a: Array, b: Array, rows: Array | None, columns: Array | None, *, b
     if not blocked:
         x, y = _wide(a, rows), _wide(b, columns)
         batch = _batch_axes(a.shape)
-        if not batch or jax.device_count() > 1:
+        if not batch or _replicated(a) or jax.device_count() > 1:
             return dot(x, y)
         return lax.platform_dependent(x, y, cuda=partial(_batched_dot, batch), default=dot)
 
@@ -691,7 +692,7 @@ def _product(a: Array, b: Array, rows: Array | None, columns: Array | None, *, b
         first = runs(0, block)
         sums = tuple(jnp.stack([first, jnp.zeros_like(first)]))
         products += lax.fori_loop(1, whole, lambda i, sums: _two_sum(sums, runs(i * block, block)), sums)
-    return _pairwise(lax.add, [product.sum(axis=0) for product in products])
+    return _pairwise(lax.add, [product.sum(axis=0) for product in products] or [jnp.zeros((len(a), len(b)))])
 
 
 def _batch_axes(shape: tuple[int, ...]) -> tuple[int, ...]:

@@ -21,6 +21,7 @@ from mtlgrad_jax._core.tasks import (
     check_num_tasks,
     own_losses,
     task_vector,
+    widened,
 )
 from mtlgrad_jax._core.trees import row_shapes, unaliased
 from mtlgrad_jax.oracles.linearize import linearize
@@ -132,7 +133,11 @@ def chain(*transforms: optax.GradientTransformation) -> optax.GradientTransforma
 
     def init(params: PyTree) -> tuple[PyTree, ...]:
         states = tuple(member.init(params) for member in members)
-        place(states)
+        if _accumulates(states[place(states)]):
+            raise ValueError(
+                "`transforms` must not accumulate, as what follows would act in every micro-batch: write "
+                "accumulate(chain(method, optimizer), num_tasks, steps)."
+            )
         return unaliased(states, params)
 
     def update(
@@ -227,10 +232,9 @@ def accumulate(tx: optax.GradientTransformation, num_tasks: int, steps: int) -> 
     inner = optax.with_extra_args_support(tx)
 
     def init(params: PyTree) -> AccumulateState:
-        zeros = jnp.zeros((num_tasks,), accumulator_dtype())
-        sums = map_leaves(_wide, stacks.zeros(params, num_tasks))
-        start = AccumulateState(sums, zeros, zeros, jnp.zeros((), jnp.int32), jnp.zeros((), bool), inner.init(params))
-        return unaliased(start, params)
+        losses, sizes = (jnp.zeros((num_tasks,), accumulator_dtype()) for _ in range(2))
+        sums, step, ended = widened(stacks.zeros(params, num_tasks)), jnp.zeros((), jnp.int32), jnp.zeros((), bool)
+        return unaliased(AccumulateState(sums, losses, sizes, step, ended, inner.init(params)), params)
 
     def update(
         task_grads: PyTree,
@@ -245,7 +249,7 @@ def accumulate(tx: optax.GradientTransformation, num_tasks: int, steps: int) -> 
             extra["losses"], task_grads = own_losses(task_grads, extra.get("losses")), task_grads.rows()
         check_num_tasks(num_tasks, stacks.num_tasks(task_grads, params))
         check_state(state, init, row_shapes(task_grads))
-        extra = canonical(extra, num_tasks)
+        extra = canonical(extra, num_tasks, getattr(tx, "arguments", ()))
         losses, seen = extra.get("losses"), extra["task_mask"] & stacks.finite_tasks(task_grads)
         values = jnp.zeros((num_tasks,), accumulator_dtype())
         if losses is not None:
@@ -276,10 +280,9 @@ def accumulate(tx: optax.GradientTransformation, num_tasks: int, steps: int) -> 
             )
             averages = None if losses is None else jnp.where(present, loss_sums * share, 1)
             now = {**extra, "losses": averages, "task_mask": present}
-            updates, after = inner.update(means, state.inner, params, **now)
-            zeros = jnp.zeros_like(total)
-            emptied = map_leaves(jnp.zeros_like, sums)
-            return updates, AccumulateState(emptied, zeros, zeros, jnp.zeros_like(count), jnp.zeros_like(ended), after)
+            updates, after = update_without_task_axis("tx", inner, means, state.inner, params, **now)
+            summed = AccumulateState(sums, loss_sums, total, count, ended, None)
+            return updates, map_leaves(jnp.zeros_like, summed)._replace(inner=after)
 
         def wait() -> tuple[PyTree, AccumulateState]:
             updates = jax.tree.map(jnp.zeros_like, jax.eval_shape(finish)[0])
@@ -290,16 +293,16 @@ def accumulate(tx: optax.GradientTransformation, num_tasks: int, steps: int) -> 
     return optax.GradientTransformationExtraArgs(init, update)
 
 
+def _accumulates(state: PyTree) -> bool:
+    nodes = jax.tree.leaves(state, is_leaf=lambda node: isinstance(node, AccumulateState))
+    return any(isinstance(node, AccumulateState) for node in nodes)
+
+
 def has_updated(state: AccumulateState) -> Bool[Array, ""]:
     """Return whether the last update of `accumulate` was a step."""
     if not isinstance(state, AccumulateState):
         raise ValueError(f"`state` must be that of accumulate, got {type(state).__name__}.")
     return state.step == 0
-
-
-def _wide(leaf: Array) -> Array:
-    floating = jnp.issubdtype(leaf.dtype, jnp.floating)
-    return leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32)) if floating else leaf
 
 
 def pareto_front(

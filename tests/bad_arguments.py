@@ -67,12 +67,12 @@ BAD = {
     "epo": ({"tolerance": -1e-4}, {"relaxed": "yes"}),
     "pmtl": ({"preferences": []}, {"index": 9}, {"index": -1}, {"initial_steps": -1}),
     "ferero": ({"num_tasks": 0}, {"learning_rate": 0.0}, {"strength": -1.0}, {"normalize": "l1"}),
-    "pivrg": ({"bound": 1.0}, {"min_temperature": 0.0}),
+    "pivrg": ({"bound": 1.0}, {"bound": 1.00000001}, {"min_temperature": 0.0}),  # 1.0 in float32
     "emtl": ({"strength": -1.0}, {"strength": "weak"}),
     "trimmed_mean": ({"trim": -1}, {"trim": 0.1}),
     "graddrop": ({"leak": -0.1}, {"leak": 1.5}, {"key": None}),
     "sign_agreement": ({"threshold": -0.1}, {"threshold": 1.1}, {"threshold": None}, {"rescale": "no"}),
-    "db_mtl": ({"num_tasks": 0}, {"beta": 1.0}, {"beta": -0.1}, {"sigma": -1.0}, {"buffer_dtype": "int8"}),
+    "db_mtl": ({"num_tasks": 0}, {"beta": 0.99999999}, {"beta": -0.1}, {"sigma": -1.0}, {"buffer_dtype": "int8"}),
     "excess_mtl": ({"num_tasks": 0}, {"learning_rate": -0.1}, {"buffer_dtype": "float64"}),
     "gcond": (
         {"num_tasks": 0},

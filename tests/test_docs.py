@@ -21,12 +21,13 @@ def pages():
 
 
 def test_every_public_name_has_one_entry(pages):
+    package = Path(mtl.__file__).parent
     source = ast.parse(Path(mtl.__file__).read_text())
     imported = [node for node in source.body if isinstance(node, ast.ImportFrom)]
     exported = {alias.asname for node in imported for alias in node.names}
-    modules = {name for name in exported if (ROOT / "mtlgrad_jax" / name).with_suffix(".py").exists()}
-    modules |= {name for name in exported if (ROOT / "mtlgrad_jax" / name / "__init__.py").exists()}
-    integrations = {f"integrations.{path.stem}" for path in (ROOT / "mtlgrad_jax" / "integrations").glob("[!_]*.py")}
+    modules = {name for name in exported if (package / name).with_suffix(".py").exists()}
+    modules |= {name for name in exported if (package / name / "__init__.py").exists()}
+    integrations = {f"integrations.{path.stem}" for path in (package / "integrations").glob("[!_]*.py")}
     text = "\n".join(pages.values())
     entries = re.findall(r"^(?:\.\. auto(?:function|class)::|```\{py:data\}) mtlgrad_jax\.(\w+)$", text, re.MULTILINE)
     assert sorted(entries) == sorted(exported - modules)

@@ -621,3 +621,23 @@ def test_leaks_have_names():
     for tx, given in ((by_order, losses), (mtl.graddrop(leak=[0.0, 1.0]), None)):
         with pytest.raises(ValueError, match="`leak` must have"):
             tx.update(grads, tx.init(jnp.zeros(P)), losses=given)
+
+
+@pytest.mark.parametrize("normalization", ["loss", "loss+"])
+@pytest.mark.parametrize(("length", "loss"), [(1e-15, 1e-28), (1e15, 1e-28), (1e-15, 1e28)])
+def test_mgda_depends_on_ratios_of_losses_and_lengths(normalization, length, loss):
+    tx, G, losses = mtl.mgda(normalization), jnp.diag(jnp.asarray([1.0, 3.0])), jnp.asarray([1.0, 2.0])
+    wanted, _ = tx.weigh(G @ G, tx.init(None), losses=losses)
+    grads = length * G
+    found, state = tx.weigh(grads @ grads, tx.init(None), losses=loss * losses)
+    assert int(state.info.result) == SOLVED
+    np.testing.assert_allclose(found, wanted, rtol=1e-5)
+
+
+@pytest.mark.parametrize("radius", [1e-20, 1e20])
+def test_dibs_is_proportional_to_its_radius(radius):
+    G = jnp.asarray([[1.0, 0.2], [-0.5, 2.0]])
+    found, wanted = (
+        tx.weigh(G @ G.T, tx.init(None))[0] for tx in (mtl.dibs(num_steps=3, radius=r) for r in (radius, 1.0))
+    )
+    np.testing.assert_allclose(found, radius * wanted, rtol=1e-5)

@@ -6,7 +6,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import AbstractMesh, AxisType, NamedSharding, PartitionSpec
 
+import mtlgrad_jax as mtl
 from mtlgrad_jax import stacks
 from mtlgrad_jax.stacks import _BLOCK, _RUN, _SHORT, _UNROLLED_ROWS, _batch_axes, _batched_dot
 
@@ -359,3 +361,38 @@ def test_one_export_serves_several_platforms():
     tree["m"] = tree["b"]["d"].reshape(3, 96, -1)
     exported = jax.export.export(jax.jit(stacks.gramian), platforms=("cpu", "tpu", "cuda"))(tree)
     assert relative_error(exported.call(tree), dense(tree)) < ROUNDING
+
+
+def test_leaves_without_entries():
+    empty = jnp.zeros((2, 0))
+    np.testing.assert_array_equal(stacks.gramian(empty), np.zeros((2, 2)))
+    np.testing.assert_array_equal(stacks.cross_gramian(empty, jnp.zeros((3, 0))), np.zeros((2, 3)))
+    tree = {"a": empty, "b": jnp.asarray([[1.0, 0.0], [0.0, 2.0]])}
+    method = mtl.grouped(mtl.mgda(), {"a": "x", "b": "y"})
+    update, _ = method.update(tree, method.init({"a": jnp.zeros(0), "b": jnp.zeros(2)}))
+    np.testing.assert_allclose(update["b"], [0.8, 0.4], rtol=1e-6)
+    assert update["a"].shape == (0,)
+
+
+def test_a_direction_of_integers():
+    np.testing.assert_array_equal(stacks.project(jnp.asarray([[2.0, 2.0]]), jnp.asarray([1, 2])), [6.0])
+
+
+@pytest.mark.parametrize("method", [mtl.mean(), mtl.mgda(), mtl.graddrop()], ids=["mean", "mgda", "graddrop"])
+@pytest.mark.parametrize("shapes", [((2, 16), (2, 16)), ((2, 64, 64), (2, 64, 64)), ((2, 1024, 1024),)], ids=str)
+def test_explicitly_sharded_parameters_with_one_cpu_device(method, shapes):
+    """As on a host with GPUs, which traces what it would do on its CPU too."""
+    assert jax.device_count("cpu") == 1
+    mesh = AbstractMesh((8,), ("x",), axis_types=(AxisType.Explicit,))
+    axes = [-1 if i == 0 or len(shape) == 2 else 1 for i, shape in enumerate(shapes)]  # that are split
+    specs = [
+        PartitionSpec(*np.insert([None] * (len(s) - 1), axis % len(s), "x"))
+        for s, axis in zip(shapes, axes, strict=True)
+    ]
+    stack = [
+        jax.ShapeDtypeStruct(shape, jnp.float32, sharding=NamedSharding(mesh, spec))
+        for shape, spec in zip(shapes, specs, strict=True)
+    ]
+    with jax.sharding.use_abstract_mesh(mesh):
+        program = jax.jit(lambda grads: method.update(grads, method.init(None))[0]).trace(stack)
+        assert "sdy" in program.lower(lowering_platforms=("cuda",)).as_text()

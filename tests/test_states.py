@@ -519,3 +519,29 @@ def test_gcond_survives_vanishing_and_zero_gradients():
         assert all_finite((update, state))
         assert float(jnp.abs(update[0])) in (0.0, pytest.approx(1e18))
     assert state.method.norm[2] == 0
+
+
+def test_squares_decay_for_parameters_of_16_bits():
+    """One step a hundred times as long is forgotten in float32 and in bfloat16 alike."""
+    tx, rows = mtl.conflict_free_momentum(num_tasks=2), jnp.asarray([[1.0, 0.0], [0.5, 2.0]])
+
+    def walk(dtype):
+        def step(state, t):
+            update, state = tx.update((jnp.where(t == 0, 100, 1) * rows).astype(dtype), state)
+            return state, update
+
+        return jax.jit(lambda state: jax.lax.scan(step, state, jnp.arange(8000)))(tx.init(jnp.zeros(2, dtype)))[1]
+
+    wide, narrow = (walk(dtype)[-1].astype(float) for dtype in (jnp.float32, jnp.bfloat16))
+    np.testing.assert_allclose(narrow, wide, rtol=0.02)
+
+
+@pytest.mark.parametrize("size", [1e-4, 1e-3])
+def test_sam_gs_with_wide_buffers_rounds_only_its_result(size):
+    rng = np.random.default_rng(0)
+    grads = jnp.asarray(size * rng.normal(size=(2, 1000)), jnp.float16)
+    tx = mtl.sam_gs(2, gamma=0.0, buffer_dtype=jnp.float32)
+    found, wanted = (tx.update(g, tx.init(jnp.zeros(1000, g.dtype)))[0] for g in (grads, grads.astype(jnp.float32)))
+    assert found.dtype == jnp.float16
+    limits = jnp.finfo(jnp.float16)
+    np.testing.assert_allclose(found, wanted, rtol=float(limits.eps), atol=float(limits.smallest_subnormal))

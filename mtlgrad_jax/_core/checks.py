@@ -33,6 +33,8 @@ def check_number(
     dtype, number = jnp.result_type(float), value if isinstance(value, int) else float(value)
     if not abs(number) <= float(jnp.finfo(dtype).max):
         raise ValueError(f"`{name}` must be a finite {dtype}, got {name}={value}.")
+    number = float(np.asarray(number, dtype))  # what the formula sees
+    number = 0.0 if abs(number) < float(jnp.finfo(dtype).tiny) else number
     for bound, ok, sign in (
         (at_least, at_least is None or number >= at_least, ">="),
         (at_most, at_most is None or number <= at_most, "<="),

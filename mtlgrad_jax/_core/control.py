@@ -81,7 +81,8 @@ def by_platform(function: Callable[..., Any], *args: Any) -> Any:
     on the platform that a program is lowered for, not on the one that lowers it.
     """
     whole = functools.partial(function, blocked=False)
-    if jax.device_count("cpu") > 1:
+    explicit = any(jax.typeof(leaf).sharding.mesh.explicit_axes for leaf in jax.tree.leaves(args))
+    if explicit or jax.device_count("cpu") > 1:
         return whole(*args)
     return jax.lax.platform_dependent(*args, cpu=functools.partial(function, blocked=True), default=whole)
 

@@ -30,9 +30,11 @@ from mtlgrad_jax._core.step import (
     commit,
     first_info,
     is_canonical,
+    keep_infos,
     mark_skipped,
     read_step,
     task_axes,
+    was_empty,
     was_skipped,
 )
 from mtlgrad_jax._core.tasks import Jacobian, accumulator_dtype, check_num_tasks, own_losses, task_vector
@@ -171,7 +173,7 @@ def sum_by_weights(
     """Return the sum of the gradients with weights computed from the Gramian of `shown`, and the next state."""
     weights, new_state = weigh(lambda: stacks.gramian(shown, extra["task_mask"]), state, **extra)
     gradient = stacks.combine(weights, task_grads)
-    if looks and not _narrow(gradient):
+    if looks and not isinstance(task_grads, Jacobian) and not _narrow(gradient):
         return gradient, new_state
     return skip_unless(stacks.all_finite(gradient), gradient, new_state, state)
 
@@ -204,9 +206,15 @@ def skip_unless(finite: Array, gradient: PyTree, new_state: PyTree, old_state: P
 
 
 def skip_together(gradient: PyTree, new_state: PyTree, old_state: PyTree) -> tuple[PyTree, PyTree]:
-    """Skip a step of several parts if any part is not finite or was itself skipped."""
+    """Skip a step of several parts if any part is not finite or was itself skipped; without tasks, only infos move."""
     finite = stacks.all_finite(gradient) & ~was_skipped(new_state)
-    return skip_unless(finite, gradient, new_state, old_state)
+    return skip_unless(finite, gradient, still_if_empty(new_state, old_state), old_state)
+
+
+def still_if_empty(new_state: PyTree, old_state: PyTree) -> PyTree:
+    """Return the new state, or after a step that changed nothing the old one with the new infos."""
+    empty = stacks.once(was_empty(new_state))
+    return map_leaves(lambda new, old: jnp.where(empty, old, new), new_state, keep_infos(old_state, new_state))
 
 
 def from_kernel(
@@ -272,7 +280,7 @@ def from_kernel(
         gramian: LazyGramian | None, state: MethodState, *, task_names: Any, **extra: Any
     ) -> tuple[Float[Array, " K"], MethodState]:
         crossed = any(a.stand_in == "gramian" and extra.get(a.name) is None for a in declared)
-        matrix = _matrix(gramian, known_tasks) if "gramian" in wanted or crossed else None
+        matrix = as_matrix(gramian, known_tasks) if "gramian" in wanted or crossed else None
         step = read_step(declared, name=_name(kernel), gramian=matrix, **extra)
         K = len(step.present)
         _check_fit(per_task, K, task_names)
@@ -452,7 +460,8 @@ def _name(formula: Any) -> str:
     return getattr(formula, "__qualname__", repr(formula)).split(".")[0]
 
 
-def _matrix(gramian: Any, num_tasks: int | None) -> Gramian:
+def as_matrix(gramian: Any, num_tasks: int | None) -> Gramian:
+    """Return the Gramian given to `weigh`, or raise a ValueError."""
     matrix = gramian() if callable(gramian) else gramian
     if matrix is None:
         raise ValueError("`gramian` must be a (K, K) array or a function that returns one, got None.")
@@ -465,7 +474,7 @@ def _matrix(gramian: Any, num_tasks: int | None) -> Gramian:
 
 def _count_tasks(gramian: Any, losses: PyTree, num_tasks: int | None) -> int:
     if gramian is not None and not callable(gramian):
-        return len(_matrix(gramian, num_tasks))
+        return len(as_matrix(gramian, num_tasks))
     if losses is not None:
         return task_vector("losses", losses).shape[0]
     if num_tasks is not None:

@@ -92,7 +92,7 @@ def was_skipped(state: PyTree) -> Bool[Array, ""]:
 def was_empty(state: PyTree) -> Bool[Array, ""]:
     """Return whether the last step changed nothing: it was skipped, or no task was present anywhere."""
     empty = [jnp.all(info.result == NO_TASKS) for info in infos(state)]
-    return was_skipped(state) | jnp.stack(empty).all()
+    return was_skipped(state) | (jnp.stack(empty).all() if empty else False)
 
 
 def keep_infos(state: PyTree, other: PyTree) -> PyTree:
@@ -154,14 +154,16 @@ class Argument(NamedTuple):
     name: str
     axes: str = "K"  #: "K" for a number for every task, "K K" for one for every pair, "" for a flag
     above: Any = None  #: a bound that its entries must exceed, a number or one for every task
+    at_least: float | None = None  #: the smallest valid entry
     required: bool = True  #: if not, a formula gets None where it is missing
     stand_in: str | None = None  #: what replaces it if it is missing
     missing: int = SOLVED  #: the result code if it is missing
 
     def valid(self, entries: Array) -> Bool[Array, "..."]:
-        """Return which entries are finite and above the bound."""
-        finite = jnp.isfinite(entries)
-        return finite if self.above is None else finite & (entries > _bound(self.above))
+        """Return which entries are finite and within the bounds."""
+        valid = jnp.isfinite(entries)
+        valid = valid if self.above is None else valid & (entries > _bound(self.above))
+        return valid if self.at_least is None else valid & (entries >= self.at_least)
 
 
 def _bound(above: Any) -> Array:
@@ -175,7 +177,7 @@ POSITIVE_LOSSES = Argument("losses", above=0)
 CROSS_GRAMIAN = Argument("cross_gramian", "K K", stand_in="gramian", missing=BIASED)
 NEW_LOSSES = Argument("new_losses", stand_in="losses", missing=LAGGED)
 EPOCH_END = Argument("epoch_end", "")
-PREFERENCE = Argument("preference", required=False)
+PREFERENCE = Argument("preference", at_least=0, required=False)
 SCORES = Argument("scores")
 
 STANDARD = (LOSSES, CROSS_GRAMIAN, NEW_LOSSES, EPOCH_END, SCORES, PREFERENCE)

@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Array, Bool, PyTree
 
 from mtlgrad_jax._core.checks import as_array
+from mtlgrad_jax._core.control import map_leaves
 
 
 class Jacobian(ABC):
@@ -68,6 +69,16 @@ def own_losses(jacobian: Jacobian, losses: PyTree) -> PyTree:
     if losses is None or losses is jacobian.losses:
         return jacobian.losses
     raise ValueError("`losses` must not be given beside a TaskJacobian, which has its own.")
+
+
+def widened(tree: PyTree) -> PyTree:
+    """Return a tree whose floating leaves are in at least float32."""
+
+    def wide(leaf: Array) -> Array:
+        floating = jnp.issubdtype(leaf.dtype, jnp.floating)
+        return leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32)) if floating else leaf
+
+    return map_leaves(wide, tree)
 
 
 def accumulator_dtype() -> jnp.dtype:

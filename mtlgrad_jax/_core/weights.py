@@ -28,7 +28,7 @@ def of_tasks(name: str, values: PyTree, present: Present, default: Float[Array, 
 
 def fit(weights: Float[Array, " K"], gramian: Float[Array, "K K"] | None, among: Present) -> Bool[Array, ""]:
     """Return whether a weighted sum of some tasks' gradients cannot overflow, whatever their angles."""
-    lengths = 1 if gramian is None else jnp.sqrt(jnp.diagonal(gramian))
+    lengths = 1 if gramian is None else jnp.sqrt(jnp.maximum(jnp.diagonal(gramian), 0))
     longest = jnp.sum(jnp.where(among, jnp.abs(weights) * lengths, 0))
     return jnp.isfinite(2 * longest)  # factor 2: margin for rounding
 
@@ -42,6 +42,14 @@ def ratios(values: Float[Array, " K"], by: Float[Array, " K"], among: Present) -
     exponents = up - down
     largest = jnp.max(exponents, where=among & (values != 0), initial=4 * jnp.finfo(values.dtype).minexp)
     return jnp.ldexp(numerators / denominators, jnp.minimum(exponents - largest, 0))
+
+
+def unit(vectors: Float[Array, "*rows K"]) -> Float[Array, "*rows K"]:
+    """Return vectors at unit length, zeros as they are."""
+    largest = jnp.max(jnp.abs(vectors), axis=-1, keepdims=True)
+    scaled = vectors / jnp.where(largest > 0, largest, 1)
+    length = jnp.linalg.norm(scaled, axis=-1, keepdims=True)
+    return scaled / jnp.where(length > 0, length, 1)
 
 
 def mean_of(values: Float[Array, " K"], among: Present) -> Float[Array, ""]:

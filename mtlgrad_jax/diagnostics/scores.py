@@ -23,7 +23,7 @@ def delta_m(values: Any, baselines: Any, higher_is_better: Any = False) -> float
         the structure of values.
 
     Raises:
-      ValueError: the structures differ, or a baseline is zero.
+      ValueError: the structures differ, or a baseline is zero or not finite.
 
     Example:
       >>> import mtlgrad_jax as mtl
@@ -36,8 +36,8 @@ def delta_m(values: Any, baselines: Any, higher_is_better: Any = False) -> float
         raise ValueError(
             f"`baselines` must have the structure of values, got values={values!r}, baselines={baselines!r}."
         )
-    if not len(alone) or not alone.all():
-        raise ValueError(f"`baselines` must hold nonzero numbers, at least one, got baselines={baselines!r}.")
+    if not len(alone) or not alone.all() or not np.isfinite(alone).all():
+        raise ValueError(f"`baselines` must hold finite nonzero numbers, at least one, got baselines={baselines!r}.")
     flags = [np.asarray(flag) for flag in jax.tree.leaves(higher_is_better)]
     alike = isinstance(higher_is_better, (bool, np.bool_)) or jax.tree.structure(higher_is_better) == structure
     if not alike or any(flag.dtype != bool for flag in flags):
@@ -45,4 +45,4 @@ def delta_m(values: Any, baselines: Any, higher_is_better: Any = False) -> float
             "`higher_is_better` must be one bool, or have the structure of values, got "
             f"higher_is_better={higher_is_better!r}."
         )
-    return float(100 * np.mean(np.where(flags, -1, 1) * (ours - alone) / alone))
+    return float(100 * np.mean(np.where(flags, -1, 1) * (ours - alone) / abs(alone)))

@@ -118,7 +118,8 @@ class TaskJacobian(Jacobian):
             return self._push(self._pull(unit)).astype(unit.dtype)
 
         matrix = loop(column, (units,), unrolled=self.num_tasks <= UNROLLED_TASKS)
-        return (matrix + matrix.T) / 2
+        matrix = (matrix + matrix.T) / 2
+        return jnp.where((matrix < 0) & (units > 0), 0, matrix)  # a square that is only rounding
 
     def rows(self, strategy: Strategy = "vmap") -> PyTree:
         """Return all K gradients stacked, as `task_value_and_grad` does."""

@@ -76,7 +76,7 @@ def conic_direction(
         return jnp.where(jnp.any(valid), jnp.min(jnp.where(valid, shares, 1)), 0.5)
 
     def body(carry: tuple) -> tuple:
-        low, low_point, high, high_point, steps, _, _ = carry
+        low, low_point, high, high_point, steps, *_ = carry
         first = steps == 0  # the direction of MGDA
         share = crossing(low_point, high_point)
         # Bisect in the logarithm.
@@ -96,20 +96,19 @@ def conic_direction(
         bound = size * (size - multiplier * c * length)
         none = bound <= rounding(found) * least
         done = jnp.where(first, inside, close | none | (high - low <= accuracy * high))
-        return low, low_point, high, high_point, steps + 1, done, solved
+        return low, low_point, high, high_point, steps + 1, done, solved.residual.astype(M.dtype), solved.result
 
     accuracy = 4 * jnp.finfo(M.dtype).eps
     undefined = (length == 0) | jnp.any(present & (jnp.diagonal(M) <= 0))
     far = (1 + c) / (1 - c) * inverse_sqrt(square[None])[0]  # always inside beyond this: row norms are at most 1
     zero = jnp.zeros((), M.dtype)
-    unsolved = Solution(mean, zero, jnp.asarray(0), jnp.asarray(0))
-    start = (zero, mean, far, mean, jnp.asarray(0), jnp.asarray(False), unsolved)
-    end = lax.while_loop(lambda carry: ~carry[-2] & (carry[-3] < max_steps), body, start)
-    k, steps, done, solved = end[3:]
+    start = (zero, mean, far, mean, jnp.asarray(0), jnp.asarray(False), zero, jnp.asarray(0))
+    end = lax.while_loop(lambda carry: ~carry[5] & (carry[4] < max_steps), body, start)
+    k, steps, done, residual, result = end[3:]
     size = jnp.sqrt(jnp.maximum(k @ M @ k, 0))
     serves = (size > 0) & jnp.all(~present | (M @ k > rounding(k) * n))
     direction = k * length / jnp.where(size > 0, size, 1)
-    answer = solution(jnp.where(serves, direction, mean), solved.residual, steps, ~done | (solved.result > 0))
+    answer = solution(jnp.where(serves, direction, mean), residual, steps, ~done | (result > 0))
     return answer._replace(result=jnp.where(serves | (length == 0) | ~done, answer.result, INFEASIBLE))
 
 

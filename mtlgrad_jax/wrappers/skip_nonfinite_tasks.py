@@ -7,7 +7,7 @@ import optax
 from jaxtyping import Array, Int, PyTree
 
 from mtlgrad_jax import stacks
-from mtlgrad_jax._core.method import Method, check_transformation, update_without_task_axis
+from mtlgrad_jax._core.method import Method, check_transformation, still_if_empty, update_without_task_axis
 from mtlgrad_jax._core.row import Row
 from mtlgrad_jax._core.step import LOSSES
 from mtlgrad_jax._core.tasks import Jacobian
@@ -65,6 +65,7 @@ def skip_nonfinite_tasks(method: optax.GradientTransformation) -> Method:
         gradient, inner = update_without_task_axis(
             "method", method, task_grads, state.inner, params, losses=losses, task_mask=task_mask & finite, **extra
         )
+        inner = inner if isinstance(method, Method) else still_if_empty(inner, state.inner)
         dropped = jnp.sum(task_mask & ~finite, dtype=jnp.int32)
         room = jnp.iinfo(jnp.int32).max - state.dropped
         return gradient, SkipNonfiniteTasksState(state.dropped + jnp.minimum(dropped, room), inner)

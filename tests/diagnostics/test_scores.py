@@ -21,12 +21,18 @@ def test_delta_m(values, higher_is_better, expected):
     assert delta_m(named, alone, flags) == pytest.approx(expected, abs=1e-12)
 
 
+def test_delta_m_of_negative_baselines():
+    assert delta_m([-2.0], [-1.0]) == -100.0  # lower is better
+    assert delta_m([-2.0], [-1.0], higher_is_better=True) == 100.0
+
+
 @pytest.mark.parametrize(
     ("arguments", "name"),
     [
         (([1.0], [1.0, 2.0]), "baselines"),
         (({"a": 1.0}, {"b": 1.0}), "baselines"),
         (([1.0, 1.0], [1.0, 0.0]), "baselines"),
+        (([1.0, 1.0], [1.0, float("inf")]), "baselines"),
         (([], []), "baselines"),
         (([1.0, 1.0, 1.0], [1.0, 1.0, 1.0], [True, False]), "higher_is_better"),
         (({"b": 1.0, "a": 2.0}, {"a": 1.0, "b": 1.0}, [True, False]), "higher_is_better"),

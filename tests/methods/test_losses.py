@@ -289,3 +289,40 @@ def test_weights_of_ldc_mtl_depend_on_the_order_and_may_be_negative():
     for losses, signs in (([1.0, 3, 1], [-1, 2, -1]), ([3.0, 1, 2], [1, -2, 1]), ([1.0, 2, 3], [-1, 0, 1])):
         weights, _ = weights_of(mtl.ldc_mtl(K, penalty=1.0), losses)
         np.testing.assert_allclose(weights, 1 / K + scale * np.array(signs), rtol=1e-5)
+
+
+@pytest.mark.parametrize("mu", [1e-2, 1.0])
+@pytest.mark.parametrize("size", [1e4, 1e10, 1e30])
+def test_stch_gives_the_worst_task_its_weight_in_a_scan(mu, size):
+    """Where differences of losses are much longer than the smoothing, only one task counts, with its weight 1/K."""
+    losses = (size * np.random.default_rng(0).uniform(0.5, 1.5, (200, K))).astype(np.float32)
+    tx = mtl.stch(mu)
+
+    def step(state, row):
+        update, state = tx.update(jnp.eye(K), state, losses=row)
+        return state, (update, state.info.result)
+
+    _, (weights, results) = jax.jit(lambda rows: jax.lax.scan(step, tx.init(jnp.zeros(K)), rows))(losses)
+    assert not results.any()
+    apart = np.diff(np.sort(losses)[:, -2:])[:, 0] > 50 * K * mu
+    assert apart.sum() > 190
+    np.testing.assert_allclose(weights[apart], (losses == losses.max(1, keepdims=True))[apart] / K, atol=1e-6)
+
+
+@pytest.mark.parametrize("size", [1e-25, 1e25])
+def test_preferences_of_any_length(size):
+    """Only the direction counts for `pbi`; for `cosmos` it counts in the bonus, beside weights as long as itself."""
+    losses, preference = [1.0, 2.0, 1.0], np.array([1.0, 1.0, 2.0])
+    found, _ = weights_of(mtl.pbi(size * preference), losses)
+    np.testing.assert_allclose(found, weights_of(mtl.pbi(preference), losses)[0], rtol=1e-5)
+    bonus = weights_of(mtl.cosmos(1.0, preference), losses)[0] - preference
+    np.testing.assert_allclose(
+        weights_of(mtl.cosmos(size, size * preference), losses)[0], size * (preference + bonus), rtol=1e-5
+    )
+
+
+@pytest.mark.parametrize("factory", [mtl.pbi, lambda: mtl.cosmos(1.0)], ids=["pbi", "cosmos"])
+def test_a_negative_preference_of_a_step_is_bad_data(factory):
+    weights, state = weights_of(factory(), [1.0, 2.0, 3.0], preference=jnp.asarray([-1.0, 2.0, 1.0]))
+    assert not weights.any()
+    assert int(state.info.result) == NONFINITE

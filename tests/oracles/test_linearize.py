@@ -12,6 +12,7 @@ from problems import FORMS, MLP, X, assert_gramian, dense, five, flat, matrix, n
 
 import mtlgrad_jax as mtl
 from mtlgrad_jax import stacks
+from mtlgrad_jax.solvers._solution import SOLVED
 
 
 def rnn():
@@ -290,3 +291,58 @@ def test_memory_is_that_of_one_backward_pass():
     assert matrix_free < 4 * temporaries(plain, params, *data)
     assert matrix_free < 4 * width**2  # one layer's gradient
     assert 50 * matrix_free < temporaries(stacked, params, method.init(None), *data)
+
+
+def masked_root(t):
+    """Losses whose gradients are not finite at zero, which the mask of their Jacobian hides from the Gramian."""
+    z = jnp.where(t > 0, jnp.sqrt(t), 0)
+    return {"a": jnp.sum(z), "b": -jnp.sum(3 * z) + z[1]}
+
+
+@pytest.mark.parametrize(
+    "method",
+    [mtl.mean(), mtl.mgda(), mtl.non_conflicting(mtl.sum()), mtl.smoothed(mtl.mgda(), 2)],
+    ids=["mean", "mgda", "non_conflicting", "smoothed"],
+)
+def test_a_gradient_that_is_not_finite_behind_a_finite_gramian_is_skipped(method):
+    t = jnp.asarray([0.0, 1.0])
+    jacobian = mtl.linearize(masked_root, t)
+    assert np.isfinite(jacobian.gramian()).all()
+    assert not np.isfinite(jacobian.rows()).all()
+    update, state = method.update(jacobian, method.init(t))
+    assert not update.any()
+    assert int(mtl.metrics(state)["skipped"]) == 1
+
+
+def test_features_may_have_a_finite_gramian_and_the_trunk_no_finite_gradient():
+    jacobian = mtl.linearize_features(
+        lambda p: jnp.where(p["t"] > 0, jnp.sqrt(p["t"]), 0),
+        lambda p, z: {"a": jnp.sum(z * p["a"]), "b": jnp.sum(p["a"] - 2 * z)},
+        {"t": jnp.asarray([0.0, 1.0]), "a": jnp.ones(2)},
+        bound=True,
+    )
+    params = {"t": jnp.zeros(2), "a": jnp.zeros(2)}
+    update, state = mtl.mgda().update(jacobian, mtl.mgda().init(params))
+    assert not any(leaf.any() for leaf in jax.tree.leaves(update))
+    assert int(state.info.skipped) == 1
+
+
+def test_a_task_at_its_optimum():
+    """The square of a gradient that is only rounding may come out negative from a pass forward and one back."""
+
+    @jax.jit
+    def step(x, y, w):
+        jacobian = mtl.linearize(lambda w: {"a": jnp.mean((x @ w - y) ** 2), "b": jnp.sum((w - 1) ** 2)}, w)
+        square = jacobian.pushforward(jacobian.pullback(jnp.asarray([1.0, 0.0])))[0]
+        return square, jacobian.gramian(), *mtl.mgda().update(jacobian, mtl.mgda().init(w))
+
+    rng, negative = np.random.default_rng(0), 0
+    for _ in range(40):
+        x, y = rng.normal(size=(64, 4)), rng.normal(size=(64, 3))
+        w = np.linalg.lstsq(x, y, rcond=None)[0]
+        square, gramian, update, state = step(*(jnp.asarray(value, jnp.float32) for value in (x, y, w)))
+        negative += bool(square < 0)
+        assert gramian[0, 0] >= 0
+        assert int(state.info.result) == SOLVED
+        assert jnp.linalg.norm(update) < 1e-5
+    assert negative

@@ -97,3 +97,12 @@ def test_groups_draw_on_their_own():
     state = mtl.grouped(mtl.pcgrad(), LABELS).init(zeros())
     first, second = state.method.key.data
     assert (first != second).any()
+
+
+def test_a_group_of_integers_only():
+    params = {"n": jnp.zeros(2, int), "w": jnp.ones(2)}
+    method = mtl.grouped(mtl.mgda(), {"n": "a", "w": "b"})
+    jacobian = mtl.linearize(lambda p: jnp.stack([p["w"][0], 2 * p["w"][1]]), params)
+    update, _ = method.update(jacobian, method.init(params))
+    np.testing.assert_allclose(update["w"], [0.8, 0.4], rtol=1e-6)
+    assert not update["n"].any()

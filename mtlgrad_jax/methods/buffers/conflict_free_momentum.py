@@ -17,7 +17,7 @@ from mtlgrad_jax._core.checks import Number, check_count, check_dtype, check_num
 from mtlgrad_jax._core.control import map_leaves
 from mtlgrad_jax._core.method import Method, from_rule
 from mtlgrad_jax._core.row import PERMUTATION, Row, num_tasks_only
-from mtlgrad_jax._core.tasks import accumulator_dtype
+from mtlgrad_jax._core.tasks import accumulator_dtype, widened
 from mtlgrad_jax._core.weights import Present
 from mtlgrad_jax.methods.gramian.conflict_free import ROW as CONFLICT_FREE
 from mtlgrad_jax.methods.gramian.conflict_free import equal_cosines
@@ -61,7 +61,8 @@ def conflict_free_momentum(
       b1: decay :math:`\beta_1` of the momenta, in [0, 1).
       b2: decay :math:`\beta_2` of the squares, in [0, 1).
       eps: :math:`\epsilon` >= 0, in units of the gradients, as in Adam.
-      buffer_dtype: dtype of the K + 2 buffers; the parameters' for None.
+      buffer_dtype: dtype of the K momenta; the parameters' for None. The other two buffers are in at least float32: in
+        16 bits, squares would not decay.
 
     Example:
       >>> import jax.numpy as jnp, mtlgrad_jax as mtl
@@ -79,7 +80,7 @@ def conflict_free_momentum(
     check_dtype("buffer_dtype", buffer_dtype)
 
     def init(params: PyTree, num_tasks: int) -> ConflictFreeMomentumState:
-        zero = stacks.zero_gradient(params, buffer_dtype)
+        zero = widened(stacks.zero_gradient(params))
         seen, steps = (jnp.zeros(shape, jnp.int32) for shape in ((num_tasks,), ()))
         return ConflictFreeMomentumState(stacks.zeros(params, num_tasks, buffer_dtype), seen, zero, zero, steps)
 

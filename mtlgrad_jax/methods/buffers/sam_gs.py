@@ -20,7 +20,7 @@ from mtlgrad_jax._core.control import map_leaves
 from mtlgrad_jax._core.method import Method, from_rule
 from mtlgrad_jax._core.paper import Paper
 from mtlgrad_jax._core.row import PERMUTATION, Row, num_tasks_only
-from mtlgrad_jax._core.tasks import accumulator_dtype
+from mtlgrad_jax._core.tasks import accumulator_dtype, widened
 from mtlgrad_jax._core.weights import Present, mean_of
 
 _EPSILON = 1e-8  # added to squares of similarities, which have no scale
@@ -142,11 +142,11 @@ def _combine(branch: Array, task_grads: PyTree, momentum: PyTree, equal: Array, 
     """Return the weighted sum of the rows at equal length, of the rows times their momentum, or of the rows as is."""
 
     def by_momentum() -> PyTree:
-        rows = map_leaves(lambda g, m: (g * jnp.abs(m)).astype(g.dtype), task_grads, momentum)
+        rows = map_leaves(lambda g, m: (g * jnp.abs(m)).astype(g.dtype), widened(task_grads), momentum)
         return stacks.combine(scaled, rows)
 
     weights = jnp.where(branch == 0, equal, ones)
-    return lax.cond(branch == 1, by_momentum, lambda: stacks.combine(weights, task_grads))
+    return lax.cond(branch == 1, by_momentum, lambda: widened(stacks.combine(weights, task_grads)))
 
 
 ROW = Row(

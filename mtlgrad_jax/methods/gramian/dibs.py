@@ -45,21 +45,21 @@ def dibs(num_steps: int = 1, radius: Number = 1.0, learning_rate: Number = 0.01)
 
     def kernel(*, gramian: Gramian) -> Weights:
         C, inverse_norms = cosines(gramian)
-        r, rate = jnp.asarray(radius, C.dtype), jnp.asarray(learning_rate, C.dtype)
-        return _bargain(C, inverse_norms > 0, r, rate, num_steps) * inverse_norms
+        coefficients = _bargain(C, inverse_norms > 0, jnp.asarray(learning_rate, C.dtype), num_steps)
+        return radius * (coefficients * inverse_norms)
 
     return from_kernel(kernel)
 
 
 @partial(jax.jit, static_argnames="num_steps")
-def _bargain(C: Gramian, rows: Present, radius: Array, rate: Array, num_steps: int) -> Array:
-    """Return the coefficients of -delta in terms of the unit gradients."""
+def _bargain(C: Gramian, rows: Present, rate: Array, num_steps: int) -> Array:
+    """Return the coefficients of -delta in terms of the unit gradients, for r = 1: they are proportional to it."""
 
     def step(_: Array | int, coefficients: Array) -> Array:
         products = C @ coefficients
         square = coefficients @ products
-        distances = jnp.sqrt(jnp.maximum(square - 2 * radius * products + radius**2, 0))
-        return coefficients + jnp.where(rows & (square <= radius**2), rate * distances, 0)
+        distances = jnp.sqrt(jnp.maximum(square - 2 * products + 1, 0))
+        return coefficients + jnp.where(rows & (square <= 1), rate * distances, 0)
 
     return lax.fori_loop(0, num_steps, step, jnp.zeros(len(C), C.dtype))
 

@@ -13,7 +13,7 @@ from mtlgrad_jax._core.method import Gramian, Losses, Method, Weights, from_kern
 from mtlgrad_jax._core.paper import Paper
 from mtlgrad_jax._core.row import CONTINUOUS, DESCENT, HOMOGENEOUS, NON_CONFLICTING, PERMUTATION, Row
 from mtlgrad_jax._core.step import POSITIVE_LOSSES
-from mtlgrad_jax._core.weights import Present
+from mtlgrad_jax._core.weights import Present, ratios
 from mtlgrad_jax.solvers import cosines, min_norm
 
 
@@ -49,11 +49,13 @@ def mgda(
         if normalization == "none":
             return min_norm(gramian, present)
         C, inverse_norms = cosines(gramian)
-        inverse = (inverse_norms if by_norm else jnp.ones_like(inverse_norms)) / losses
-        lengths = jnp.where(inverse_norms > 0, inverse / jnp.where(inverse_norms > 0, inverse_norms, 1), 0)
-        lengths = lengths / jnp.maximum(jnp.max(lengths), jnp.finfo(C.dtype).tiny)
+        positive = inverse_norms > 0
+        norms = jnp.where(positive, 1 if by_norm else 1 / jnp.where(positive, inverse_norms, 1), 0).astype(C.dtype)
+        lengths = ratios(norms, jnp.broadcast_to(losses, norms.shape).astype(C.dtype), present)
         solved = min_norm(C * lengths[:, None] * lengths[None, :], present)
-        return solved._replace(value=solved.value * inverse) if apply_to == "normalized" else solved
+        if apply_to == "raw":
+            return solved
+        return solved._replace(value=solved.value * (inverse_norms if by_norm else 1) / losses)
 
     return from_kernel(kernel, arguments=(POSITIVE_LOSSES,) if by_loss else (), mean_like=True)
 

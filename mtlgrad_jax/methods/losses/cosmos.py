@@ -11,7 +11,7 @@ from mtlgrad_jax._core.checks import Number, check_number, check_numbers
 from mtlgrad_jax._core.method import Losses, Method, Weights, from_kernel
 from mtlgrad_jax._core.paper import Paper
 from mtlgrad_jax._core.row import CONTINUOUS, HOMOGENEOUS, LINEAR, PERMUTATION, Row
-from mtlgrad_jax._core.weights import Present, of_tasks, uniform
+from mtlgrad_jax._core.weights import Present, of_tasks, uniform, unit
 
 
 def cosmos(lam: Number, preference: PyTree = None) -> Method:
@@ -41,14 +41,14 @@ def cosmos(lam: Number, preference: PyTree = None) -> Method:
 
     def kernel(*, losses: Losses, present: Present, preference: Float[Array, " K"] | None) -> Weights:
         wanted = of_tasks("preference", given if preference is None else preference, present, uniform(present))
-        kept = jnp.where(present, losses, 0)
+        direction, kept = unit(wanted), jnp.where(present, losses, 0)
         largest = jnp.max(jnp.abs(kept))
         size = jnp.where(largest > 0, largest, 1)
 
         def cosine(scaled: Losses) -> Float[Array, ""]:
-            return wanted @ scaled / jnp.linalg.norm(wanted) / jnp.linalg.norm(scaled)
+            return direction @ scaled / jnp.linalg.norm(scaled)
 
-        pull = jax.grad(cosine)(jnp.where(largest > 0, kept / size, wanted))
+        pull = jax.grad(cosine)(jnp.where(largest > 0, kept / size, direction))
         return wanted - jnp.where(largest > 0, lam * pull / size, 0)
 
     return from_kernel(kernel, per_task={"preference": preference}, mean_like=preference is None)

@@ -32,7 +32,8 @@ def ldc_mtl(num_tasks: int, penalty: Number = 0.01, optimizer: optax.GradientTra
               \qquad \sigma_i = \operatorname{sigmoid}(a_i), \quad S = \sum_j \sigma_j
 
     with S held constant, over neighbours in the order of the tasks that are present. The weights are the objective's
-    derivatives by the losses, at :math:`a` from before its update; they can be negative.
+    derivatives by the losses, at :math:`a` from before its update; they can be negative. The slope of :math:`a` is
+    proportional to the losses: after a loss a million times the usual, Adam hardly moves for thousands of steps.
 
     Args:
       num_tasks: K.

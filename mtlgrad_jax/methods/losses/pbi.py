@@ -8,7 +8,7 @@ from mtlgrad_jax._core.checks import Number, check_number, check_numbers
 from mtlgrad_jax._core.method import Losses, Method, Weights, from_kernel
 from mtlgrad_jax._core.paper import Paper
 from mtlgrad_jax._core.row import CONTINUOUS, HOMOGENEOUS, LINEAR, PERMUTATION, Row
-from mtlgrad_jax._core.weights import Present, of_tasks
+from mtlgrad_jax._core.weights import Present, of_tasks, unit
 
 
 def pbi(preference: PyTree = None, theta: Number = 5.0, ideal: PyTree = None) -> Method:
@@ -42,12 +42,12 @@ def pbi(preference: PyTree = None, theta: Number = 5.0, ideal: PyTree = None) ->
 
     def kernel(*, losses: Losses, present: Present, preference: Float[Array, " K"] | None) -> Weights:
         direction = of_tasks("preference", given if preference is None else preference, present, 1.0)
-        unit = direction / _length(direction)
+        along_it = unit(direction)
         above = jnp.where(present, losses - of_tasks("ideal", ideal, present, 0.0), 0)
 
         def scalarize(above: Losses) -> Float[Array, ""]:
-            along = above @ unit
-            across = above - along * unit
+            along = above @ along_it
+            across = above - along * along_it
             rounding = len(above) * jnp.finfo(above.dtype).eps * jax.lax.stop_gradient(_length(above))
             return along + theta * jnp.where(_length(across) > rounding, _length(across), 0)
 

@@ -3,15 +3,14 @@
 For the recipe with logarithms, warm-up and nadir point that its authors use for multi-task learning, see `stch_mtl`.
 """
 
-import jax
-import jax.numpy as jnp
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import PyTree
 
 from mtlgrad_jax._core.checks import Number, check_number, check_numbers
 from mtlgrad_jax._core.method import Losses, Method, Weights, from_kernel
 from mtlgrad_jax._core.paper import Paper
 from mtlgrad_jax._core.row import CONTINUOUS, HOMOGENEOUS, LINEAR, PERMUTATION, Row
-from mtlgrad_jax._core.weights import Present, of_tasks, uniform
+from mtlgrad_jax._core.weights import Present, of_tasks, softmax, uniform
+from mtlgrad_jax.stacks import once
 
 
 def stch(mu: Number, weights: PyTree = None, ideal: PyTree = None) -> Method:
@@ -42,13 +41,8 @@ def stch(mu: Number, weights: PyTree = None, ideal: PyTree = None) -> Method:
     def kernel(*, losses: Losses, present: Present) -> Weights:
         coefficients = of_tasks("weights", weights, present, uniform(present))
         least = of_tasks("ideal", ideal, present, 0.0)
-        largest = jnp.max(coefficients * (losses - least), where=present, initial=-jnp.inf)
-
-        def scalarize(losses: Losses) -> Float[Array, ""]:
-            above = coefficients * (losses - least) - largest
-            return mu * jax.nn.logsumexp(above / mu, where=present)
-
-        return jax.grad(scalarize)(losses)
+        # Rounded once: XLA:CPU would join product and difference to the largest in some places and not in others.
+        return coefficients * softmax(once(coefficients * (losses - least)), present, mu)
 
     return from_kernel(kernel, per_task={"weights": weights, "ideal": ideal})
 

@@ -18,7 +18,7 @@ from mtlgrad_jax._core.checks import check_count, check_numbers
 from mtlgrad_jax._core.method import Gramian, Losses, Method, Weights, from_kernel
 from mtlgrad_jax._core.paper import Paper
 from mtlgrad_jax._core.row import CONTINUOUS, DESCENT, HOMOGENEOUS, NON_CONFLICTING, Row
-from mtlgrad_jax._core.weights import Present, of_tasks
+from mtlgrad_jax._core.weights import Present, of_tasks, unit
 from mtlgrad_jax.solvers import min_norm
 
 _ACTIVE = 4  # in eps: the least cosine by which another vector must be nearer
@@ -78,11 +78,11 @@ def pmtl(preferences: Sequence[PyTree] | np.ndarray | Array, index: int | Array,
         present: Present,
         state: PMTLState,
     ) -> tuple[Weights, PMTLState]:
-        u = _unit(jnp.stack([of_tasks("preferences", vector, present, 0.0) for vector in preferences]))
-        own = u[index] if preference is None else _unit(jnp.where(present, preference, 0)[None])[0]
+        u = unit(jnp.stack([of_tasks("preferences", vector, present, 0.0) for vector in preferences]))
+        own = u[index] if preference is None else unit(jnp.where(present, preference, 0)[None])[0]
         known = jnp.any(u > 0, axis=1) & jnp.any(own > 0) & (jnp.arange(len(u)) != index)
         apart = jnp.where(known[:, None], u - own[None], 0)
-        direction = _unit(jnp.where(present, losses, 0)[None])[0]
+        direction = unit(jnp.where(present, losses, 0)[None])[0]
         active = known & (apart @ direction > _ACTIVE * jnp.finfo(u.dtype).eps)
         initial = (state.initial > 0) & jnp.any(active)
         B = jnp.concatenate([jnp.eye(len(present), dtype=u.dtype), apart])
@@ -103,14 +103,6 @@ def _check_index(index: int | Array, count: int) -> None:
         check_count("index", index, at_least=0)
     if not isinstance(index, jax.core.Tracer) and not 0 <= index < count:
         raise ValueError(f"`index` must be from 0 to {count - 1}, the number of a vector, got index={index}.")
-
-
-def _unit(vectors: Float[Array, "R K"]) -> Float[Array, "R K"]:
-    """Return the rows at unit length, zero rows as they are."""
-    largest = jnp.max(jnp.abs(vectors), axis=1, keepdims=True)
-    scaled = vectors / jnp.where(largest > 0, largest, 1)
-    length = jnp.linalg.norm(scaled, axis=1, keepdims=True)
-    return scaled / jnp.where(length > 0, length, 1)
 
 
 def _between(B: Float[Array, "R K"], gramian: Gramian) -> Float[Array, "R R"]:
