@@ -10,7 +10,7 @@ from mtlgrad_jax import stacks
 from mtlgrad_jax._core.checks import check_count
 from mtlgrad_jax._core.method import Method, as_matrix
 from mtlgrad_jax._core.row import Row
-from mtlgrad_jax._core.step import was_empty
+from mtlgrad_jax._core.step import was_skipped
 from mtlgrad_jax._core.tasks import accumulator_dtype
 from mtlgrad_jax.solvers._solution import in_full_precision
 
@@ -36,10 +36,10 @@ class MetricsState(NamedTuple):
 def with_metrics(method: Method, num_tasks: int) -> Method:
     """Keep a step's weights, norms, cosines and conflicts in the state, where `metrics(opt_state)` finds them.
 
-    The Gramian is computed in every step, even for methods that do not use it. A step without tasks, or skipped because
-    of a NaN or inf, leaves the metrics unchanged. For a method that does not combine the tasks by weights, there are no
-    weights, and the predicted changes come from the update itself. `with_metrics` sees the weights inside
-    `shared_private` or `skip_nonfinite_tasks`, but not around them.
+    The Gramian is computed in every step, even for methods that do not use it. A step skipped because of a NaN or inf
+    leaves the metrics unchanged; in one without tasks they are zero. For a method that does not combine the tasks by
+    weights, there are no weights, and the predicted changes come from the update itself. `with_metrics` sees the
+    weights inside `shared_private` or `skip_nonfinite_tasks`, but not around them.
 
     Args:
       method: any of this library.
@@ -99,8 +99,8 @@ def with_metrics(method: Method, num_tasks: int) -> Method:
 
 
 def _next(state: MetricsState, metrics: Metrics, inner: PyTree) -> MetricsState:
-    empty = was_empty(inner)
-    kept = jax.tree.map(lambda new, old: jnp.where(empty, old, new), metrics, state.metrics)
+    skipped = was_skipped(inner)
+    kept = jax.tree.map(lambda new, old: jnp.where(skipped, old, new), metrics, state.metrics)
     return MetricsState(kept, inner)
 
 
