@@ -105,7 +105,6 @@ ENTRIES = {
     "db_mtl": lambda: mtl.db_mtl(K),
     "shared_private of a chain": lambda: mtl.shared_private(moving(), {"w": True, "b": False}),
     "partition of a chain": lambda: mtl.partition({"w": moving(), "b": mtl.mean()}, {"w": "w", "b": "b"}),
-    "skip_nonfinite_tasks of a chain": lambda: mtl.skip_nonfinite_tasks(moving()),
 }
 
 
@@ -127,6 +126,19 @@ def test_the_method_is_found_wherever_it_is(name):
         before, now = without_infos(state), without_infos(after)
         for path, old in before.items():
             if not (name == "with_metrics" and ".metrics." in path):
+                np.testing.assert_array_equal(old, now[path], err_msg=path)
+
+
+def test_a_step_in_which_all_tasks_are_dropped_moves_nothing():
+    tx = mtl.chain(mtl.skip_nonfinite_tasks(moving()), optax.adam(0.1))
+    step, params = stepper(tx), zeros()
+    _, state = step(jnp.asarray(G[0]), tx.init(params), params)
+    for rows, mask in ((jnp.full_like(G[1], jnp.nan), ~NOBODY), (jnp.asarray(G[1]), NOBODY)):
+        updates, after = step(rows, state, params, mask)
+        assert not flat(updates).any()
+        before, now = without_infos(state), without_infos(after)
+        for path, old in before.items():
+            if ".dropped" not in path:
                 np.testing.assert_array_equal(old, now[path], err_msg=path)
 
 
