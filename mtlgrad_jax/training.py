@@ -96,9 +96,10 @@ def chain(*transforms: optax.GradientTransformation) -> optax.GradientTransforma
 
     If the method skips a step because something is not finite, or if no task is present, the update is zero and every
     state stays as it was, except for the `Info` that counts it and for metrics: no momentum, decay, schedule or counter
-    after the method moves. Everything after the method runs under one `lax.cond`. Arguments of the update that methods declare
-    (`losses`, `task_mask`, ...) end at the method. All others pass on, so that line searches work: give them the mean
-    loss as `value` and the mean gradient as `grad`. The mean loss need not decrease along a method's direction.
+    after the method moves. Everything after the method runs under one `lax.cond`. Arguments of the update that methods
+    declare (`losses`, `task_mask`, ...) end at the method. All others pass on, so that line searches work: give them
+    the mean loss as `value` and the mean gradient as `grad`. The mean loss need not decrease along a method's
+    direction.
 
     Args:
       *transforms: exactly one must contain a method, bare or wrapped (inject_hyperparams, optax.chain). Those before it
