@@ -9,7 +9,7 @@ from harness import make, raises_naming
 
 import mtlgrad_jax as mtl
 from mtlgrad_jax.registry import METHODS
-from mtlgrad_jax.solvers._solution import LAGGED, NONFINITE, SOLVED
+from mtlgrad_jax.solvers._solution import FAILED, LAGGED, NONFINITE, SOLVED
 
 K = 3
 WEIGHTINGS = [row.name for row in METHODS if row.folder == "losses"]
@@ -326,3 +326,11 @@ def test_a_negative_preference_of_a_step_is_bad_data(factory):
     weights, state = weights_of(factory(), [1.0, 2.0, 3.0], preference=jnp.asarray([-1.0, 2.0, 1.0]))
     assert not weights.any()
     assert int(state.info.result) == NONFINITE
+
+
+@pytest.mark.parametrize("factory", [mtl.pbi, lambda: mtl.cosmos(1.0)], ids=["pbi", "cosmos"])
+def test_a_preference_for_no_task_present_has_no_direction(factory):
+    mask = jnp.asarray([False, True, True])
+    weights, state = weights_of(factory(), [1.0, 2.0, 3.0], preference=jnp.asarray([1.0, 0.0, 0.0]), task_mask=mask)
+    np.testing.assert_allclose(weights, [0, 0.5, 0.5])
+    assert int(state.info.result) == FAILED

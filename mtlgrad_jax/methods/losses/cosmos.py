@@ -12,6 +12,7 @@ from mtlgrad_jax._core.method import Losses, Method, Weights, from_kernel
 from mtlgrad_jax._core.paper import Paper
 from mtlgrad_jax._core.row import CONTINUOUS, HOMOGENEOUS, LINEAR, PERMUTATION, Row
 from mtlgrad_jax._core.weights import Present, of_tasks, uniform, unit
+from mtlgrad_jax.solvers._solution import closed_form
 
 
 def cosmos(lam: Number, preference: PyTree = None) -> Method:
@@ -49,7 +50,7 @@ def cosmos(lam: Number, preference: PyTree = None) -> Method:
             return direction @ scaled / jnp.linalg.norm(scaled)
 
         pull = jax.grad(cosine)(jnp.where(largest > 0, kept / size, direction))
-        return wanted - jnp.where(largest > 0, lam * pull / size, 0)
+        return closed_form(wanted - jnp.where(largest > 0, lam * pull / size, 0), jnp.any(wanted > 0))
 
     return from_kernel(kernel, per_task={"preference": preference}, mean_like=preference is None)
 

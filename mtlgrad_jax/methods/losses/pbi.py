@@ -9,6 +9,7 @@ from mtlgrad_jax._core.method import Losses, Method, Weights, from_kernel
 from mtlgrad_jax._core.paper import Paper
 from mtlgrad_jax._core.row import CONTINUOUS, HOMOGENEOUS, LINEAR, PERMUTATION, Row
 from mtlgrad_jax._core.weights import Present, of_tasks, unit
+from mtlgrad_jax.solvers._solution import closed_form
 
 
 def pbi(preference: PyTree = None, theta: Number = 5.0, ideal: PyTree = None) -> Method:
@@ -52,7 +53,8 @@ def pbi(preference: PyTree = None, theta: Number = 5.0, ideal: PyTree = None) ->
             return along + theta * jnp.where(_length(across) > rounding, _length(across), 0)
 
         largest = jnp.max(jnp.abs(above))
-        return jax.grad(scalarize)(above / jnp.where(largest > 0, largest, 1))
+        weights = jax.grad(scalarize)(above / jnp.where(largest > 0, largest, 1))
+        return closed_form(weights, jnp.any(direction > 0))
 
     return from_kernel(kernel, per_task={"preference": preference, "ideal": ideal})
 
