@@ -172,8 +172,11 @@ def sum_by_weights(
 ) -> tuple[PyTree, PyTree]:
     """Return the sum of the gradients with weights computed from the Gramian of `shown`, and the next state."""
     weights, new_state = weigh(lambda: stacks.gramian(shown, extra["task_mask"]), state, **extra)
+    if isinstance(task_grads, Jacobian):
+        gradient, finite = task_grads.pullback_and_check(weights)
+        return skip_unless(finite, gradient, new_state, state)
     gradient = stacks.combine(weights, task_grads)
-    if looks and not isinstance(task_grads, Jacobian) and not _narrow(gradient):
+    if looks and not _narrow(gradient):
         return gradient, new_state
     return skip_unless(stacks.all_finite(gradient), gradient, new_state, state)
 

@@ -36,6 +36,10 @@ class Jacobian(ABC):
         """Return the weighted sum of the gradients."""
 
     @abstractmethod
+    def pullback_and_check(self, weights: Array) -> tuple[PyTree, Array]:
+        """Return the weighted sum of the gradients, and whether it is finite."""
+
+    @abstractmethod
     def total(self, tasks: Array) -> PyTree:
         """Return the sum of the gradients of some tasks."""
 

@@ -75,14 +75,22 @@ class TaskJacobian(Jacobian):
         """
         names = None if jax.tree_util.all_leaves([weights]) else task_names(self.losses)
         vector = task_vector("weights", weights, num_tasks=self.num_tasks, names=names)
-        if self._block is None or (self._bound is not None and not self._isolated):
-            return self._pull_once(vector)
+        if self._single:
+            return self._pull_once(vector)[0]
         return self.pullbacks(vector[None], [[True] * len(self._rest.fixed)])
+
+    def pullback_and_check(self, weights: Float[Array, " K"]) -> tuple[PyTree, Bool[Array, ""]]:
+        """Return J^T w as `pullback` does, and whether it is finite."""
+        if not self._single:
+            gradient = self.pullback(weights)
+            return gradient, stacks.all_finite(gradient)
+        gradient, leaves = self._pull_once(weights)
+        return gradient, stacks.all_finite(leaves) | ~jnp.any(weights != 0)
 
     def total(self, tasks: Bool[Array, " K"]) -> PyTree:
         """Return the sum of the gradients of some tasks: one backward pass, with `rows` too."""
         weights = tasks.astype(accumulator_dtype())
-        return self.pullback(weights) if self._isolated else self._pull_once(weights)
+        return self.pullback(weights) if self._isolated else self._pull_once(weights)[0]
 
     def pushforward(self, direction: PyTree) -> Float[Array, " K"]:
         """Return J d, the first-order change of every loss along a direction with the structure of the parameters."""
@@ -213,9 +221,15 @@ class TaskJacobian(Jacobian):
         vars(new).update(changes)
         return new
 
-    def _pull_once(self, vector: Array) -> PyTree:
-        used = jnp.any(vector != 0)
-        return self._rest.fill([jnp.where(used, leaf, jnp.zeros_like(leaf)) for leaf in self._pull(vector)])
+    @property
+    def _single(self) -> bool:
+        """Whether a weighted sum takes one backward pass."""
+        return self._block is None or (self._bound is not None and not self._isolated)
+
+    def _pull_once(self, vector: Array) -> tuple[PyTree, list[Array]]:
+        """Return the gradient, zero if all weights are, and its leaves as the backward pass gives them."""
+        used, leaves = jnp.any(vector != 0), self._pull(vector)
+        return self._rest.fill([jnp.where(used, leaf, jnp.zeros_like(leaf)) for leaf in leaves]), leaves
 
     def _places(self, groups: Groups) -> list[list[int]]:
         return [self._rest.part(flags)[1] for flags in groups]

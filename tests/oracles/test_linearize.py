@@ -288,8 +288,9 @@ def test_memory_is_that_of_one_backward_pass():
     method = mtl.mgda()
     step = mtl.balanced_value_and_grad(losses_fn, method)
     matrix_free = temporaries(step, params, jax.eval_shape(lambda: method.init(None)), *data)
-    assert matrix_free < 4 * temporaries(plain, params, *data)
-    assert matrix_free < 4 * width**2  # one layer's gradient
+    one_pass = temporaries(plain, params, *data)
+    assert matrix_free < 4 * one_pass
+    assert matrix_free < one_pass + 4 * width**2  # and one layer's gradient, until it is known to be finite
     assert 50 * matrix_free < temporaries(stacked, params, method.init(None), *data)
 
 
