@@ -11,10 +11,10 @@ from mtlgrad_jax._core.checks import as_floats
 def delta_m(values: Any, baselines: Any, higher_is_better: Any = False) -> float:
     r"""Return the mean relative loss against networks for each task alone, in percent: negative is better.
 
-    .. math:: \Delta_m = \frac{100}{M} \sum_i s_i \frac{v_i - b_i}{b_i}
+    .. math:: \Delta_m = \frac{100}{M} \sum_i s_i \frac{v_i - b_i}{|b_i|}
 
-    with :math:`s_i = -1` if higher is better, else 1: as in the tables of FAMO (arXiv 2306.03792). Some papers report
-    the opposite sign, and call it a gain.
+    with :math:`s_i = -1` if higher is better, else 1: as in the tables of FAMO (arXiv 2306.03792), whose baselines are
+    positive. Some papers report the opposite sign, and call it a gain.
 
     Args:
       values: M metrics of a network, as a sequence or a pytree of numbers, such as a dict by name.

@@ -43,12 +43,12 @@ def pbi(preference: PyTree = None, theta: Number = 5.0, ideal: PyTree = None) ->
 
     def kernel(*, losses: Losses, present: Present, preference: Float[Array, " K"] | None) -> Weights:
         direction = of_tasks("preference", given if preference is None else preference, present, 1.0)
-        along_it = unit(direction)
+        ray = unit(direction)
         above = jnp.where(present, losses - of_tasks("ideal", ideal, present, 0.0), 0)
 
         def scalarize(above: Losses) -> Float[Array, ""]:
-            along = above @ along_it
-            across = above - along * along_it
+            along = above @ ray
+            across = above - along * ray
             rounding = len(above) * jnp.finfo(above.dtype).eps * jax.lax.stop_gradient(_length(above))
             return along + theta * jnp.where(_length(across) > rounding, _length(across), 0)
 
