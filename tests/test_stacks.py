@@ -329,7 +329,7 @@ def test_looking_for_nan_copies_no_leaf(check, dtype):
     tree = [jnp.ones((2, 1 << 16), dtype), jnp.ones((2, 1 << 16), dtype)]
     program = jax.jit(check).lower(tree).compile()
     flags = sum(leaf.size for leaf in tree) if dtype == "float16" else 0
-    assert program.memory_analysis().temp_size_in_bytes <= 1.1 * flags + 1024
+    assert program.memory_analysis().temp_size_in_bytes <= 1.1 * flags + 4096
     assert program(tree).all()
     for bad in (jnp.nan, jnp.inf, -jnp.inf):
         assert not program([tree[0], tree[1].at[1, 77].set(bad)]).all()

@@ -5,25 +5,44 @@ It is the stationarity condition of the strictly convex  w^T M w / 2 - sum_i q_i
 p = q^(1/alpha) n^(1/alpha-1): the matrix no longer holds the tasks' scales. Newton's method predicts the contribution
 of the other tasks to each row; each v_i then solves its own scalar equation, in log v, with that contribution. Weights
 wrong by orders of magnitude are thus corrected in one step. The line search uses the derivative along the path, which
-suffers less from rounding than the value.
+suffers less from rounding than the value; a step that is too long is taken again from the same point, halved.
 
 At a Pareto-stationary point the equation has no solution; the shift of the diagonal by (K + SHIFT) eps then bounds w,
-and G^T w is as small as the shift allows.
+and G^T w is as small as the shift allows. Newton's method alone would at most double so long a w in each step, so each
+step ends at the best multiple of v: s v with s^(1+1/alpha) = v^T right / v^T left.
 """
 
+from typing import NamedTuple
+
+import jax
 import jax.numpy as jnp
 import jax.scipy.linalg as jsl
 from jax import lax
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from mtlgrad_jax.solvers._solution import Solution, compiled, inverse_sqrt, shift, solution
 
-_MAX_STEPS = 200
+_MAX_STEPS = 400
 _SMALLEST_STEP = 1e-3
 _SCALAR_STEPS = 4  # Newton steps on the scalar equations
 _NEAR = 64  # in eps: a smaller residual may be rounding, which no line search reduces
 _SMALL = 0.1  # largest change of the logs at which Newton's method converges quadratically, down to rounding
-_PATIENCE = 4  # steps that do not halve the residual before it counts as rounding
+_PATIENCE = 4  # steps near the solution that do not halve the residual before it counts as rounding
+
+
+class _Newton(NamedTuple):
+    """State of Newton's method."""
+
+    x: Float[Array, " K"]  # log v, as precise as it is known
+    v: Float[Array, " K"]
+    left: Float[Array, " K"]  # the sides of the equation at v
+    right: Float[Array, " K"]
+    residual: Float[Array, ""]
+    length: Float[Array, ""]  # of the next step, in Newton steps
+    best_v: Float[Array, " K"]  # the v with the least residual so far
+    best: Float[Array, ""]
+    stalled: Int[Array, ""]  # steps near the solution that did not halve the residual
+    steps: Int[Array, ""]
 
 
 @compiled("max_steps")
@@ -75,46 +94,55 @@ def alpha_fair(
             slope = jnp.exp(log_left + t - left) + beta * jnp.exp(log_right - beta * t - right)
             return t - (left - right) / slope
 
-        t = lax.fori_loop(0, _SCALAR_STEPS, newton, x - log_base)
+        t = lax.fori_loop(0, _SCALAR_STEPS, newton, x - log_base, unroll=True)
         return log_base + t, base * jnp.exp(t)
 
-    def body(carry: tuple) -> tuple:
-        x, v, residual, best_v, best, stalled, steps, _ = carry
-        left, right = sides(x, v)
-        curvature = diagonal * v + beta * right
-        theta = jnp.sqrt(v / curvature)
+    def body(s: _Newton) -> _Newton:
+        curvature = diagonal * s.v + beta * s.right
+        theta = jnp.sqrt(s.v / curvature)
         factor = jnp.linalg.cholesky(off * theta[:, None] * theta[None, :] + jnp.eye(K, dtype=dtype))
-        dv = theta * jsl.cho_solve((factor, True), theta * (right - left))
-        others, excess = off @ (v + dv), left - right + off @ dv
-        slope = jnp.abs(jnp.sum(v * (left - right) * excess / curvature))
-        near = (residual < _NEAR * eps) | jnp.all((1 + beta) * jnp.abs(dv) <= _SMALL * v)
+        dv = theta * jsl.cho_solve((factor, True), theta * (s.right - s.left))
+        others, excess = off @ (s.v + dv), s.left - s.right + off @ dv
+        slope = jnp.abs(jnp.sum(s.v * (s.left - s.right) * excess / curvature))
+        near = (s.residual < (_NEAR + 2 * beta) * eps) | jnp.all((1 + beta) * jnp.abs(dv) <= _SMALL * s.v)
+        length = jnp.where(near, 1, s.length)
 
-        def move(length: Array) -> tuple[Array, Array]:
-            return solve_rows(x, v, others - (1 - length) * excess)
+        x, v = solve_rows(s.x, s.v, others - (1 - length) * excess)
+        left, right = sides(x, v)
+        flat = -jnp.sum(v * (left - right) * excess / (diagonal * v + beta * right)) <= slope / 2
+        longer = jnp.sum(v * right) / jnp.maximum(jnp.sum(v * left), shift(gramian) * jnp.sum(v * v))
+        stretch = jnp.where(near | ~(longer > 1) | jnp.isinf(longer), 0, jnp.log(longer) / (1 + beta))
+        x, v = x + stretch, v * jnp.exp(stretch)
+        left, right = left * jnp.exp(stretch), right * jnp.exp(-beta * stretch)
+        residual = residual_of(v, left, right)
 
-        def too_long(length: Array) -> Array:
-            x, v = move(length)
-            left, right = sides(x, v)
-            flat = -jnp.sum(v * (left - right) * excess / (diagonal * v + beta * right)) <= slope / 2
-            return ~(flat | (residual_of(v, left, right) < 0.9 * residual)) & ~near & (length > _SMALLEST_STEP)
+        taken = (residual < jnp.where(flat, 1.5, 0.9) * s.residual) | near | (length <= _SMALLEST_STEP)
+        better = residual < s.best
+        moved = _Newton(
+            x=x,
+            v=v,
+            left=left,
+            right=right,
+            residual=residual,
+            length=jnp.minimum(2 * length, 1),
+            best_v=jnp.where(better, v, s.best_v),
+            best=jnp.where(better, residual, s.best),
+            stalled=jnp.where(near & ~(residual < s.best / 2), s.stalled + 1, 0),
+            steps=s.steps,
+        )
+        after = jax.tree.map(lambda new, old: jnp.where(taken, new, old), moved, s._replace(length=length / 2))
+        return after._replace(steps=s.steps + 1)
 
-        length = lax.while_loop(too_long, lambda length: length / 2, jnp.ones((), dtype))
-        x, v = move(length)
-        residual = residual_of(v, *sides(x, v))
-        stalled = jnp.where(residual < best / 2, 0, stalled + 1)
-        better = residual < best
-        best_v, best = jnp.where(better, v, best_v), jnp.where(better, residual, best)
-        done = (best <= 2 * eps) | (near & (stalled >= _PATIENCE))
-        return x, v, residual, best_v, best, stalled, steps + 1, done
-
-    def going(carry: tuple) -> Array:
-        return ~carry[-1] & (carry[-2] < max_steps)
+    def going(s: _Newton) -> Array:
+        return (s.best > 2 * eps) & (s.stalled < _PATIENCE)
 
     alike = jnp.maximum(diagonal + off[0, 1], shift(gramian)) if K == 2 else jnp.asarray(diagonal, dtype)
     x = (log_p - jnp.log(alike)) / (1 + beta)  # of two rows with equal p, the solution
     v = jnp.exp(x)
-    start = residual_of(v, *sides(x, v))
-    carry = (x, v, start, v, start, jnp.asarray(0), jnp.asarray(0), start <= 2 * eps)
-    *_, v, residual, _, steps, done = lax.while_loop(going, body, carry)
+    left, right = sides(x, v)
+    residual = residual_of(v, left, right)
+    one, zero = jnp.ones((), dtype), jnp.asarray(0)
+    start = _Newton(x, v, left, right, residual, one, v, residual, zero, zero)
+    end = lax.while_loop(lambda s: going(s) & (s.steps < max_steps), body, start)
     unit = smallest ** ((1 - beta) / (1 + beta))
-    return solution(v * unit * inverse, residual, steps, ~done)
+    return solution(end.best_v * unit * inverse, end.best, end.steps, going(end))

@@ -25,7 +25,7 @@ from jaxtyping import Array, Bool, Float, Int
 from mtlgrad_jax.solvers._nonnegative_qp import MAX_STEPS, masked, nonnegative_qp
 from mtlgrad_jax.solvers._solution import Solution, compiled, inverse_sqrt, normalized, shift, smallest_row, solution
 
-_MAX_PIECES = 40
+_MAX_PIECES = 41
 _GROWTH = 16  # limit on the growth of rho in one step
 _BLUR = 2  # in eps of (sum_i t_i ||g_i||)^2: how much rounding may change ||G^T t||^2
 _ENOUGH = 128  # in eps: a duality gap that counts as solved
@@ -115,6 +115,7 @@ class _Search(NamedTuple):
     rho: Array  # next value to try
     t: Array  # t at the last value tried
     ahead: Array  # t of length C, if it lies on the same piece
+    nearest: Array  # t at tau = 0, if it lies in the ball
     steps: Array
     pieces: Array  # values tried
     done: Array
@@ -128,6 +129,7 @@ def _search(program: _Program, max_steps: int) -> Solution:
     lowest = jnp.where(jnp.any(rows), b[worst], 0)
     offset = smallest_row(M, rows)
     Q = M + offset
+    alone = lowest + Q[worst, worst] * C * inverse[worst]  # rho if only the worst row is needed
 
     def following(t: Array, reach: Array, passive: Array) -> tuple[Array, Array]:
         """Return h and t + h q with ||G^T (t + h q)|| = C, a quadratic in h, on the piece that t lies on."""
@@ -137,24 +139,27 @@ def _search(program: _Program, max_steps: int) -> Solution:
         h = jnp.where(a1 > 0, -a0 / jnp.where(a1 > 0, a1 + root, 1), (root - a1) / jnp.where(a2 > 0, a2, 1))
         return h, jnp.maximum(t + h * q, 0)
 
-    def choose(s: _Search, newton: Array) -> Array:
+    def choose(s: _Search, newton: Array, first: Array) -> Array:
         """Return the next rho: Newton's point if inside the bracket, else the secant's or the middle."""
         bounded = jnp.isfinite(s.high)
         secant = s.low + (s.high - s.low) * (C - s.ends[0]) / jnp.where(bounded, s.ends[1] - s.ends[0], 1)
         middle = jnp.where(s.low > 0, jnp.sqrt(s.low) * jnp.sqrt(s.high), (s.low + s.high) / 2)
-        other = jnp.where((s.pieces % 2 == 1) & (secant > s.low) & (secant < s.high), secant, middle)
-        other = jnp.where(bounded, other, s.rho + _GROWTH * (s.rho - lowest))
+        other = jnp.where((s.pieces % 2 == 0) & (secant > s.low) & (secant < s.high), secant, middle)
+        limit = jnp.where(first, jnp.inf, s.rho + _GROWTH * (s.rho - lowest))
         # Below C and without an upper bound, a step as small as rounding is no progress.
         inside = (newton > s.low + jnp.where(bounded, 0, 16 * eps * jnp.abs(s.low))) & (newton < s.high)
-        return jnp.where(inside, jnp.where(bounded, newton, jnp.minimum(newton, other)), other)
+        other = jnp.where(bounded, other, jnp.where(first, jnp.maximum(alone, s.rho), limit))
+        return jnp.where(inside, jnp.where(bounded, newton, jnp.minimum(newton, limit)), other)
 
     def look(s: _Search) -> _Search:
-        solved, passive = nonnegative_qp(Q, s.rho - b, rows, max_steps, passive=s.t > 0)
+        """Try a value; the first is tau = 0, without the offset."""
+        first = s.pieces == 0
+        solved, passive = nonnegative_qp(jnp.where(first, M, Q), s.rho - b, rows, max_steps, passive=s.t > 0)
         t = solved.value
-        reach = program.norm(t)
+        reach, rho = program.norm(t), jnp.where(first, offset * jnp.sum(t), s.rho)
         over = reach > C
         h, ahead = following(t, reach, passive)
-        low, high = jnp.where(over, s.low, s.rho), jnp.where(over, s.rho, s.high)
+        low, high = jnp.where(over, s.low, rho), jnp.where(over, rho, s.high)
         closed = jnp.isfinite(high) & (high - low <= 2 * eps * jnp.maximum(jnp.abs(high), jnp.abs(low)))
         hit = jnp.abs(reach - C) * (reach + C) <= 32 * eps * C**2 + eps * (n @ t) ** 2
         found = _Search(
@@ -162,31 +167,29 @@ def _search(program: _Program, max_steps: int) -> Solution:
             high=high,
             ends=(jnp.where(over, s.ends[0], reach), jnp.where(over, reach, s.ends[1])),
             inner=jnp.where(over, s.inner, t),
-            rho=s.rho,
+            rho=rho,
             t=t,
             ahead=ahead,
+            nearest=jnp.where(first & (reach < C), t, s.nearest),
             steps=s.steps + solved.steps + 1,
             pieces=s.pieces + 1,
-            done=hit | closed,
+            done=(hit | closed) & ~first,
         )
-        return found._replace(rho=choose(found, s.rho + h))
+        newton = jnp.where(first & ~jnp.any(t > 0), alone, rho + h)
+        return found._replace(rho=choose(found, newton, first))
 
-    nearest, passive = nonnegative_qp(M, -b, rows, max_steps)
-    t, reach = nearest.value, program.norm(nearest.value)
-    beyond, rho = reach < C, offset * jnp.sum(t)
-    start = lowest + (M[worst, worst] + offset) * C * inverse[worst]
-    newton = jnp.where(jnp.any(t > 0), rho + following(t, reach, passive)[0], start)
-    low, high = jnp.where(beyond, rho, lowest), jnp.where(beyond, jnp.inf, rho)
-    inside = (newton > low) & (newton < high)
+    none = jnp.zeros_like(b)
+    zero, infinity = (jnp.asarray(value, b.dtype) for value in (0, jnp.inf))
     begin = _Search(
-        low=low,
-        high=high,
-        ends=(jnp.where(beyond, reach, 0), jnp.where(beyond, jnp.inf, reach)),
-        inner=jnp.where(beyond, t, 0),
-        rho=jnp.where(inside, newton, jnp.where(beyond, jnp.maximum(start, rho), (low + high) / 2)),
-        t=t,
-        ahead=t,
-        steps=nearest.steps + 1,
+        low=lowest,
+        high=infinity,
+        ends=(zero, infinity),
+        inner=none,
+        rho=zero,
+        t=jnp.maximum(-b, 0),  # a guess of the passive set
+        ahead=none,
+        nearest=none,
+        steps=jnp.asarray(0),
         pieces=jnp.asarray(0),
         done=(C <= 0) | ~jnp.any(rows),
     )
@@ -194,7 +197,7 @@ def _search(program: _Program, max_steps: int) -> Solution:
     excess = program.norm(end.t) - C
     back = jnp.where(excess > 0, excess / jnp.where(excess > 0, excess + C - program.norm(end.inner), 1), 0)
     found = program.better(end.ahead, end.t + back * (end.inner - end.t))
-    return program.answer(found, jnp.where(beyond, t, 0), end.steps)
+    return program.answer(found, end.nearest, end.steps)
 
 
 def _masked_solve(Q: Array, rows: Array, rhs: Array) -> Array:

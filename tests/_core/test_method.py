@@ -56,6 +56,7 @@ def test_under_the_flags_for_debugging_without_a_stack(name):
     for _ in range(2):
         with jax.debug_nans(True), jax.debug_key_reuse(True):
             step(params, state)
+            compiled(params, state)  # constants move when the program is compiled
             with jax.transfer_guard("disallow"):
                 update, state = compiled(params, state)
         assert {leaf: value.shape for leaf, value in update.items()} == PARAMS

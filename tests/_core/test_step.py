@@ -89,6 +89,7 @@ def test_under_the_flags_for_debugging(name, compiled):
         grads = jax.tree.map(lambda leaf: leaf[0], grads) if name.split("(")[0] in UNSTACKED else grads
         with jax.debug_nans(True), jax.debug_key_reuse(True):
             step.__wrapped__(grads, state, losses, present)
+            step(grads, state, losses, present)  # constants move when the program is compiled
             with jax.transfer_guard("disallow"):
                 _, state = step(grads, state, losses, present)
 

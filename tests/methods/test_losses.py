@@ -31,7 +31,7 @@ def over(method, all_losses, **extra):
 
 
 def losses_fn(params):
-    hidden = jnp.tanh(jnp.ones((32, 64)) @ params["w"])
+    hidden = jnp.tanh(jnp.matmul(jnp.ones((32, 64)), params["w"], precision="highest"))
     return jnp.stack([jnp.mean((hidden - target) ** 2) + 1 for target in (1.0, 0.0, -1.0)])
 
 

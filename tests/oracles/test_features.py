@@ -135,6 +135,7 @@ def test_heads_run_once_and_with_the_bound_the_trunk_too(K):
     assert flops(step, params, x) < 1.2 * plain_flops + 4 * K * trunk_pass
 
 
+@pytest.mark.skipif(jax.default_backend() != "cpu", reason="the workspace of a GPU's matmuls takes more memory")
 @pytest.mark.parametrize("options", [{"rows": 16}, {"bound": True}])
 def test_heads_of_many_tasks_are_not_stacked(options):
     """The stack of the heads alone would take twice the memory."""
