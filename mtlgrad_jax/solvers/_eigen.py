@@ -14,10 +14,22 @@ def significant_eigh(
     matrix: Float[Array, "K K"],
 ) -> tuple[Float[Array, " K"], Float[Array, "K K"], Bool[Array, " K"]]:
     """Return eigenvalues in units of the largest diagonal entry, eigenvectors, and which are above the cut-off."""
-    values, vectors = jnp.linalg.eigh(normalized(matrix))
+    M = normalized(matrix)
+    values, vectors = _eigh_of_two(M) if len(M) == 2 else jnp.linalg.eigh(M)
     largest = jnp.max(values)
     count = jnp.sum(jnp.diagonal(matrix) > 0)  # absent tasks must not affect the cut-off
     return values, vectors, (values > (count + SHIFT) * jnp.finfo(matrix.dtype).eps * largest) & (largest > 0)
+
+
+def _eigh_of_two(M: Float[Array, "2 2"]) -> tuple[Float[Array, "2"], Float[Array, "2 2"]]:
+    """Return what `jnp.linalg.eigh` does, without a library, which takes 0.3 ms on a GPU."""
+    half, b = (M[1, 1] - M[0, 0]) / 2, M[0, 1]
+    radius, mean = jnp.hypot(half, b), (M[0, 0] + M[1, 1]) / 2
+    x, y = jnp.where(half < 0, radius - half, b), jnp.where(half < 0, b, radius + half)
+    length = jnp.hypot(x, y)
+    x, y = jnp.where(length > 0, x, 0), jnp.where(length > 0, y, 1)
+    length = jnp.where(length > 0, length, 1)
+    return jnp.stack([mean - radius, mean + radius]), jnp.stack([jnp.stack([y, x]), jnp.stack([-x, y])]) / length
 
 
 def cosines(gramian: Float[Array, "K K"]) -> tuple[Float[Array, "K K"], Float[Array, " K"]]:
