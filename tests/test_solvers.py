@@ -253,17 +253,24 @@ def test_many_draws(solver, P, dtype):
 
 
 FOUND = [
-    ("float32", "scales", 7, 2, 243),  # along null vectors of Q with q^T x < 0, the conditions held up to rounding
-    ("float32", "scales", 16, 3, 154),
-    ("float32", "nearly_opposite", 8, 6, 5022),  # the certificate's own slope was infinite
-    ("float64", "nearly_opposite", 11, 40, 132),  # a step so long that its length cancels in float64
+    ("max_min", "float32", "scales", 7, 2, 243),  # null vectors of Q with q^T x < 0 met the conditions up to rounding
+    ("max_min", "float32", "scales", 16, 3, 154),
+    ("max_min", "float32", "nearly_opposite", 8, 6, 5022),  # the certificate's own slope was infinite
+    ("max_min", "float64", "nearly_opposite", 11, 40, 132),  # a step so long that its length cancels in float64
+    ("min_norm", "float32", "huge", 3, 200, 20005),  # 1/(a squared norm) is a subnormal number
+    ("conic", "float32", "huge", 3, 200, 20005),
+    ("progress", "float32", "huge", 3, 200, 20005),
+    ("conic", "float64", "louder", 2, 3, 20017),  # for c = 0, rounding put MGDA's direction outside the cone
+    ("conic", "float64", "louder", 2, 8, 20083),
+    ("alpha_fair", "float64", "nearly_opposite", 8, 6, 20037),
+    ("alpha_fair", "float64", "scales", 9, 3, 20125),
 ]
 
 
-@pytest.mark.parametrize(("dtype", "family", "K", "P", "draw"), FOUND)
-def test_max_min_where_make_stress_found_it_wrong(dtype, family, K, P, draw):
+@pytest.mark.parametrize(("solver", "dtype", "family", "K", "P", "draw"), FOUND)
+def test_where_make_stress_found_it_wrong(solver, dtype, family, K, P, draw):
     with jax.enable_x64(dtype == "float64"):
-        check_max_min(families.gramian(families.stack(family, K, P, draw), dtype))
+        CHECKS[solver](families.gramian(families.stack(family, K, P, draw), dtype))
 
 
 @pytest.mark.parametrize("K", [1, 2, 3])

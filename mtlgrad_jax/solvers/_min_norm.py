@@ -43,8 +43,8 @@ def min_norm(
 
 def _pair(M: Float[Array, "2 2"], present: Bool[Array, "2"]) -> Float[Array, "2"]:
     """Solve for two rows: the projection of zero onto a segment."""
-    distance = M[0, 0] + M[1, 1] - 2 * M[0, 1]
-    shorter = jnp.heaviside(M[1, 1] - M[0, 0], 0.5)  # used if rounding hides the distance
-    first = jnp.where(distance > 0, (M[1, 1] - M[0, 1]) / jnp.where(distance > 0, distance, 1), shorter)
-    first = jnp.where(present[0] & present[1], jnp.clip(first, 0, 1), present[0].astype(M.dtype))
-    return jnp.stack([first, 1 - first]) * present
+    parts = jnp.diagonal(M)[::-1] - M[0, 1]
+    distance = jnp.sum(parts)
+    shorter = jnp.heaviside(jnp.stack([M[1, 1] - M[0, 0], M[0, 0] - M[1, 1]]), 0.5)  # if rounding hides the distance
+    weights = jnp.where(distance > 0, parts / jnp.where(distance > 0, distance, 1), shorter)
+    return jnp.where(present[0] & present[1], jnp.clip(weights, 0, 1), present.astype(M.dtype))
