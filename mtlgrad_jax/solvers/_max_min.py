@@ -25,7 +25,7 @@ from jaxtyping import Array, Bool, Float, Int
 from mtlgrad_jax.solvers._nonnegative_qp import MAX_STEPS, masked, nonnegative_qp
 from mtlgrad_jax.solvers._solution import Solution, compiled, inverse_sqrt, normalized, shift, smallest_row, solution
 
-_MAX_PIECES = 41
+_MAX_PIECES = 41  # with the first, tau = 0
 _GROWTH = 16  # limit on the growth of rho in one step
 _BLUR = 2  # in eps of (sum_i t_i ||g_i||)^2: how much rounding may change ||G^T t||^2
 _ENOUGH = 128  # in eps: a duality gap that counts as solved
