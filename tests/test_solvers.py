@@ -264,6 +264,8 @@ FOUND = [
     ("conic", "float64", "louder", 2, 8, 20083),
     ("alpha_fair", "float64", "nearly_opposite", 8, 6, 20037),
     ("alpha_fair", "float64", "scales", 9, 3, 20125),
+    ("alpha_fair", "float64", "scales", 64, 2, 20007),
+    ("alpha_fair", "float64", "proportional", 64, 3, 20044),
 ]
 
 

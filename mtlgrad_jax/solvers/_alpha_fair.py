@@ -22,12 +22,12 @@ from jaxtyping import Array, Float, Int
 
 from mtlgrad_jax.solvers._solution import Solution, compiled, inverse_sqrt, shift, solution
 
-_MAX_STEPS = 400
+_MAX_STEPS = 1000
 _SMALLEST_STEP = 1e-3
 _SCALAR_STEPS = 4  # Newton steps on the scalar equations
 _NEAR = 64  # in eps: a smaller residual may be rounding, which no line search reduces
 _SMALL = 0.1  # largest change of the logs at which Newton's method converges quadratically, down to rounding
-_PATIENCE = 4  # steps near the solution that do not halve the residual before it counts as rounding
+_PATIENCE = 4  # steps near the solution without halving the least residual before it counts as rounding
 
 
 class _Newton(NamedTuple):
@@ -41,7 +41,7 @@ class _Newton(NamedTuple):
     length: Float[Array, ""]  # of the next step, in Newton steps
     best_v: Float[Array, " K"]  # the v with the least residual so far
     best: Float[Array, ""]
-    stalled: Int[Array, ""]  # steps near the solution that did not halve the residual
+    stalled: Int[Array, ""]  # steps near the solution since the least residual was halved
     steps: Int[Array, ""]
 
 
@@ -127,7 +127,7 @@ def alpha_fair(
             length=jnp.minimum(2 * length, 1),
             best_v=jnp.where(better, v, s.best_v),
             best=jnp.where(better, residual, s.best),
-            stalled=jnp.where(near & ~(residual < s.best / 2), s.stalled + 1, 0),
+            stalled=jnp.where(residual < s.best / 2, 0, jnp.where(near, s.stalled + 1, s.stalled)),
             steps=s.steps,
         )
         after = jax.tree.map(lambda new, old: jnp.where(taken, new, old), moved, s._replace(length=length / 2))
