@@ -309,7 +309,7 @@ def linearize(
     The Gramian takes 2K passes and the weighted sum one, with the memory of a single backward pass. JAX must be able to
     transpose a backward pass of your own (custom_vjp): it must be linear in its cotangent, without clipping or kernels.
     `rows` instead holds that many gradients at a time, for Gramian, sum and pushforward. This needs no transpose, and
-    is accurate to float32 with 16-bit losses and with the default precision of GPUs and TPUs.
+    products of gradients are accurate to float32 with 16-bit losses and with the default precision of GPUs and TPUs.
 
     Inside `jax.shard_map`, average the losses over the devices that share the batch, `jax.lax.pmean(losses, axis)`, and
     leave `check_vma` on.

@@ -9,7 +9,7 @@ suffers less from rounding than the value; a step that is too long is taken agai
 
 At a Pareto-stationary point the equation has no solution; the shift of the diagonal by (K + SHIFT) eps then bounds w,
 and G^T w is as small as the shift allows. Newton's method alone would at most double so long a w in each step, so each
-step ends at the best multiple of v: s v with s^(1+1/alpha) = v^T right / v^T left.
+step ends at the best multiple of v if that is longer: s v with s^(1+1/alpha) = v^T right / v^T left.
 """
 
 from typing import NamedTuple
@@ -25,7 +25,7 @@ from mtlgrad_jax.solvers._solution import Solution, compiled, inverse_sqrt, shif
 _MAX_STEPS = 1000
 _SMALLEST_STEP = 1e-3
 _SCALAR_STEPS = 4  # Newton steps on the scalar equations
-_NEAR = 64  # in eps: a smaller residual may be rounding, which no line search reduces
+_NEAR = 64  # in eps, with the 2/alpha of the right side: a smaller residual may be rounding
 _SMALL = 0.1  # largest change of the logs at which Newton's method converges quadratically, down to rounding
 _PATIENCE = 4  # steps near the solution without halving the least residual before it counts as rounding
 
@@ -38,7 +38,7 @@ class _Newton(NamedTuple):
     left: Float[Array, " K"]  # the sides of the equation at v
     right: Float[Array, " K"]
     residual: Float[Array, ""]
-    length: Float[Array, ""]  # of the next step, in Newton steps
+    length: Float[Array, ""]  # of the next step, in Newton steps: 1, or less if longer ones were rejected
     best_v: Float[Array, " K"]  # the v with the least residual so far
     best: Float[Array, ""]
     stalled: Int[Array, ""]  # steps near the solution since the least residual was halved
@@ -110,8 +110,10 @@ def alpha_fair(
         x, v = solve_rows(s.x, s.v, others - (1 - length) * excess)
         left, right = sides(x, v)
         flat = -jnp.sum(v * (left - right) * excess / (diagonal * v + beta * right)) <= slope / 2
-        longer = jnp.sum(v * right) / jnp.maximum(jnp.sum(v * left), shift(gramian) * jnp.sum(v * v))
-        stretch = jnp.where(near | ~(longer > 1) | jnp.isinf(longer), 0, jnp.log(longer) / (1 + beta))
+        u = jnp.where(rows, v, 0)
+        longer = jnp.sum(u * right) / jnp.maximum(jnp.sum(u * left), shift(gramian) * jnp.sum(u * u))
+        longer = jnp.where(rows & ~near & (longer > 1) & jnp.isfinite(longer), longer, 1)
+        stretch = jnp.log(longer) / (1 + beta)
         x, v = x + stretch, v * jnp.exp(stretch)
         left, right = left * jnp.exp(stretch), right * jnp.exp(-beta * stretch)
         residual = residual_of(v, left, right)
@@ -124,7 +126,7 @@ def alpha_fair(
             left=left,
             right=right,
             residual=residual,
-            length=jnp.minimum(2 * length, 1),
+            length=jnp.ones_like(s.length),
             best_v=jnp.where(better, v, s.best_v),
             best=jnp.where(better, residual, s.best),
             stalled=jnp.where(residual < s.best / 2, 0, jnp.where(near, s.stalled + 1, s.stalled)),

@@ -87,7 +87,7 @@ def conic_direction(
         over = excess(found)
         # A root that rounds to `low`, which is already known, is close enough.
         close = (jnp.abs(over) <= accuracy * jnp.maximum(found @ products, 0)) | (multiplier <= low)
-        hidden = over >= -rounding(found) * (n @ mean)  # for c = 0, MGDA's direction always lies inside
+        hidden = over >= -rounding(found) * (n @ mean)  # for c = 0, only rounding can put it outside
         inside = (over >= 0) | jnp.where(first, hidden | undefined, close)
         low, low_point = jnp.where(inside, low, multiplier), jnp.where(inside, low_point, found)
         high_point = jnp.where(inside, found, jnp.where(first, found + high * mean, high_point))

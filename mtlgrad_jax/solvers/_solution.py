@@ -99,5 +99,5 @@ def centred(gramian: Float[Array, "K K"], among: Bool[Array, " K"]) -> Float[Arr
     """Return the Gramian times a power of two that keeps rows too far apart in scale for `normalized`."""
     smallest, largest = smallest_row(gramian, among), jnp.max(jnp.diagonal(gramian))
     exponents = jnp.frexp(jnp.stack([smallest, jnp.where(largest > 0, largest, 1)]))[1]
-    root = jnp.ldexp(jnp.ones((), gramian.dtype), -jnp.sum(exponents) // 4)
+    root = jnp.ldexp(jnp.ones((), gramian.dtype), (2 - jnp.sum(exponents)) // 4)
     return gramian * root * root  # the power itself may be a subnormal number, which flushes to zero
