@@ -258,8 +258,6 @@ FOUND = [
     ("max_min", "float32", "nearly_opposite", 8, 6, 5022),  # the certificate's own slope was infinite
     ("max_min", "float64", "nearly_opposite", 11, 40, 132),  # a step so long that its length cancels in float64
     ("min_norm", "float32", "huge", 3, 200, 20005),  # 1/(a squared norm) is a subnormal number
-    ("conic", "float32", "huge", 3, 200, 20005),
-    ("progress", "float32", "huge", 3, 200, 20005),
     ("conic", "float64", "louder", 2, 3, 20017),  # for c = 0, rounding put MGDA's direction outside the cone
     ("conic", "float64", "louder", 2, 8, 20083),
     ("alpha_fair", "float64", "nearly_opposite", 8, 6, 20037),

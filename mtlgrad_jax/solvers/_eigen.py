@@ -22,7 +22,7 @@ def significant_eigh(
 
 
 def _eigh_of_two(M: Float[Array, "2 2"]) -> tuple[Float[Array, "2"], Float[Array, "2 2"]]:
-    """Return what `jnp.linalg.eigh` does, without a library, which takes 0.3 ms on a GPU."""
+    """Return what `jnp.linalg.eigh` does, without the call of a library, which is slow on a GPU."""
     half, b = (M[1, 1] - M[0, 0]) / 2, M[0, 1]
     radius, mean = jnp.hypot(half, b), (M[0, 0] + M[1, 1]) / 2
     x, y = jnp.where(half < 0, radius - half, b), jnp.where(half < 0, b, radius + half)
