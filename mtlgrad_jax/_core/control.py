@@ -64,6 +64,12 @@ def repeat(start: Any, stop: int, function: Callable[[Any, Any], Any], carry: An
     return carry
 
 
+def after(earlier: Array, value: Array) -> Array:
+    """Return a value that is not known before an earlier result, so that XLA does not hold intermediates of both."""
+    never = jnp.ravel(earlier)[0] > jnp.inf  # XLA does not conclude that
+    return value + never.astype(value.dtype)
+
+
 def map_leaves(function: Callable[..., Any], tree: PyTree, *rest: PyTree) -> PyTree:
     """Do what `jax.tree.map` does, with leaves as arrays; under jit, trace the function once per shape, not per leaf.
 

@@ -15,7 +15,7 @@ from jaxtyping import Array, Bool, Float, PyTree
 
 from mtlgrad_jax import stacks
 from mtlgrad_jax._core.checks import check_count
-from mtlgrad_jax._core.control import loop, repeat
+from mtlgrad_jax._core.control import after, loop, repeat
 from mtlgrad_jax._core.tasks import Jacobian, accumulator_dtype, task_names, task_vector
 from mtlgrad_jax.oracles.losses import (
     Argnums,
@@ -125,7 +125,13 @@ class TaskJacobian(Jacobian):
         def column(unit: Array) -> Array:
             return self._push(self._pull(unit)).astype(unit.dtype)
 
-        matrix = loop(column, (units,), unrolled=self.num_tasks <= UNROLLED_TASKS)
+        if self.num_tasks > UNROLLED_TASKS:
+            matrix = loop(column, (units,))
+        else:
+            columns = [column(units[0])]
+            for unit in units[1:]:
+                columns.append(column(after(columns[-1], unit)))
+            matrix = jnp.stack(columns)
         matrix = (matrix + matrix.T) / 2
         return jnp.where((matrix < 0) & (units > 0), 0, matrix)  # a square that is only rounding
 
