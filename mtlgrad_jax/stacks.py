@@ -20,7 +20,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, PyTree
 
 from mtlgrad_jax._core.checks import as_array, check_count, check_dtype, leaf_name
-from mtlgrad_jax._core.control import by_platform, map_leaves, promoting, repeat
+from mtlgrad_jax._core.control import by_platform, map_leaves, once, promoting, repeat
 from mtlgrad_jax._core.tasks import Jacobian, accumulator_dtype, present_tasks, task_flags, task_vector
 
 _BLOCK = 1 << 15  # entries of a block that stays in cache on CPU
@@ -503,28 +503,6 @@ def _pairwise(join: Callable[[Array, Array], Array], parts: list[Array]) -> Arra
     while len(parts) > 1:
         parts = [*map(join, parts[::2], parts[1::2]), *parts[len(parts) // 2 * 2 :]]
     return parts[0]
-
-
-@jax.custom_jvp
-@jax.jit
-def once(value: Array) -> Array:
-    """Return a value of at most K×K numbers unchanged, but make XLA compute it only once.
-
-    XLA:CPU duplicates a chain of cheap operations into every loop that uses its result. A chain over all leaves,
-    duplicated into at least one loop per leaf, takes quadratic compile time. XLA does not duplicate a reduction with an
-    index, here one that picks the first of two copies.
-    """
-    copies = jnp.stack([value, value])
-    places = lax.broadcasted_iota(jnp.int32, copies.shape, 0)
-
-    def first(a: tuple[Array, Array], b: tuple[Array, Array]) -> tuple[Array, Array]:
-        before = a[1] < b[1]
-        return lax.select(before, a[0], b[0]), lax.select(before, a[1], b[1])
-
-    return lax.reduce((copies, places), (jnp.zeros((), value.dtype), jnp.int32(2)), first, (0,))[0]
-
-
-once.defjvps(lambda tangent, *_: tangent)
 
 
 def column(values: Array, leaf: Array) -> Array:

@@ -1,11 +1,13 @@
 """Run a method of the registry on stacks (T, K, P): T steps as one compiled scan over a tree of two leaves."""
 
+import contextlib
 import functools
 import re
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 
 import mtlgrad_jax as mtl
 from mtlgrad_jax.registry import METHODS, ROWS, WRAPPERS
@@ -131,3 +133,20 @@ def functions(name, losses_fn=losses_of):
 
 UNSTACKED = [row.name for row in WRAPPERS if {"value_fn", "losses_fn"} & {*row.functions}]
 """Those that evaluate losses themselves take an ordinary gradient."""
+
+
+@contextlib.contextmanager
+def traced_for(platform):
+    """Within it, everything is traced as for a platform, though it runs on this one."""
+    chosen = lax.platform_dependent
+
+    def choose(*args, default=None, **branches):
+        return branches.get(platform, default)(*args)
+
+    jax.clear_caches()
+    lax.platform_dependent = choose
+    try:
+        yield
+    finally:
+        lax.platform_dependent = chosen
+        jax.clear_caches()

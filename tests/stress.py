@@ -11,6 +11,7 @@ import itertools
 import sys
 
 import families
+import harness
 import jax
 import test_solvers
 from rich.console import Console
@@ -28,8 +29,14 @@ def main() -> int:
     parser.add_argument("--solvers", nargs="*", default=list(test_solvers.CHECKS), choices=list(test_solvers.CHECKS))
     parser.add_argument("--families", nargs="*", default=list(families.EVERY), choices=list(families.EVERY))
     parser.add_argument("--tasks", nargs="*", type=int, default=TASKS, help="numbers of tasks")
+    parser.add_argument("--platform", default="cpu", choices=["cpu", "cuda"], help="whose form of the solvers to run")
     arguments = parser.parse_args()
+    with harness.traced_for(arguments.platform):
+        return run(arguments)
 
+
+def run(arguments: argparse.Namespace) -> int:
+    """Judge, print, and return the exit status."""
     console, judged, failed = Console(), collections.Counter(), collections.defaultdict(list)
     draws = range(arguments.first, arguments.first + arguments.draws)
     for dtype, K in track(list(itertools.product(test_solvers.DTYPES, arguments.tasks)), console=console):

@@ -80,6 +80,28 @@ def map_leaves(function: Callable[..., Any], tree: PyTree, *rest: PyTree) -> PyT
     return jax.tree.map(lambda *leaves: function(*map(jnp.asarray, leaves)), tree, *rest)
 
 
+@jax.custom_jvp
+@jax.jit
+def once(value: Array) -> Array:
+    """Return a value of at most K×K numbers unchanged, but make XLA compute it only once.
+
+    XLA duplicates a chain of cheap operations into every loop that uses its result. A chain over all leaves, duplicated
+    into at least one loop per leaf, takes quadratic compile time; and each use may see another rounding. XLA does not
+    duplicate a reduction with an index, here one that picks the first of two copies.
+    """
+    copies = jnp.stack([value, value])
+    places = jax.lax.broadcasted_iota(jnp.int32, copies.shape, 0)
+
+    def first(a: tuple[Array, Array], b: tuple[Array, Array]) -> tuple[Array, Array]:
+        before = a[1] < b[1]
+        return jax.lax.select(before, a[0], b[0]), jax.lax.select(before, a[1], b[1])
+
+    return jax.lax.reduce((copies, places), (jnp.zeros((), value.dtype), jnp.int32(2)), first, (0,))[0]
+
+
+once.defjvps(lambda tangent, *_: tangent)
+
+
 def by_platform(function: Callable[..., Any], *args: Any) -> Any:
     """Return `function(*args, blocked=...)`, where `blocked` tells whether leaves may be cut and joined.
 

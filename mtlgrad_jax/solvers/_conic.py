@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float
 
+from mtlgrad_jax._core.control import once
 from mtlgrad_jax.solvers._min_norm import min_norm
 from mtlgrad_jax.solvers._solution import (
     INFEASIBLE,
@@ -84,7 +85,7 @@ def conic_direction(
         between = jnp.where(steps % 3 == 2, middle, low + share * (high - low))
         multiplier = jnp.where(first, 0, between)
         found, solved = point(multiplier)
-        over = excess(found)
+        over = once(excess(found))  # the flags below must agree on it
         # A root that rounds to `low`, which is already known, is close enough.
         close = (jnp.abs(over) <= accuracy * jnp.maximum(found @ products, 0)) | (multiplier <= low)
         hidden = over >= -rounding(found) * (n @ mean)  # for c = 0, only rounding can put it outside

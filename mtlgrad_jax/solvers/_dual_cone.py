@@ -22,6 +22,7 @@ import jax.scipy.linalg as jsl
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
+from mtlgrad_jax.solvers._active_sets import for_few
 from mtlgrad_jax.solvers._interior_point import interior_point
 from mtlgrad_jax.solvers._nonnegative_qp import MAX_STEPS, nonnegative_qp
 from mtlgrad_jax.solvers._solution import Solution, compiled, inverse_sqrt, shift, solution
@@ -78,11 +79,23 @@ def _raise(M: Float[Array, "K K"], U: Float[Array, "K R"], max_steps: int) -> So
     size = jnp.max(jnp.abs(q), axis=0, keepdims=True)
     size = jnp.where(size > 0, size, 1)
     q = q / size
+    y, residual, steps, failed = for_few(len(C), _every_set, partial(_search, max_steps=max_steps), C, q)
+    return solution(U + y * size * inverse, jnp.max(residual), steps, failed)
+
+
+def _every_set(C: Float[Array, "K K"], q: Float[Array, "K R"]) -> tuple[Array, Array, Array, Array]:
+    """Return the solutions, their residuals, the steps taken and whether any column failed."""
+    solved, _ = jax.vmap(lambda q: nonnegative_qp(C, q, jnp.diagonal(C) > 0), in_axes=1)(q)
+    return solved.value.T, solved.residual, solved.steps[0], jnp.any(solved.result > 0)
+
+
+def _search(C: Float[Array, "K K"], q: Float[Array, "K R"], *, max_steps: int) -> tuple[Array, Array, Array, Array]:
+    """Return what `_every_set` does."""
     split = _split(C, q, max_steps)
     many = jnp.sum(split.left) > _MANY
     split = lax.cond(many, lambda: _cancel(C, q, split, max_steps), lambda: split)
     y, residual, steps, failed = _finish(C, q, split, max_steps)
-    return solution(U + y * size * inverse, jnp.max(residual), split.sweeps + steps, failed)
+    return y, residual, split.sweeps + steps, failed
 
 
 class _Splitting(NamedTuple):

@@ -15,13 +15,17 @@ g_0 that reaches it. The answer is the best of the points found, judged by the d
 bounds tau by b^T w + C ||G^T w||, and the t of the optimum is a multiple of the best w.
 """
 
+from functools import partial
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 import jax.scipy.linalg as jsl
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
+from mtlgrad_jax._core.control import once
+from mtlgrad_jax.solvers._active_sets import by_sets, for_few
 from mtlgrad_jax.solvers._nonnegative_qp import MAX_STEPS, masked, nonnegative_qp
 from mtlgrad_jax.solvers._solution import Solution, compiled, inverse_sqrt, normalized, shift, smallest_row, solution
 
@@ -57,7 +61,8 @@ def max_min_direction(
         return program.answer(C * inverse_sqrt(n**2), jnp.zeros_like(b), jnp.asarray(0))
     if len(M) == 2:
         return program.answer(_pair(program), _nearest_of_two(program), jnp.asarray(0))
-    return _search(program, max_steps)
+    points, nearest, steps = for_few(len(M), _every_piece, partial(_search, max_steps=max_steps), program)
+    return program.answer(points, nearest, steps)
 
 
 class _Program(NamedTuple):
@@ -84,6 +89,13 @@ class _Program(NamedTuple):
         half = _BLUR / 2 * jnp.finfo(t.dtype).eps
         norm = jnp.sqrt(jnp.maximum(t @ self.N @ t - half * (self.n @ t) ** 2, 0))
         return t * jnp.where(norm > self.C, self.C / jnp.where(norm > 0, norm, 1), 1)
+
+    def ahead(self, t: Array, q: Array) -> Array:
+        """Return h with ||G^T (t + h q)|| = C, a root of a quadratic."""
+        reach = self.norm(t)
+        a2, a1, a0 = jnp.maximum(q @ self.N @ q, 0), t @ self.N @ q, (reach - self.C) * (reach + self.C)
+        root = jnp.sqrt(jnp.maximum(a1 * a1 - a2 * a0, 0))
+        return jnp.where(a1 > 0, -a0 / jnp.where(a1 > 0, a1 + root, 1), (root - a1) / jnp.where(a2 > 0, a2, 1))
 
     def better(self, t: Array, other: Array, rounding: float = 0) -> Array:
         """Return the point in the ball that improves the worst-off task more, or `other` if that may be rounding."""
@@ -121,8 +133,9 @@ class _Search(NamedTuple):
     done: Array
 
 
-def _search(program: _Program, max_steps: int) -> Solution:
-    M, N, b, n, C, present = program
+def _search(program: _Program, *, max_steps: int) -> tuple[Array, Array, Array]:
+    """Return the best point found, the nearest one to g_0 without conflicts if it lies in the ball, and the steps."""
+    M, _, b, n, C, present = program
     eps, inverse = jnp.finfo(M.dtype).eps, inverse_sqrt(jnp.diagonal(M))
     rows = present & (inverse > 0)
     worst = jnp.argmin(jnp.where(rows, b, jnp.inf))
@@ -130,14 +143,6 @@ def _search(program: _Program, max_steps: int) -> Solution:
     offset = smallest_row(M, rows)
     Q = M + offset
     alone = lowest + Q[worst, worst] * C * inverse[worst]  # rho if only the worst row is needed
-
-    def following(t: Array, reach: Array, passive: Array) -> tuple[Array, Array]:
-        """Return h and t + h q with ||G^T (t + h q)|| = C, a quadratic in h, on the piece that t lies on."""
-        q = _masked_solve(Q, passive, jnp.ones_like(b))
-        a2, a1, a0 = jnp.maximum(q @ N @ q, 0), t @ N @ q, (reach - C) * (reach + C)
-        root = jnp.sqrt(jnp.maximum(a1 * a1 - a2 * a0, 0))
-        h = jnp.where(a1 > 0, -a0 / jnp.where(a1 > 0, a1 + root, 1), (root - a1) / jnp.where(a2 > 0, a2, 1))
-        return h, jnp.maximum(t + h * q, 0)
 
     def choose(s: _Search, newton: Array, first: Array) -> Array:
         """Return the next rho: Newton's point if inside the bracket, else the secant's or the middle."""
@@ -158,7 +163,8 @@ def _search(program: _Program, max_steps: int) -> Solution:
         t = solved.value
         reach, rho = program.norm(t), jnp.where(first, offset * jnp.sum(t), s.rho)
         over = reach > C
-        h, ahead = following(t, reach, passive)
+        q = _masked_solve(Q, passive, jnp.ones_like(b))
+        h = program.ahead(t, q)
         low, high = jnp.where(over, s.low, rho), jnp.where(over, rho, s.high)
         closed = jnp.isfinite(high) & (high - low <= 2 * eps * jnp.maximum(jnp.abs(high), jnp.abs(low)))
         hit = jnp.abs(reach - C) * (reach + C) <= 32 * eps * C**2 + eps * (n @ t) ** 2
@@ -169,7 +175,7 @@ def _search(program: _Program, max_steps: int) -> Solution:
             inner=jnp.where(over, s.inner, t),
             rho=rho,
             t=t,
-            ahead=ahead,
+            ahead=jnp.maximum(t + h * q, 0),
             nearest=jnp.where(first & (reach < C), t, s.nearest),
             steps=s.steps + solved.steps + 1,
             pieces=s.pieces + 1,
@@ -196,8 +202,29 @@ def _search(program: _Program, max_steps: int) -> Solution:
     end = lax.while_loop(lambda s: ~s.done & (s.pieces < _MAX_PIECES), look, begin)
     excess = program.norm(end.t) - C
     back = jnp.where(excess > 0, excess / jnp.where(excess > 0, excess + C - program.norm(end.inner), 1), 0)
-    found = program.better(end.ahead, end.t + back * (end.inner - end.t))
-    return program.answer(found, end.nearest, end.steps)
+    return program.better(end.ahead, end.t + back * (end.inner - end.t)), end.nearest, end.steps
+
+
+def _every_piece(program: _Program) -> tuple[Array, Array, Array]:
+    """Return the same for small K: on every piece the t of length C, t = rho q - r, and the best of them."""
+    M, _, b, _, C, present = program
+    rows = present & (jnp.diagonal(M) > 0)
+    Q = M + smallest_row(M, rows)
+    d = inverse_sqrt(jnp.diagonal(Q)) * rows
+    solve = by_sets(masked(Q, rows) * d[:, None] * d[None, :], rows)
+
+    def solved(rhs: Array) -> Array:
+        return d[:, None] * solve(d[:, None] * rhs)[-1]
+
+    q, t = jnp.moveaxis(solved(jnp.stack([jnp.ones_like(b), -b], axis=1)), 2, 0)
+    rho = jax.vmap(program.ahead)(t, q)
+    t = solved((rho[:, None] - b)[:, :, None])[:, :, 0]  # more precise than their sum
+    points = jnp.maximum(t + jax.vmap(program.ahead)(t, q)[:, None] * q, 0)
+    values = jax.vmap(lambda t: program.value(program.inside(t)))(points)
+    best = jnp.argmax(jnp.where(jnp.isfinite(values), values, -jnp.inf))
+    t = once(points[best])  # rounded differently in each use, it could leave the ball
+    near = nonnegative_qp(M, -b, rows)[0].value
+    return t, jnp.where(program.norm(near) < C, near, 0), jnp.asarray(2)
 
 
 def _masked_solve(Q: Array, rows: Array, rhs: Array) -> Array:

@@ -15,19 +15,21 @@ solve on the passive set is repeated to remove the bias of the shift. Rounding l
 the conditions even if q^T x < 0; a solution has q^T x = x^T Q x >= 0, so from such a point the search starts again.
 """
 
+from functools import partial
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 import jax.scipy.linalg as jsl
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
+from mtlgrad_jax.solvers._active_sets import REPEATS, by_sets, for_few
 from mtlgrad_jax.solvers._interior_point import interior_point
 from mtlgrad_jax.solvers._solution import SHIFT, Solution, inverse_sqrt, shift, solution
 
 MAX_STEPS = 100  # the Gramians in the tests take less than two thirds of this, whatever K
 _PATIENCE = 4  # exchanges without fewer violations before they count as a cycle
-_REPEATS = 2  # repetitions of the solve on the passive set
 
 
 class _Exchange(NamedTuple):
@@ -70,12 +72,49 @@ def nonnegative_qp(
     size = jnp.max(jnp.maximum(q, 0))
     size = jnp.where(size > 0, size, 1)
     q = q / size
-    accuracy = (SHIFT + len(q) ** 0.5) * float(jnp.finfo(Q.dtype).eps)  # rounding error of a product with Q
+    y = jnp.zeros_like(q) if start is None else jnp.where(allowed, start / jnp.where(d > 0, d * size, 1), 0)
+    guess = passive if passive is not None else (q if start is None else y) > 0
+    search = partial(_search, max_steps=max_steps)
+    y, residual, steps = for_few(len(q), _every_set, search, C, q, allowed, y, guess)
+    return solution(d * y * size, residual, steps, residual > 4 * _accuracy(C)), y > 0
 
-    def residual_of(y: Array) -> Array:
-        slack = C @ y - q
-        worst = jnp.max(jnp.where(y > 0, jnp.abs(slack), jnp.maximum(-slack, 0)))
-        return worst / jnp.maximum(jnp.max(y), 1)
+
+def _accuracy(C: Float[Array, "K K"]) -> float:
+    """Return the rounding error of a product with C."""
+    return (SHIFT + len(C) ** 0.5) * float(jnp.finfo(C.dtype).eps)
+
+
+def _residual(C: Float[Array, "K K"], q: Float[Array, " K"], y: Float[Array, " K"]) -> Float[Array, ""]:
+    slack = C @ y - q
+    worst = jnp.max(jnp.where(y > 0, jnp.abs(slack), jnp.maximum(-slack, 0)))
+    return worst / jnp.maximum(jnp.max(y), 1)
+
+
+def _rise(q: Float[Array, " K"], y: Float[Array, " K"]) -> Float[Array, ""]:
+    return -(q @ y) / jnp.maximum(jnp.max(y), 1)
+
+
+def _every_set(
+    C: Float[Array, "K K"], q: Float[Array, " K"], allowed: Bool[Array, " K"], *_: Array
+) -> tuple[Float[Array, " K"], Float[Array, ""], Int[Array, ""]]:
+    """Return the point with the least residual of all sets, its residual, and 1 step."""
+    points = jnp.maximum(jnp.concatenate(by_sets(C, allowed)(q[:, None]))[:, :, 0], 0)
+    residuals = jax.vmap(lambda y: jnp.maximum(_residual(C, q, y), _rise(q, y)))(points)
+    best = jnp.argmin(jnp.where(jnp.isfinite(residuals), residuals, jnp.inf))
+    return points[best], residuals[best], jnp.asarray(1)
+
+
+def _search(
+    C: Float[Array, "K K"],
+    q: Float[Array, " K"],
+    allowed: Bool[Array, " K"],
+    y: Float[Array, " K"],
+    guess: Bool[Array, " K"],
+    *,
+    max_steps: int,
+) -> tuple[Float[Array, " K"], Float[Array, ""], Int[Array, ""]]:
+    """Return the solution, its residual and the factorisations taken, from a point and a guess of the passive set."""
+    accuracy = _accuracy(C)
 
     def exchange(e: _Exchange) -> _Exchange:
         factor = jnp.linalg.cholesky(masked(C, e.passive) + jnp.diag(jnp.where(e.passive, shift(C), 1)))
@@ -88,13 +127,13 @@ def nonnegative_qp(
         wrong = jnp.where(e.passive, target < -tolerance, allowed & (C @ target - q < -tolerance))
         count = jnp.sum(wrong)
         refined = target
-        for _ in range(_REPEATS):
+        for _ in range(REPEATS):
             refined = refined + solve(q - C @ refined)
         y, residual = e.y, e.residual
         for candidate in (target, refined):
             candidate = jnp.maximum(candidate, 0)
-            better = residual_of(candidate) < residual
-            y, residual = jnp.where(better, candidate, y), jnp.where(better, residual_of(candidate), residual)
+            found = _residual(C, q, candidate)
+            y, residual = jnp.where(found < residual, candidate, y), jnp.minimum(found, residual)
         patience = jnp.where(count < e.fewest, _PATIENCE, e.patience - 1)
         single = wrong & (jnp.arange(len(q)) == len(q) - 1 - jnp.argmax(wrong[::-1]))
         return _Exchange(
@@ -110,17 +149,14 @@ def nonnegative_qp(
     def pivot(passive: Array, y: Array, steps: Array, done: Array, least_patience: int) -> _Exchange:
         best = jnp.where(passive, y, 0)
         start = _Exchange(
-            passive, jnp.asarray(len(q) + 1), jnp.asarray(_PATIENCE), best, residual_of(best), steps, done
+            passive, jnp.asarray(len(q) + 1), jnp.asarray(_PATIENCE), best, _residual(C, q, best), steps, done
         )
         return lax.while_loop(
             lambda e: ~e.done & (e.patience > least_patience) & (e.steps < max_steps), exchange, start
         )
 
-    y = jnp.zeros_like(q) if start is None else jnp.where(allowed, start / jnp.where(d > 0, d * size, 1), 0)
-    guess = passive if passive is not None else (q if start is None else y) > 0
     first = pivot(allowed & guess, y, jnp.asarray(0), jnp.asarray(False), 0)
-    rise = -(q @ first.y) / jnp.maximum(jnp.max(first.y), 1)
-    first = first._replace(residual=jnp.maximum(first.residual, rise))
+    first = first._replace(residual=jnp.maximum(first.residual, _rise(q, first.y)))
     good = (first.residual <= accuracy) | (first.steps >= max_steps)
 
     bounded = C + q[:, None] * q[None, :]
@@ -128,11 +164,11 @@ def nonnegative_qp(
     def judge(x: Array) -> tuple[Array, Array]:
         """Return how far a point is from separating zero variables from zero slacks."""
         residual = jnp.max(jnp.abs(jnp.minimum(x, bounded @ x - q)))
-        return residual, good | (residual <= jnp.finfo(Q.dtype).eps)
+        return residual, good | (residual <= jnp.finfo(C.dtype).eps)
 
     def restart() -> _Exchange:
         x, _, steps = interior_point(bounded, q, allowed, allowed.astype(C.dtype), judge, max_steps)
-        inside, y = x > jnp.maximum(bounded @ x - q, 0), x / jnp.maximum(1 - q @ x, jnp.finfo(Q.dtype).eps)
+        inside, y = x > jnp.maximum(bounded @ x - q, 0), x / jnp.maximum(1 - q @ x, jnp.finfo(C.dtype).eps)
         second = pivot(inside, y, jnp.minimum(first.steps + steps, max_steps - 1), good, -max_steps)
         better = second.residual < first.residual
         return second._replace(
@@ -141,7 +177,7 @@ def nonnegative_qp(
 
     # Under vmap both branches run; `good` then stops the loops of the restart at once.
     found = lax.cond(good, lambda: first, restart)
-    return solution(d * found.y * size, found.residual, found.steps, found.residual > 4 * accuracy), found.y > 0
+    return found.y, found.residual, found.steps
 
 
 def masked(matrix: Float[Array, "K K"], rows: Bool[Array, " K"]) -> Float[Array, "K K"]:
