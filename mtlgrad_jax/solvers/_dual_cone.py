@@ -10,7 +10,8 @@ inverse serves all right-hand sides, and one iteration for all of them is a sing
 iterations find which tasks conflict and solve all but ill-conditioned problems. If many problems remain because the
 gradients cancel, G^T v = 0 for some v > 0, then the dual cone is their orthogonal complement, each projection is zero,
 and v corrects all of them. The rest are solved one by one by the exchanges of `_nonnegative_qp`, starting from the
-current point. The workspace is about ten K×K matrices.
+current point. The workspace is about ten K×K matrices. For few tasks, all sets of tasks that conflict are tried at
+once for all right-hand sides.
 """
 
 from functools import partial

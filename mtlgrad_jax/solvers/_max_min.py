@@ -6,7 +6,8 @@ Let tau be the value. The nearest d that reaches a given tau is d = g_0 + sum_i 
 min t^T M t / 2 + (b - tau 1)^T t with b = M 1 / K. This leaves a single unknown: the tau at which ||G^T t|| = C. With
 tau = rho - s 1^T t and s 11^T added to M, the program is bounded for every rho, and t is well conditioned even for
 nearly opposite gradients. Either way t is piecewise linear, and ||G^T t|| grows with rho. On each piece the root is
-that of a quadratic: a Newton method on rho, kept inside a bracket, ends after a few pieces.
+that of a quadratic: a Newton method on rho, kept inside a bracket, ends after a few pieces. For few tasks, all pieces
+are tried at once.
 
 Nearly opposite gradients need a large t for a short d - g_0, and t^T M t then suffers from cancellation. So the squared
 length is taken as t^T M t + blur (sum_i t_i ||g_i||)^2, where blur bounds the rounding of M: the true d stays in the
@@ -206,7 +207,7 @@ def _search(program: _Program, *, max_steps: int) -> tuple[Array, Array, Array]:
 
 
 def _every_piece(program: _Program) -> tuple[Array, Array, Array]:
-    """Return the same for small K: on every piece the t of length C, t = rho q - r, and the best of them."""
+    """Return what `_search` does, from the t of length C on every piece: t = rho q + r, with one q and r per piece."""
     M, _, b, _, C, present = program
     rows = present & (jnp.diagonal(M) > 0)
     Q = M + smallest_row(M, rows)

@@ -3,11 +3,12 @@ r"""Non-negative quadratic programs, the engine of the min-norm, dual-cone and m
     min_{x >= 0}  x^T Q x / 2 - q^T x          Q positive semidefinite, K×K
 
 The optimality conditions are a linear complementarity problem: x >= 0, Qx - q >= 0, x^T (Qx - q) = 0. Once the positive
-variables (the passive set) are known, only a linear system is left. From a good guess, exchanging all variables with
-the wrong sign at once (block principal pivoting, Portugal, Judice & Vicente 1994) finds the set in a few steps. If it
-cycles, an interior-point method provides the guess; if it cycles again, only the last violated variable is exchanged
-(Murty 1974), which cannot cycle. The interior-point method solves for Q + qq^T, whose solution x/(1 + q^T x) stays
-moderate even if x is large.
+variables (the passive set) are known, only a linear system is left. For few tasks, all sets are tried at once
+(`_active_sets`); `max_steps` limits the search that follows, for more tasks. From a good guess, exchanging all
+variables with the wrong sign at once (block principal pivoting, Portugal, Judice & Vicente 1994) finds the set in a few
+steps. If it cycles, an interior-point method provides the guess; if it cycles again, only the last violated variable is
+exchanged (Murty 1974), which cannot cycle. The interior-point method solves for Q + qq^T, whose solution x/(1 + q^T x)
+stays moderate even if x is large.
 
 Q is first scaled to unit diagonal, so that weights are equally accurate for gradients that differ by orders of
 magnitude. Singular Q are handled by the proximal point method: the diagonal is shifted by (K + SHIFT) eps, and the
