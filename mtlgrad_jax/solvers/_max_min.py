@@ -89,7 +89,7 @@ class _Program(NamedTuple):
         """Return a multiple of t in the ball; half of the blur is a margin for rounding here."""
         half = _BLUR / 2 * jnp.finfo(t.dtype).eps
         norm = jnp.sqrt(jnp.maximum(t @ self.N @ t - half * (self.n @ t) ** 2, 0))
-        return t * jnp.where(norm > self.C, self.C / jnp.where(norm > 0, norm, 1), 1)
+        return t * jnp.where(norm <= self.C, 1, self.C / jnp.where(norm == 0, 1, norm))
 
     def ahead(self, t: Array, q: Array) -> Array:
         """Return h with ||G^T (t + h q)|| = C, a root of a quadratic."""
@@ -103,18 +103,22 @@ class _Program(NamedTuple):
         t, other = self.inside(t), self.inside(other)
         return jnp.where(self.value(t, rounding) > self.value(other, -rounding), t, other)
 
+    def gap(self, t: Array, best: Array) -> Array:
+        """Return the duality gap between a point and the w that t is a multiple of, relative to the terms of tau."""
+        total, count = jnp.sum(t), jnp.maximum(jnp.sum(self.present), 1)
+        w = t / jnp.where(total > 0, total, 1)
+        hidden = 2 * _BLUR * jnp.finfo(t.dtype).eps * (self.n @ w) ** 2
+        bound = jnp.where(total > 0, self.b @ w, jnp.inf) + self.C * jnp.sqrt(jnp.maximum(w @ self.M @ w - hidden, 0))
+        bound = jnp.minimum(bound, jnp.min(jnp.where(self.present, self.b + self.C * self.n, jnp.inf)))
+        size = jnp.max(jnp.abs(self.M) @ t) + jnp.sum(self.n**2) / count
+        gap = jnp.maximum(bound - self.value(best), 0) / jnp.where(size > 0, size, 1)
+        return jnp.where(jnp.any(self.present), gap, 0)
+
     def answer(self, t: Array, nearest: Array, steps: Int[Array, ""]) -> Solution:
         """Return t, or the nearest point if t does not improve the worst-off task more, with the duality gap."""
         eps = float(jnp.finfo(self.M.dtype).eps)
         best = self.better(t, nearest, 4 * eps)
-        total = jnp.sum(t)
-        w = t / jnp.where(total > 0, total, 1)
-        hidden = 2 * _BLUR * eps * (self.n @ w) ** 2
-        bound = jnp.where(total > 0, self.b @ w, jnp.inf) + self.C * jnp.sqrt(jnp.maximum(w @ self.M @ w - hidden, 0))
-        bound = jnp.minimum(bound, jnp.min(jnp.where(self.present, self.b + self.C * self.n, jnp.inf)))
-        size = jnp.max(jnp.abs(self.M) @ t) + jnp.sum(self.n**2) / jnp.maximum(jnp.sum(self.present), 1)
-        gap = jnp.maximum(bound - self.value(best), 0) / jnp.where(size > 0, size, 1)
-        gap = jnp.where(jnp.any(self.present), gap, 0)
+        gap = self.gap(t, best)
         return solution(best, gap, steps, gap > _ENOUGH * eps)
 
 
@@ -220,9 +224,9 @@ def _every_piece(program: _Program) -> tuple[Array, Array, Array]:
     q, t = jnp.moveaxis(solved(jnp.stack([jnp.ones_like(b), -b], axis=1)), 2, 0)
     rho = jax.vmap(program.ahead)(t, q)
     t = solved((rho[:, None] - b)[:, :, None])[:, :, 0]  # more precise than their sum
-    points = jnp.maximum(t + jax.vmap(program.ahead)(t, q)[:, None] * q, 0)
-    values = jax.vmap(lambda t: program.value(program.inside(t)))(points)
-    best = jnp.argmax(jnp.where(jnp.isfinite(values), values, -jnp.inf))
+    points = jax.vmap(program.inside)(jnp.maximum(t + jax.vmap(program.ahead)(t, q)[:, None] * q, 0))
+    gaps = jax.vmap(lambda t: program.gap(t, t))(points)
+    best = jnp.argmin(jnp.where(jnp.isfinite(gaps), gaps, jnp.inf))
     t = once(points[best])  # rounded differently in each use, it could leave the ball
     near = nonnegative_qp(M, -b, rows)[0].value
     return t, jnp.where(program.norm(near) < C, near, 0), jnp.asarray(2)
