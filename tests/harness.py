@@ -141,6 +141,7 @@ def traced_for(platform):
     chosen = lax.platform_dependent
 
     def choose(*args, default=None, **branches):
+        assert set(branches) <= {"cpu", "cuda", "rocm", "tpu"}
         return branches.get(platform, default)(*args)
 
     jax.clear_caches()

@@ -1,14 +1,19 @@
 """What programs for a GPU compute in their own way: the solvers try all sets of tasks at once for up to eight tasks."""
 
 import harness
+import jax
+import numpy as np
 import pytest
 import test_solvers
 from test_solvers import CHECKS, dtype  # noqa: F401  a fixture
 
+from mtlgrad_jax import solvers
+from mtlgrad_jax.solvers._solution import MAX_STEPS
+
 SOLVERS = ["min_norm", "project_rows", "project_weights", "max_min", "progress", "conic"]
 
 
-@pytest.fixture(scope="module", autouse=True)
+@pytest.fixture(scope="module")
 def gpu():
     with harness.traced_for("cuda"):
         yield
@@ -16,12 +21,61 @@ def gpu():
 
 @pytest.mark.parametrize("K_and_P", [(5, 50), (8, 6)])
 @pytest.mark.parametrize("solver", SOLVERS)
-def test_solver(solver, K_and_P, dtype):  # noqa: F811
+def test_solver(solver, K_and_P, dtype, gpu):  # noqa: F811
     for _, M in test_solvers.cases(*K_and_P, dtype):
         CHECKS[solver](M)
 
 
-test_absent_tasks_are_as_if_removed = test_solvers.test_absent_tasks_are_as_if_removed
-test_permuting_the_tasks_permutes_the_weights = test_solvers.test_permuting_the_tasks_permutes_the_weights
-test_powers_of_two_change_nothing_but_the_scale = test_solvers.test_powers_of_two_change_nothing_but_the_scale
-test_no_gradient_gives_finite_weights = test_solvers.test_no_gradient_gives_finite_weights
+@pytest.mark.nightly
+def test_absent_tasks(dtype, gpu):  # noqa: F811
+    test_solvers.test_absent_tasks_are_as_if_removed(dtype)
+
+
+@pytest.mark.nightly
+def test_permutations(dtype, gpu):  # noqa: F811
+    test_solvers.test_permuting_the_tasks_permutes_the_weights("scales", dtype)
+
+
+@pytest.mark.nightly
+def test_powers_of_two(dtype, gpu):  # noqa: F811
+    test_solvers.test_powers_of_two_change_nothing_but_the_scale(-17, dtype)
+
+
+@pytest.mark.nightly
+def test_no_gradient(dtype, gpu):  # noqa: F811
+    test_solvers.test_no_gradient_gives_finite_weights(5, dtype)
+
+
+def loops(function, K, platform):
+    """The loops of the program for a platform, which need not be at hand."""
+    exported = jax.export.export(jax.jit(function), platforms=[platform])(np.eye(K, dtype="float32"))
+    return exported.mlir_module().count("stablehlo.while")
+
+
+@pytest.mark.parametrize(
+    "solve",
+    [
+        solvers.min_norm,
+        lambda M: solvers.project_rows(M, M[0]),
+        lambda M: solvers.max_min_direction(M, M[0, 0], M[0] >= 0),
+        lambda M: solvers.progress_direction(M, 0, M[0]),
+    ],
+)
+def test_few_tasks_take_no_loop(solve):
+    assert [loops(solve, K, "cuda") > 0 for K in (3, 8, 9)] == [False, False, True]
+    assert [loops(solve, K, "cpu") > 0 for K in (3, 4, 5)] == [False, False, True]
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+@pytest.mark.parametrize("K", [3, 5])
+def test_a_gramian_that_is_not_finite_is_not_called_solved(K, bad, gpu):
+    M = np.eye(K, dtype="float32")
+    M[1, 1] = bad
+    uniform, present = M[0] * 0 + 1, M[0] >= 0
+    for solved in (
+        solvers.min_norm(M, present),
+        solvers.project_rows(M, uniform),
+        solvers.project_weights(M, uniform),
+        solvers.max_min_direction(M, np.float32(0.4), present),
+    ):
+        assert solved.result == MAX_STEPS

@@ -65,8 +65,8 @@ def repeat(start: Any, stop: int, function: Callable[[Any, Any], Any], carry: An
 
 
 def after(earlier: Array, value: Array) -> Array:
-    """Return a value that is not known before an earlier result, so that XLA does not hold intermediates of both."""
-    never = jnp.ravel(earlier)[0] > jnp.inf  # XLA does not conclude that
+    """Return `value`, but make it depend on `earlier`: XLA then computes one after the other, in the memory of one."""
+    never = jnp.ravel(earlier)[0] > jnp.inf  # XLA does not find out that this is false
     return value + never.astype(value.dtype)
 
 

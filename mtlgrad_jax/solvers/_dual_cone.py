@@ -85,13 +85,13 @@ def _raise(M: Float[Array, "K K"], U: Float[Array, "K R"], max_steps: int) -> So
 
 
 def _every_set(C: Float[Array, "K K"], q: Float[Array, "K R"]) -> tuple[Array, Array, Array, Array]:
-    """Return the solutions, their residuals, the steps taken and whether any column failed."""
+    """Return what `_search` does."""
     solved, _ = jax.vmap(lambda q: nonnegative_qp(C, q, jnp.diagonal(C) > 0), in_axes=1)(q)
     return solved.value.T, solved.residual, solved.steps[0], jnp.any(solved.result > 0)
 
 
 def _search(C: Float[Array, "K K"], q: Float[Array, "K R"], *, max_steps: int) -> tuple[Array, Array, Array, Array]:
-    """Return what `_every_set` does."""
+    """Return the solutions, their residuals, the steps taken and whether any column failed."""
     split = _split(C, q, max_steps)
     many = jnp.sum(split.left) > _MANY
     split = lax.cond(many, lambda: _cancel(C, q, split, max_steps), lambda: split)

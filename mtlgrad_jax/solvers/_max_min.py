@@ -50,7 +50,7 @@ def max_min_direction(
       gramian: inner products of the rows, zero for rows that are not present.
       radius: C / ||g_0||.
       present: rows that take part, also in the mean.
-      max_steps: maximum number of factorisations in each of the quadratic programs.
+      max_steps: maximum number of factorisations in each of the quadratic programs of a search.
     """
     M, count = normalized(gramian), jnp.maximum(jnp.sum(present), 1)
     n = jnp.sqrt(jnp.maximum(jnp.diagonal(M), 0))
@@ -62,8 +62,8 @@ def max_min_direction(
         return program.answer(C * inverse_sqrt(n**2), jnp.zeros_like(b), jnp.asarray(0))
     if len(M) == 2:
         return program.answer(_pair(program), _nearest_of_two(program), jnp.asarray(0))
-    points, nearest, steps = for_few(len(M), _every_piece, partial(_search, max_steps=max_steps), program)
-    return program.answer(points, nearest, steps)
+    t, nearest, steps = for_few(len(M), _every_piece, partial(_search, max_steps=max_steps), program)
+    return program.answer(t, nearest, steps)
 
 
 class _Program(NamedTuple):
@@ -211,7 +211,7 @@ def _search(program: _Program, *, max_steps: int) -> tuple[Array, Array, Array]:
 
 
 def _every_piece(program: _Program) -> tuple[Array, Array, Array]:
-    """Return what `_search` does, from the t of length C on every piece: t = rho q + r, with one q and r per piece."""
+    """Return what `_search` does: of the points t = rho q + r with ||G^T t|| = C, one per piece, the best."""
     M, _, b, _, C, present = program
     rows = present & (jnp.diagonal(M) > 0)
     Q = M + smallest_row(M, rows)

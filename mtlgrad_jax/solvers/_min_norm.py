@@ -21,7 +21,7 @@ def min_norm(
     Args:
       gramian: inner products of the rows.
       present: rows that take part.
-      max_steps: maximum number of factorisations.
+      max_steps: maximum number of factorisations of a search, which few tasks do not need.
 
     Returns:
       Weights on the simplex. If the minimiser is not unique, any minimiser.

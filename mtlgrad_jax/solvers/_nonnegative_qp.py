@@ -60,13 +60,14 @@ def nonnegative_qp(
       Q: symmetric, positive semidefinite up to rounding.
       q: linear term.
       allowed: the other variables are held at zero.
-      max_steps: maximum number of factorisations.
-      start: a point near the solution.
+      max_steps: maximum number of factorisations of a search, which few tasks do not need.
+      start: a point near the solution, for the search.
       passive: a guess of the passive set, used without `start`.
 
     Returns:
       The solution and its passive set.
     """
+    known = jnp.all(jnp.isfinite(Q)) & jnp.all(jnp.isfinite(q))
     d = inverse_sqrt(jnp.diagonal(Q))
     allowed = allowed & (d > 0)
     C, q = masked(Q * d[:, None] * d[None, :], allowed), jnp.where(allowed, q * d, 0)
@@ -76,7 +77,8 @@ def nonnegative_qp(
     y = jnp.zeros_like(q) if start is None else jnp.where(allowed, start / jnp.where(d > 0, d * size, 1), 0)
     guess = passive if passive is not None else (q if start is None else y) > 0
     search = partial(_search, max_steps=max_steps)
-    y, residual, steps = for_few(len(q), _every_set, search, C, q, allowed, y, guess)
+    y, residual, steps = for_few(len(C), _every_set, search, C, q, allowed, y, guess)
+    residual = jnp.where(known, residual, jnp.nan)
     return solution(d * y * size, residual, steps, residual > 4 * _accuracy(C)), y > 0
 
 
@@ -98,10 +100,13 @@ def _rise(q: Float[Array, " K"], y: Float[Array, " K"]) -> Float[Array, ""]:
 def _every_set(
     C: Float[Array, "K K"], q: Float[Array, " K"], allowed: Bool[Array, " K"], *_: Array
 ) -> tuple[Float[Array, " K"], Float[Array, ""], Int[Array, ""]]:
-    """Return the point with the least residual of all sets, its residual, and 1 step."""
+    """Return the shortest of the points that meet the conditions, its residual, and 1 step."""
     points = jnp.maximum(jnp.concatenate(by_sets(C, allowed)(q[:, None]))[:, :, 0], 0)
     residuals = jax.vmap(lambda y: jnp.maximum(_residual(C, q, y), _rise(q, y)))(points)
-    best = jnp.argmin(jnp.where(jnp.isfinite(residuals), residuals, jnp.inf))
+    residuals = jnp.where(jnp.isfinite(residuals), residuals, jnp.inf)
+    solves = residuals <= _accuracy(C) / 4
+    lengths = jnp.where(solves, jnp.max(points, axis=1), jnp.inf)
+    best = jnp.argmin(jnp.where(jnp.any(solves), lengths, residuals))
     return points[best], residuals[best], jnp.asarray(1)
 
 

@@ -24,7 +24,7 @@ def progress_direction(
       gramian: inner products of the rows.
       primary: p.
       progress: tau, in [0, 1]; the entry of p is ignored.
-      max_steps: maximum number of factorisations.
+      max_steps: maximum number of factorisations of a search, which few tasks do not need.
     """
     gramian = normalized(gramian)
     K, diagonal = len(gramian), jnp.diagonal(gramian)

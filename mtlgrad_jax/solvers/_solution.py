@@ -45,7 +45,7 @@ class Solution(NamedTuple):
 
     value: Float[Array, " K"]
     residual: Float[Array, ""]  #: scale-free residual of the optimality conditions
-    steps: Int[Array, ""]  #: factorisations of a K×K matrix
+    steps: Int[Array, ""]  #: factorisations of a K×K matrix, or batches of them
     result: Int[Array, ""]  #: a key of RESULTS
 
 

@@ -264,7 +264,7 @@ def test_float64():
             np.testing.assert_allclose(jacobian.pushforward(jnp.asarray(A[0])), J @ A[0], rtol=1e-13)
 
 
-@pytest.mark.parametrize(("K", "gain"), [(2, 1), (8, 5), (40, 50)])
+@pytest.mark.parametrize(("K", "gain"), [(8, 5), (40, 50)])
 def test_memory_is_that_of_one_backward_pass(K, gain):
     """The promise of the matrix-free route, on a 4-layer MLP of width 1024 with batch 64; compiled only."""
     width = 1024
