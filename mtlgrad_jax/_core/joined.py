@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
 from mtlgrad_jax import stacks
-from mtlgrad_jax._core.control import by_platform
+from mtlgrad_jax._core.control import by_platform, once
 
 _SHORT = 1 << 13  # most entries of a leaf that is joined with others
 
@@ -74,7 +74,7 @@ def draw_like(sample: Callable[[Array, tuple[int, ...]], Array], key: Array, tre
         if len(part) == 1:
             draws = [sample(own, like[0].shape)]
         else:
-            draws = _cut(stacks.once(sample(own, (sum(leaf.size for leaf in like),))), like)
+            draws = _cut(once(sample(own, (sum(leaf.size for leaf in like),))), like)
         found.update(zip(part, draws, strict=True))
     return treedef.unflatten(found[i] for i in range(len(leaves)))
 

@@ -18,7 +18,7 @@ from jaxtyping import Array, Float, PyTree
 
 from mtlgrad_jax import stacks
 from mtlgrad_jax._core.checks import check_count, check_flag, check_function, check_state, check_surroundings, leaf_name
-from mtlgrad_jax._core.control import cond, map_leaves, promoting
+from mtlgrad_jax._core.control import cond, map_leaves, once, promoting
 from mtlgrad_jax._core.joined import Leaves, joined, marked
 from mtlgrad_jax._core.step import (
     STANDARD,
@@ -203,7 +203,7 @@ def _narrow(tree: PyTree) -> bool:
 
 def skip_unless(finite: Array, gradient: PyTree, new_state: PyTree, old_state: PyTree) -> tuple[PyTree, PyTree]:
     """Return gradient and new state if `finite`, else zero and the old state, whose infos count a skipped step."""
-    finite = stacks.once(finite)
+    finite = once(finite)
     gradient = map_leaves(lambda leaf: jnp.where(finite, leaf, jnp.zeros_like(leaf)), gradient)
     return gradient, map_leaves(lambda new, old: jnp.where(finite, new, old), new_state, mark_skipped(old_state))
 
@@ -216,7 +216,7 @@ def skip_together(gradient: PyTree, new_state: PyTree, old_state: PyTree) -> tup
 
 def still_if_empty(new_state: PyTree, old_state: PyTree) -> PyTree:
     """Return the new state, or after a step that changed nothing the old one with the new infos."""
-    empty = stacks.once(was_empty(new_state))
+    empty = once(was_empty(new_state))
     return map_leaves(lambda new, old: jnp.where(empty, old, new), new_state, keep_infos(old_state, new_state))
 
 

@@ -10,7 +10,7 @@ from jaxtyping import Array, PyTree
 
 from mtlgrad_jax import stacks
 from mtlgrad_jax._core.checks import Number, check_flag, check_number
-from mtlgrad_jax._core.control import map_leaves
+from mtlgrad_jax._core.control import map_leaves, once
 from mtlgrad_jax._core.trees import Labels, cut, flag_leaves, merge
 from mtlgrad_jax.oracles.losses import bind, check_oracle, flatten_losses, loss_of
 from mtlgrad_jax.oracles.task_value_and_grad import Strategy, check_strategy, each_task, task_value_and_grad
@@ -76,7 +76,7 @@ def _scaled(task_grads: PyTree, params: PyTree, rho: Number, adaptive: bool) -> 
     if adaptive:
         direction = map_leaves(lambda g, p: g * jnp.abs(p).astype(g.dtype), task_grads, params)
     norms = stacks.task_norms(direction)
-    scale = stacks.once(jnp.where(norms == 0, 0, rho / jnp.where(norms == 0, 1, norms)))
+    scale = once(jnp.where(norms == 0, 0, rho / jnp.where(norms == 0, 1, norms)))
 
     def perturb(g: Array, p: Array) -> Array:
         if not jnp.issubdtype(g.dtype, jnp.floating):

@@ -47,14 +47,15 @@ def by_sets(C: Float[Array, "K K"], allowed: Bool[Array, " K"]) -> Solve:
       allowed: the other variables are in no set.
     """
     K = len(C)
-    sets = jnp.asarray(np.array(list(itertools.product([False, True], repeat=K)))) & allowed
-    diagonal = jnp.where(sets, shift(C), 1)[:, :, None] * jnp.eye(K, dtype=C.dtype)
-    factor = jnp.linalg.cholesky(jnp.where(sets[:, :, None] & sets[:, None, :], C, 0) + diagonal)
+    sets = jnp.asarray(np.array(list(itertools.product([False, True], repeat=K)))) & allowed[None]
+    diagonal = jnp.where(sets, shift(C), 1)[:, :, None] * jnp.eye(K, dtype=C.dtype)[None]
+    factor = jnp.linalg.cholesky(jnp.where(sets[:, :, None] & sets[:, None, :], C[None], 0) + diagonal)
 
     def solve_once(r: Array) -> Array:
         return jnp.where(sets[:, :, None], jsl.cho_solve((factor, True), jnp.where(sets[:, :, None], r, 0)), 0)
 
     def solve(r: Array) -> list[Array]:
+        r = r if r.ndim == 3 else r[None]
         found = [solve_once(r)]
         for _ in range(REPEATS):
             found.append(found[-1] + solve_once(r - C @ found[-1]))

@@ -219,11 +219,11 @@ def _every_piece(program: _Program) -> tuple[Array, Array, Array]:
     solve = by_sets(masked(Q, rows) * d[:, None] * d[None, :], rows)
 
     def solved(rhs: Array) -> Array:
-        return d[:, None] * solve(d[:, None] * rhs)[-1]
+        return d[None, :, None] * solve(d[None, :, None] * rhs)[-1]
 
-    q, t = jnp.moveaxis(solved(jnp.stack([jnp.ones_like(b), -b], axis=1)), 2, 0)
+    q, t = jnp.moveaxis(solved(jnp.stack([jnp.ones_like(b), -b], axis=1)[None]), 2, 0)
     rho = jax.vmap(program.ahead)(t, q)
-    t = solved((rho[:, None] - b)[:, :, None])[:, :, 0]  # more precise than their sum
+    t = solved((rho[:, None] - b[None])[:, :, None])[:, :, 0]  # more precise than their sum
     points = jax.vmap(program.inside)(jnp.maximum(t + jax.vmap(program.ahead)(t, q)[:, None] * q, 0))
     gaps = jax.vmap(lambda t: program.gap(t, t))(points)
     best = jnp.argmin(jnp.where(jnp.isfinite(gaps), gaps, jnp.inf))

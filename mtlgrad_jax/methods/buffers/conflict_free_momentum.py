@@ -14,7 +14,7 @@ from jaxtyping import Array, Int, PyTree
 
 from mtlgrad_jax import stacks
 from mtlgrad_jax._core.checks import Number, check_count, check_dtype, check_number
-from mtlgrad_jax._core.control import map_leaves
+from mtlgrad_jax._core.control import map_leaves, once
 from mtlgrad_jax._core.method import Method, from_rule
 from mtlgrad_jax._core.row import PERMUTATION, Row, num_tasks_only
 from mtlgrad_jax._core.tasks import accumulator_dtype, widened
@@ -88,7 +88,7 @@ def conflict_free_momentum(
         task_grads: PyTree, *, present: Present, state: ConflictFreeMomentumState
     ) -> tuple[PyTree, ConflictFreeMomentumState]:
         seen = jnp.where(present, optax.safe_increment(state.seen), state.seen)
-        ready = stacks.once(jnp.all(seen > 0))
+        ready = once(jnp.all(seen > 0))
         new = (1 - b1) / _filled(b1, jnp.maximum(seen, 1))
         moved = stacks.mix(1 - new, state.momentum, new, jax.lax.stop_gradient(task_grads))
         momentum = stacks.select(present, moved, state.momentum)
@@ -96,7 +96,7 @@ def conflict_free_momentum(
         config = stacks.combine(weights, momentum)
 
         steps = jnp.where(ready, optax.safe_increment(state.steps), state.steps)
-        first, second = stacks.once(jnp.stack([_filled(decay, jnp.maximum(steps, 1)) for decay in (b1, b2)]))
+        first, second = once(jnp.stack([_filled(decay, jnp.maximum(steps, 1)) for decay in (b1, b2)]))
 
         def adam(config: Array, direction: Array, root: Array) -> tuple[Array, Array, Array]:
             if not jnp.issubdtype(config.dtype, jnp.floating):

@@ -17,7 +17,7 @@ from jaxtyping import Array, Float, PyTree
 
 from mtlgrad_jax import stacks
 from mtlgrad_jax._core.checks import Number, as_array, check_flag, check_function, check_number
-from mtlgrad_jax._core.control import map_leaves
+from mtlgrad_jax._core.control import map_leaves, once
 from mtlgrad_jax._core.joined import draw_like
 from mtlgrad_jax._core.method import check_transformation, reject_masked, skip_together
 from mtlgrad_jax._core.paper import Paper
@@ -148,7 +148,7 @@ def samo(
 
             return jnp.sign(at(probe) - at(-probe))
 
-        signs = stacks.once(each_task(sign, (np.arange(K), probes), "auto"))
+        signs = once(each_task(sign, (np.arange(K), probes), "auto"))
         rows = map_leaves(lambda g: _repeat(g, K), mean_grad)
         rows = _put(rows, drawn, _rows(_pick(mean_grad, drawn), probes, signs, beta))
         groups = [(cut(rows, labels, label), cut(params, labels, label)) for label in dict.fromkeys(labels)]
