@@ -1,5 +1,6 @@
 """What programs for a GPU compute in their own way: the solvers try all sets of tasks at once for up to eight tasks."""
 
+import families
 import harness
 import jax
 import numpy as np
@@ -24,6 +25,19 @@ def gpu():
 def test_solver(solver, K_and_P, dtype, gpu):  # noqa: F811
     for _, M in test_solvers.cases(*K_and_P, dtype):
         CHECKS[solver](M)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "family", "P", "draw"),
+    [
+        ("float64", "proportional_integers", 8, 30055),  # a singular set had the best value, and a wrong multiplier
+        ("float64", "rank_one", 1000, 30023),
+        ("float32", "scales", 3, 30133),  # a point too long for its length to be known
+    ],
+)
+def test_where_cagrad_chose_a_wrong_piece(dtype, family, P, draw, gpu):  # noqa: F811
+    with jax.enable_x64(dtype == "float64"):
+        CHECKS["max_min"](families.gramian(families.stack(family, 5, P, draw), dtype))
 
 
 @pytest.mark.nightly

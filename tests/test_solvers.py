@@ -264,6 +264,7 @@ FOUND = [
     ("alpha_fair", "float64", "scales", 9, 3, 20125),
     ("alpha_fair", "float64", "scales", 64, 2, 20007),
     ("alpha_fair", "float64", "proportional", 64, 3, 20044),
+    ("conic", "float64", "scales", 3, 5, 7),  # two roundings of one number: outside the cone, and on it
 ]
 
 
