@@ -225,9 +225,9 @@ def _every_piece(program: _Program) -> tuple[Array, Array, Array]:
     rho = jax.vmap(program.ahead)(t, q)
     t = solved((rho[:, None] - b[None])[:, :, None])[:, :, 0]  # more precise than their sum
     points = jax.vmap(program.inside)(jnp.maximum(t + jax.vmap(program.ahead)(t, q)[:, None] * q, 0))
+    points = once(points)  # on a singular set rounding decides: what is judged must be what is returned
     gaps = jax.vmap(lambda t: program.gap(t, t))(points)
-    best = jnp.argmin(jnp.where(jnp.isfinite(gaps), gaps, jnp.inf))
-    t = once(points[best])  # rounded differently in each use, it could leave the ball
+    t = points[jnp.argmin(jnp.where(jnp.isfinite(gaps), gaps, jnp.inf))]
     near = nonnegative_qp(M, -b, rows)[0].value
     return t, jnp.where(program.norm(near) < C, near, 0), jnp.asarray(2)
 
