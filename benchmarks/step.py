@@ -280,15 +280,19 @@ def theirs(name: str, num_tasks: int, rounds: int) -> list[Row]:
     return [row(PEER, form, time, memory, plain, plain_memory) for form, (time, plain, memory) in found.items()]
 
 
+def three_digits(number: float) -> str:
+    return f"{number:.0f}" if number >= 100 else f"{number:#.3g}"
+
+
 def pivot(rows: list[Row]) -> list[list[str]]:
     """The rows of a network and K as a table, heading first."""
     heading = ["{network}, K = {num_tasks}".format(**rows[0]), "ms", "plain steps", "limit", "MB", "times plain"]
     lines = []
     for row in rows:
         limit = f"{row['limit']:.2f}" if row.get("limit") else ""
-        numbers = [f"{row['milliseconds']:#.3g}", f"{row['time_over_plain']:.2f}", limit]
-        numbers += [f"{row['megabytes']:#.3g}", f"{row['memory_over_plain']:.2f}"]
-        lines.append([f"{row['framework']}: {row['step']}", *(number.rstrip(".") for number in numbers)])
+        numbers = [three_digits(row["milliseconds"]), f"{row['time_over_plain']:.2f}", limit]
+        numbers += [three_digits(row["megabytes"]), f"{row['memory_over_plain']:.2f}"]
+        lines.append([f"{row['framework']}: {row['step']}", *numbers])
     return [heading, *lines]
 
 
