@@ -60,26 +60,6 @@ def test_no_gradient(dtype, gpu):  # noqa: F811
     test_solvers.test_no_gradient_gives_finite_weights(5, dtype)
 
 
-def loops(function, K, platform):
-    """The loops of the program for a platform, which need not be at hand."""
-    exported = jax.export.export(jax.jit(function), platforms=[platform])(np.eye(K, dtype="float32"))
-    return exported.mlir_module().count("stablehlo.while")
-
-
-@pytest.mark.parametrize(
-    "solve",
-    [
-        solvers.min_norm,
-        lambda M: solvers.project_rows(M, M[0]),
-        lambda M: solvers.max_min_direction(M, M[0, 0], M[0] >= 0),
-        lambda M: solvers.progress_direction(M, 0, M[0]),
-    ],
-)
-def test_few_tasks_take_no_loop(solve):
-    assert [loops(solve, K, "cuda") > 0 for K in (3, 8, 9)] == [False, False, True]
-    assert [loops(solve, K, "cpu") > 0 for K in (3, 4, 5)] == [False, False, True]
-
-
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 @pytest.mark.parametrize("K", [3, 5])
 def test_a_gramian_that_is_not_finite_is_not_called_solved(K, bad, gpu):

@@ -826,6 +826,26 @@ def test_jit_vmap_and_scan_agree_with_eager():
             np.testing.assert_allclose(n * value / size, n * expected / size, rtol=0, atol=1e-4)
 
 
+def loops(function, K, platform):
+    """The loops of the program for a platform, which need not be at hand."""
+    exported = jax.export.export(jax.jit(function), platforms=[platform])(np.eye(K, dtype="float32"))
+    return exported.mlir_module().count("stablehlo.while")
+
+
+@pytest.mark.parametrize(
+    "solve",
+    [
+        solvers.min_norm,
+        lambda M: solvers.project_rows(M, M[0]),
+        lambda M: solvers.max_min_direction(M, M[0, 0], M[0] >= 0),
+        lambda M: solvers.progress_direction(M, 0, M[0]),
+    ],
+)
+def test_few_tasks_take_no_loop(solve):
+    assert [loops(solve, K, "cuda") > 0 for K in (3, 8, 9)] == [False, False, True]
+    assert [loops(solve, K, "cpu") > 0 for K in (3, 4, 5)] == [False, False, True]
+
+
 ARGUMENTS = {
     "min_norm": (np.ones(7, bool),),
     "capped_min_norm": (np.float32(0.3), np.ones(7, bool)),

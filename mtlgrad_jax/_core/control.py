@@ -83,7 +83,7 @@ def map_leaves(function: Callable[..., Any], tree: PyTree, *rest: PyTree) -> PyT
 @jax.custom_jvp
 @jax.jit
 def once(value: Array) -> Array:
-    """Return a value of at most K×K numbers unchanged, but make XLA compute it only once.
+    """Return a small array unchanged, but make XLA compute it only once.
 
     XLA duplicates a chain of cheap operations into every loop that uses its result. A chain over all leaves, duplicated
     into at least one loop per leaf, takes quadratic compile time; and each use may see another rounding. XLA does not

@@ -39,8 +39,9 @@ def for_few(K: int, at_once: Callable[..., Any], search: Callable[..., Any], *ar
 def by_sets(C: Float[Array, "K K"], allowed: Bool[Array, " K"]) -> Solve:
     """Return a function that solves C x = r on every set of variables, with x zero elsewhere.
 
-    It takes one right-hand side, or one for each set, and returns a list: the first solution, biased by the shift, and
-    the solution after each repetition. On singular sets a repetition may drift along the null space.
+    It takes right-hand sides, with a leading axis of length 1 or one entry for each set, and returns a list: the first
+    solution, biased by the shift, and the solution after each repetition. On singular sets a repetition may drift along
+    the null space.
 
     Args:
       C: the matrix, zero outside the allowed variables.
@@ -55,7 +56,6 @@ def by_sets(C: Float[Array, "K K"], allowed: Bool[Array, " K"]) -> Solve:
         return jnp.where(sets[:, :, None], jsl.cho_solve((factor, True), jnp.where(sets[:, :, None], r, 0)), 0)
 
     def solve(r: Array) -> list[Array]:
-        r = r if r.ndim == 3 else r[None]
         found = [solve_once(r)]
         for _ in range(REPEATS):
             found.append(found[-1] + solve_once(r - C @ found[-1]))

@@ -100,8 +100,8 @@ def _rise(q: Float[Array, " K"], y: Float[Array, " K"]) -> Float[Array, ""]:
 def _every_set(
     C: Float[Array, "K K"], q: Float[Array, " K"], allowed: Bool[Array, " K"], *_: Array
 ) -> tuple[Float[Array, " K"], Float[Array, ""], Int[Array, ""]]:
-    """Return the shortest of the points that meet the conditions, its residual, and 1 step."""
-    points = jnp.maximum(jnp.concatenate(by_sets(C, allowed)(q[:, None]))[:, :, 0], 0)
+    """Return the shortest point that meets the conditions, or else that with the least residual; its residual; 1."""
+    points = jnp.maximum(jnp.concatenate(by_sets(C, allowed)(q[None, :, None]))[:, :, 0], 0)
     residuals = jax.vmap(lambda y: jnp.maximum(_residual(C, q, y), _rise(q, y)))(points)
     residuals = jnp.where(jnp.isfinite(residuals), residuals, jnp.inf)
     solves = residuals <= _accuracy(C) / 4
