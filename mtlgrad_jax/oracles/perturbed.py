@@ -12,7 +12,7 @@ from mtlgrad_jax import stacks
 from mtlgrad_jax._core.checks import Number, check_flag, check_number
 from mtlgrad_jax._core.control import map_leaves, once
 from mtlgrad_jax._core.trees import Labels, cut, flag_leaves, merge
-from mtlgrad_jax.oracles.losses import bind, check_oracle, flatten_losses, loss_of
+from mtlgrad_jax.oracles.losses import bind, check_averaged, check_oracle, flatten_losses, loss_of
 from mtlgrad_jax.oracles.task_value_and_grad import Strategy, check_strategy, each_task, task_value_and_grad
 
 
@@ -127,7 +127,13 @@ def perturbed_task_grad(
 
         def row(i: Any, move: list[Array]) -> list[Array]:
             moved = [leaf + step.astype(leaf.dtype) for leaf, step in zip(floating, move, strict=True)]
-            return jax.grad(lambda leaves: loss_of(function(leaves)[0], i))(moved)
+
+            def value(leaves: list[Array]) -> Array:
+                losses = function(leaves)[0]
+                check_averaged(losses, leaves)
+                return loss_of(losses, i)
+
+            return jax.grad(value)(moved)
 
         rows = each_task(row, (np.arange(K), moves), strategy)
         return rest.fill(rows, leading=(K,))

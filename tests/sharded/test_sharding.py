@@ -227,3 +227,30 @@ def test_a_jacobian_inside_shard_map_needs_averages_that_are_tracked(mesh, rows)
         run(losses_fn)
     with pytest.raises(ValueError, match="needs check_vma=True"):
         run(averaged_fn, check_vma=False)
+
+
+@pytest.mark.parametrize("named", [True, False])
+@pytest.mark.parametrize("perturbed", [True, False])
+def test_a_stack_inside_shard_map_needs_averaged_losses(mesh, named, perturbed):
+    def losses_fn(w, x):
+        losses = {"b": jnp.mean((x @ w) ** 2), "a": jnp.mean(jnp.sin(x @ w))}
+        return losses if named else jnp.stack([losses["a"], losses["b"]])
+
+    def averaged_fn(w, x):
+        return jax.lax.pmean(losses_fn(w, x), mesh.axis_names)
+
+    w, x = jnp.asarray([0.3, -1.0]), jnp.asarray(np.random.default_rng(0).normal(size=(16, 2)), jnp.float32)
+    moves = jnp.asarray([[0.1, 0.0], [0.0, 0.1]])
+
+    def grads(function, w, x):
+        if perturbed:
+            return mtl.perturbed_task_grad(function)(w, moves, x)
+        return mtl.task_value_and_grad(function)(w, x)[1]
+
+    def run(function):
+        specs = {"in_specs": (S(), S(mesh.axis_names)), "out_specs": S()}
+        return jax.jit(jax.shard_map(lambda w, x: grads(function, w, x), mesh=mesh, **specs))(w, x)
+
+    np.testing.assert_allclose(run(averaged_fn), grads(losses_fn, w, x), rtol=1e-5)
+    with pytest.raises(ValueError, match=r"`losses_fn` must return the same losses .* Average them"):
+        run(losses_fn)
