@@ -7,7 +7,9 @@ A plain step is one backward pass of the mean loss and a step of SGD, in the sam
 for every task. All steps go from a batch to new parameters; `upgrad` weighs the gradients of the trunk. Ours are one
 compiled program each:
 
-- stacked: `task_value_and_grad`; heads get their own gradient,
+- stacked: `task_value_and_grad(strategy="unrolled")`, the default for up to 8 tasks; heads get their own gradient,
+- stacked, looped: the same with `strategy=1`,
+- stacked, vmap: the same with `strategy="vmap"`, the default for more tasks,
 - features: `linearize_features`; K cotangents go through the trunk only,
 - bound: `linearize_features(bound=True)`, weights from the features' gradients,
 - not stored: `linearize`, at the memory of a single backward pass,
@@ -52,7 +54,7 @@ WIDTH, LAYERS, ATTENTION_HEADS = {"mlp": 512, "transformer": 256}, {"mlp": 3, "t
 OURS, PEER, PLAIN = "mtlgrad_jax", "TorchJD", "plain"
 THEIRS = ("autojac", "autojac one by one", "autogram")
 COLUMNS = ("network", "num_tasks", "framework", "step", "milliseconds", "megabytes", "time_over_plain")
-COLUMNS += ("memory_over_plain", "limit")
+COLUMNS += ("memory_over_plain", "limit", "compile_seconds")
 LIMITS: dict[str, Callable[[int], float]] = {
     "stacked": lambda K: 1.25 * (1 + 2 * K) / 3,
     "bound": lambda K: 1.4,
@@ -143,8 +145,8 @@ def our_steps(net: Network, num_tasks: int) -> dict[str, tuple[Any, Callable[...
     def plain(params: Any, state: Any, batch: Any) -> tuple[Any, Any]:
         return jax.grad(lambda p: sum(net.losses_fn(p, batch).values()) / num_tasks)(params), state
 
-    def stacked(params: Any, state: Any, batch: Any) -> tuple[Any, Any]:
-        losses, grads = mtl.task_value_and_grad(net.losses_fn)(params, batch)
+    def stacked(params: Any, state: Any, batch: Any, *, strategy: Any) -> tuple[Any, Any]:
+        losses, grads = mtl.task_value_and_grad(net.losses_fn, strategy=strategy)(params, batch)
         return method.update(grads, state, params, losses=losses)
 
     def features(params: Any, state: Any, batch: Any, *, bound: bool) -> tuple[Any, Any]:
@@ -156,7 +158,9 @@ def our_steps(net: Network, num_tasks: int) -> dict[str, tuple[Any, Callable[...
 
     return {
         PLAIN: ((), plain),
-        "stacked": (state, stacked),
+        "stacked": (state, partial(stacked, strategy="unrolled")),
+        "stacked, looped": (state, partial(stacked, strategy=1)),
+        "stacked, vmap": (state, partial(stacked, strategy="vmap")),
         "features": (state, partial(features, bound=False)),
         "bound": (state, partial(features, bound=True)),
         "not stored": (state, partial(not_stored, method=method)),
@@ -167,7 +171,7 @@ def our_steps(net: Network, num_tasks: int) -> dict[str, tuple[Any, Callable[...
 def ours(name: str, num_tasks: int, rounds: int) -> list[Row]:
     """The rows of this library."""
     net = network(name, num_tasks)
-    programs = {}
+    programs, seconds = {}, {}
     for form, (state, gradient_of) in our_steps(net, num_tasks).items():
 
         def step(params: Any, state: Any, batch: Any, gradient_of: Callable = gradient_of) -> tuple[Any, Any]:
@@ -175,8 +179,9 @@ def ours(name: str, num_tasks: int, rounds: int) -> list[Row]:
             return jax.tree.map(lambda p, g: p - RATE * g, params, gradient), state
 
         carry = jax.tree.map(jnp.copy, (net.params, state))
+        start = time.perf_counter()
         program = jax.jit(step, donate_argnums=(0, 1)).lower(*carry, net.batch).compile()
-        programs[form] = program, carry
+        programs[form], seconds[form] = (program, carry), time.perf_counter() - start
     times: dict[str, list[float]] = {form: [] for form in programs}
     for _ in range(rounds):
         for form, (program, carry) in programs.items():
@@ -191,7 +196,10 @@ def ours(name: str, num_tasks: int, rounds: int) -> list[Row]:
         for form, (program, _) in programs.items()
     }
     limits = {form: limit(num_tasks) for form, limit in LIMITS.items()}
-    return [row(OURS, form, *found[form], *found[PLAIN]) | {"limit": limits.get(form)} for form in found]
+    return [
+        row(OURS, form, *found[form], *found[PLAIN]) | {"limit": limits.get(form), "compile_seconds": seconds[form]}
+        for form in found
+    ]
 
 
 def row(
@@ -286,12 +294,14 @@ def three_digits(number: float) -> str:
 
 def pivot(rows: list[Row]) -> list[list[str]]:
     """The rows of a network and K as a table, heading first."""
-    heading = ["{network}, K = {num_tasks}".format(**rows[0]), "ms", "plain steps", "limit", "MB", "times plain"]
+    heading = ["{network}, K = {num_tasks}".format(**rows[0])]
+    heading += ["ms", "plain steps", "limit", "MB", "times plain", "compile (s)"]
     lines = []
     for row in rows:
         limit = f"{row['limit']:.2f}" if row.get("limit") else ""
         numbers = [three_digits(row["milliseconds"]), f"{row['time_over_plain']:.2f}", limit]
         numbers += [three_digits(row["megabytes"]), f"{row['memory_over_plain']:.2f}"]
+        numbers.append(f"{row['compile_seconds']:.1f}" if "compile_seconds" in row else "")
         lines.append([f"{row['framework']}: {row['step']}", *numbers])
     return [heading, *lines]
 
@@ -319,7 +329,8 @@ def draw(rows: list[Row]) -> Figure:
             tasks = [r["num_tasks"] for r in own]
             color = COLORS[i % len(COLORS)] if framework == OURS else GREYS[i % len(GREYS)]
             style: dict[str, Any] = {"color": color, "marker": MARKERS[i % len(MARKERS)]}
-            style |= {"linestyle": "-" if framework == OURS else "--", "label": f"{framework}: {form}"}
+            line = "--" if framework != OURS else "-" if i < len(COLORS) else ":"
+            style |= {"linestyle": line, "label": f"{framework}: {form}"}
             if form != PLAIN:
                 axes[0, column].plot(tasks, [r["time_over_plain"] for r in own], **style)
             axes[1, column].plot(tasks, [r["megabytes"] for r in own], **style)

@@ -667,9 +667,8 @@ def _product(a: Array, b: Array, rows: Array | None, columns: Array | None, *, b
     whole, rest = divmod(a.shape[1], block)
     products = [runs(whole * block, rest)] if rest else []
     if whole:
-        first = runs(0, block)
-        sums = tuple(jnp.stack([first, jnp.zeros_like(first)]))
-        products += lax.fori_loop(1, whole, lambda i, sums: _two_sum(sums, runs(i * block, block)), sums)
+        zero = jnp.zeros_like(runs(0, block))  # varies over the same mesh axes
+        products += lax.fori_loop(0, whole, lambda i, sums: _two_sum(sums, runs(i * block, block)), (zero, zero))
     return _pairwise(lax.add, [product.sum(axis=0) for product in products] or [jnp.zeros((len(a), len(b)))])
 
 

@@ -342,6 +342,15 @@ def test_gramian_under_vmap_and_scan():
     np.testing.assert_allclose(together, one_by_one, rtol=1e-5, atol=1e-3)
 
 
+def test_shards_of_a_mesh_of_one_device():
+    """As in a script for many devices that runs on a laptop."""
+    mesh, grads = jax.make_mesh((1,), ("d",)), jax.random.normal(jax.random.key(0), (2, 3 * _BLOCK))
+    split = jax.device_put(grads, NamedSharding(mesh, PartitionSpec(None, "d")))
+    specs = {"in_specs": PartitionSpec(None, "d"), "out_specs": PartitionSpec()}
+    gramian = jax.shard_map(lambda grads: stacks.gramian(grads, axis_name="d"), mesh=mesh, **specs)
+    np.testing.assert_allclose(jax.jit(gramian)(split), stacks.gramian(grads), rtol=1e-6)
+
+
 def test_the_leaf_is_named():
     with pytest.raises(ValueError, match=r"`task_grads` must.*leaf \['b'\]\['c'\] has 2 rows, leaf \['a'\] has 3"):
         stacks.num_tasks({"a": jnp.ones((3, 2)), "b": {"c": jnp.ones((2, 2))}})

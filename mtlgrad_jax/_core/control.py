@@ -4,7 +4,7 @@ Outside jit, JAX would compile the closures of its control flow again on every c
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -48,8 +48,20 @@ def loop(function: Callable[..., Any], stacked: PyTree, at_once: int = 1, *, unr
 
     count = len(jax.tree.leaves(stacked)[0])
     if at_once == 1:
-        return map_leaves(lambda *parts: jnp.stack(parts), *map(row, range(count)))
+        return stack_rows([row(i) for i in range(count)])
     return map_leaves(lambda *parts: jnp.concatenate(parts), *map(rows, range(0, count, at_once)))
+
+
+def stack_rows(rows: Sequence[PyTree]) -> PyTree:
+    """Return trees stacked along a new leading axis."""
+
+    def stacked(*rows: PyTree, blocked: bool) -> PyTree:
+        if not blocked:
+            return map_leaves(lambda *parts: jnp.stack(parts), *rows)
+        # In the shape that Gramians read: XLA:CPU stores every shape in which a stack of rows is read.
+        return map_leaves(lambda *parts: jnp.stack([*map(jnp.ravel, parts)]).reshape(-1, *parts[0].shape), *rows)
+
+    return by_platform(stacked, *rows) if isinstance(jnp.zeros(()), jax.core.Tracer) else stacked(*rows, blocked=False)
 
 
 def repeat(start: Any, stop: int, function: Callable[[Any, Any], Any], carry: Any, *, unrolled: bool = False) -> Any:

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
 from mtlgrad_jax._core.checks import check_choice, check_count
-from mtlgrad_jax._core.control import loop
+from mtlgrad_jax._core.control import loop, stack_rows
 from mtlgrad_jax.oracles.losses import Argnums, bind, check_averaged, check_oracle, flatten_losses
 
 Strategy = Literal["auto", "vmap", "unrolled"] | int
@@ -109,4 +109,4 @@ def _entry_by_entry(function: Callable[[list[Array]], PyTree], floating: list[Ar
     def row(i: int) -> list[Array]:
         return jax.grad(lambda leaves: jax.tree.leaves(function(leaves))[i])(floating)
 
-    return jax.tree.map(lambda *rows: jnp.stack(rows), *map(row, range(num_tasks)))
+    return stack_rows([row(i) for i in range(num_tasks)])

@@ -239,3 +239,23 @@ def test_one_task():
             [[20]],
             [[20]],
         )
+
+
+@pytest.mark.parametrize(("num_tasks", "named"), [(2, True), (8, True), (8, False)])
+def test_a_step_holds_the_stack_once_beside_its_rows(num_tasks, named):
+    size = 256
+    params, inputs = normal(0, size, size), normal(1, 32, size)
+
+    def losses_fn(params):
+        outputs = jnp.tanh(inputs @ params)
+        losses = [jnp.mean(outputs[:, i::num_tasks] ** (1 + i % 3)) for i in range(num_tasks)]
+        return {str(i): loss for i, loss in enumerate(losses)} if named else jnp.stack(losses)
+
+    method = mtl.mgda()
+
+    def step(params, state):
+        losses, grads = mtl.task_value_and_grad(losses_fn)(params)
+        return method.update(grads, state, params, losses=losses)
+
+    memory = jax.jit(step).lower(params, method.init(params)).compile().memory_analysis()
+    assert memory.temp_size_in_bytes <= 2.1 * num_tasks * params.nbytes
