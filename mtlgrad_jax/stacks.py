@@ -667,7 +667,7 @@ def _product(a: Array, b: Array, rows: Array | None, columns: Array | None, *, b
     whole, rest = divmod(a.shape[1], block)
     products = [runs(whole * block, rest)] if rest else []
     if whole:
-        zero = jnp.zeros_like(runs(0, block))  # varies over the same mesh axes
+        zero = jnp.zeros_like(runs(0, block))  # of the products' type, also inside shard_map
         products += lax.fori_loop(0, whole, lambda i, sums: _two_sum(sums, runs(i * block, block)), (zero, zero))
     return _pairwise(lax.add, [product.sum(axis=0) for product in products] or [jnp.zeros((len(a), len(b)))])
 

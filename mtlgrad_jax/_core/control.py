@@ -58,8 +58,10 @@ def stack_rows(rows: Sequence[PyTree]) -> PyTree:
     def stacked(*rows: PyTree, blocked: bool) -> PyTree:
         if not blocked:
             return map_leaves(lambda *parts: jnp.stack(parts), *rows)
-        # In the shape that Gramians read: XLA:CPU stores every shape in which a stack of rows is read.
-        return map_leaves(lambda *parts: jnp.stack([*map(jnp.ravel, parts)]).reshape(-1, *parts[0].shape), *rows)
+        # Flat, as Gramians read it: XLA:CPU stores a copy of the stack for every shape in which it is read.
+        return map_leaves(
+            lambda *parts: jnp.stack([*map(jnp.ravel, parts)]).reshape(len(parts), *parts[0].shape), *rows
+        )
 
     return by_platform(stacked, *rows) if isinstance(jnp.zeros(()), jax.core.Tracer) else stacked(*rows, blocked=False)
 

@@ -259,3 +259,29 @@ def test_a_step_holds_the_stack_once_beside_its_rows(num_tasks, named):
 
     memory = jax.jit(step).lower(params, method.init(params)).compile().memory_analysis()
     assert memory.temp_size_in_bytes <= 2.1 * num_tasks * params.nbytes
+
+
+def test_leaves_without_entries_and_losses_of_two_dtypes():
+    def losses_fn(params):
+        return {"a": jnp.sum(params["w"] ** 2), "b": jnp.sum(params["w"]).astype(jnp.bfloat16)}
+
+    with jax.numpy_dtype_promotion("strict"):
+        _, grads = jax.jit(mtl.task_value_and_grad(losses_fn))({"w": jnp.ones(2), "none": jnp.zeros((0, 3))})
+    chex.assert_trees_all_equal(grads, {"w": jnp.asarray([[2.0, 2.0], [1.0, 1.0]]), "none": jnp.zeros((2, 0, 3))})
+
+
+def test_a_mesh_of_one_device():
+    mesh = jax.make_mesh((1,), ("d",))
+    params, inputs = normal(0, 3), normal(1, 8, 3)
+
+    def losses_fn(params, inputs):
+        outputs = inputs @ params
+        return {"a": jnp.mean(outputs**2), "b": jnp.mean(jnp.sin(outputs))}
+
+    def averaged(params, inputs):
+        return jax.lax.pmean(losses_fn(params, inputs), "d")
+
+    specs = {"in_specs": (jax.P(), jax.P("d")), "out_specs": jax.P()}
+    split = jax.device_put(inputs, jax.NamedSharding(mesh, jax.P("d")))
+    found = jax.jit(jax.shard_map(mtl.task_value_and_grad(averaged), mesh=mesh, **specs))(params, split)
+    chex.assert_trees_all_close(found, mtl.task_value_and_grad(losses_fn)(params, inputs), rtol=1e-6)

@@ -231,7 +231,8 @@ def test_a_jacobian_inside_shard_map_needs_averages_that_are_tracked(mesh, rows)
 
 @pytest.mark.parametrize("named", [True, False])
 @pytest.mark.parametrize("perturbed", [True, False])
-def test_a_stack_inside_shard_map_needs_averaged_losses(mesh, named, perturbed):
+@pytest.mark.parametrize("strategy", ["unrolled", "vmap", 1])
+def test_a_stack_inside_shard_map_needs_averaged_losses(mesh, named, perturbed, strategy):
     def losses_fn(w, x):
         losses = {"b": jnp.mean((x @ w) ** 2), "a": jnp.mean(jnp.sin(x @ w))}
         return losses if named else jnp.stack([losses["a"], losses["b"]])
@@ -244,8 +245,8 @@ def test_a_stack_inside_shard_map_needs_averaged_losses(mesh, named, perturbed):
 
     def grads(function, w, x):
         if perturbed:
-            return mtl.perturbed_task_grad(function)(w, moves, x)
-        return mtl.task_value_and_grad(function)(w, x)[1]
+            return mtl.perturbed_task_grad(function, strategy=strategy)(w, moves, x)
+        return mtl.task_value_and_grad(function, strategy=strategy)(w, x)[1]
 
     def run(function):
         specs = {"in_specs": (S(), S(mesh.axis_names)), "out_specs": S()}

@@ -11,9 +11,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from mtlgrad_jax._core.checks import check_choice
+from mtlgrad_jax._core.control import repeat
 from mtlgrad_jax._core.method import Gramian, Method, Weights, from_kernel
 from mtlgrad_jax._core.paper import Paper
-from mtlgrad_jax._core.random import Key, Seed, check_key, draw_key, draw_orders, make_key
+from mtlgrad_jax._core.random import Key, Seed, check_key, draw_key, draw_orders, make_key, places
 from mtlgrad_jax._core.row import HOMOGENEOUS, LINEAR, PERMUTATION, Row
 from mtlgrad_jax._core.weights import Present
 
@@ -66,14 +67,18 @@ def _projections(gramian: Gramian, orders: Int[Array, "K K"]) -> Float[Array, "K
     """Return the coefficients of every projected gradient; gradient i visits the tasks in the order of row i."""
 
     def project(i: Array, order: Array) -> Array:
-        def visit(step: Array | int, coefficients: Array) -> Array:
-            j = order[step]
-            inner, square = gramian[j] @ coefficients, gramian[j, j]
-            conflict = (inner < 0) & (j != i) & (square > 0)
-            return coefficients.at[j].add(-jnp.where(conflict, inner / jnp.where(square > 0, square, 1), 0))
+        rows, own = gramian[order][:, order], order == i
 
-        own = jnp.zeros(len(order), gramian.dtype).at[i].set(1)
-        return jax.lax.fori_loop(0, len(order), visit, own, unroll=len(order) <= _UNROLLED)
+        def visit(j: Array | int, carry: tuple[Array, Array]) -> tuple[Array, Array]:
+            coefficients, products = carry  # products of the projected gradient with all gradients
+            inner, square = products[j], rows[j, j]
+            conflict = (inner < 0) & ~own[j] & (square > 0)
+            change = -jnp.where(conflict, inner / jnp.where(square > 0, square, 1), 0)
+            return coefficients + jnp.where(jnp.arange(len(order)) == j, change, 0), products + change * rows[j]
+
+        start = own.astype(rows.dtype), gramian[i][order]
+        coefficients, _ = repeat(0, len(order), visit, start, unrolled=len(order) <= _UNROLLED)
+        return coefficients[places(order)]
 
     return jax.vmap(project)(jnp.arange(len(orders)), orders)
 
