@@ -33,7 +33,7 @@ class Info(NamedTuple):
     steps: Int[Array, ""]  #: solver steps taken
     result: Int[Array, ""]  #: a key of RESULTS
     fallbacks: Int[Array, ""]  #: updates so far that used another gradient in place of the method's
-    skipped: Int[Array, ""]  #: updates so far that were zero because something was not finite
+    skipped: Int[Array, ""]  #: updates so far that were zero: not finite, or a loss outside the domain
 
 
 def first_info() -> Info:

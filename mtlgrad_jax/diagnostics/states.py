@@ -35,7 +35,7 @@ def metrics(opt_state: PyTree) -> dict[str, Array]:
       - steps: steps that the solver took.
       - result: outcome of the step, a key of `RESULTS`.
       - fallbacks: updates so far that used another gradient in place of the method's.
-      - skipped: updates so far that were zero because something was not finite.
+      - skipped: updates so far that were zero because something was not finite, or a loss outside the domain.
 
       Entries of absent tasks are zero. `grouped` has the last five for each group.
 

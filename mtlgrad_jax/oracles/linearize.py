@@ -312,10 +312,11 @@ def linearize(
 ) -> TaskJacobian:
     """Run `losses_fn` forward once and return its Jacobian as an operator.
 
-    The Gramian takes 2K passes and the weighted sum one, with the memory of a single backward pass. JAX must be able to
-    transpose a backward pass of your own (custom_vjp): it must be linear in its cotangent, without clipping or kernels.
-    `rows` instead holds that many gradients at a time, for Gramian, sum and pushforward. This needs no transpose, and
-    products of gradients are accurate to float32 with 16-bit losses and with the default precision of GPUs and TPUs.
+    The Gramian takes 2K passes and the weighted sum one. They run one after the other, so memory does not grow with
+    K. JAX must be able to transpose a backward pass of your own (custom_vjp): it must be linear in its cotangent,
+    without clipping or kernels. `rows` instead computes that many gradients at a time, for Gramian, sum and
+    pushforward. This needs no transpose, and products of gradients are accurate to float32 with 16-bit losses and
+    with the default precision of GPUs and TPUs.
 
     Inside `jax.shard_map`, average the losses over the devices that share the batch, `jax.lax.pmean(losses, axis)`, and
     leave `check_vma` on.
@@ -325,8 +326,8 @@ def linearize(
       *args: its arguments.
       argnums: arguments to differentiate with respect to. Leaves that are not floating get zero gradients.
       has_aux: whether `losses_fn` returns (losses, aux).
-      rows: number b of gradients held at a time: the Gramian then costs K + K(K/b - 1)/2 backward passes and the sum K,
-        with the memory of 2b gradients. None: one backward pass at a time, through the transpose.
+      rows: number b of gradients computed at a time: the Gramian then costs K + K(K/b - 1)/2 backward passes and the
+        sum K, with the memory of 2b gradients. None: one backward pass at a time, through the transpose.
       **kwargs: its keyword arguments.
 
     Returns:

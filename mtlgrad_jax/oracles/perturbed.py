@@ -92,9 +92,9 @@ def perturbed_task_grad(
 ) -> Callable[..., PyTree]:
     """Return a function that gives each task's gradient at its own perturbation of the parameters.
 
-    This takes K forward and backward passes; when unrolled, each computes one task only. Anything `losses_fn` returns
-    besides the losses, such as BatchNorm statistics, is dropped: keep those of the clean pass. Use the same batch and
-    dropout key as in the clean pass.
+    This takes K forward and backward passes; when unrolled and with named losses, each computes one task only.
+    Anything `losses_fn` returns besides the losses, such as BatchNorm statistics, is dropped: keep those of the
+    clean pass. Use the same batch and dropout key as in the clean pass.
 
     Args:
       losses_fn: called as `losses_fn(params, *args, **kwargs)`; returns a (K,) array or a pytree of K scalars; with

@@ -31,9 +31,9 @@ def task_value_and_grad(
       has_aux: whether `losses_fn` returns (losses, aux).
       strategy: how the K backward passes run. "vmap": all at once. An int: that many at once, in a loop; 1 never uses
         vmap. "unrolled": one after the other; each entry of a pytree of losses is differentiated separately, so its
-        backward pass leaves out the other tasks' heads, and a NaN in one task's loss does not reach the other tasks'
-        gradients (this runs the forward pass once under jit, but K + 1 times without). "auto": "unrolled" for up to 8
-        tasks, "vmap" for more. With many named losses, "unrolled" runs fastest, but compiling takes longer.
+        backward pass leaves out what only other tasks use, such as their heads, and a NaN there does not reach it
+        (this runs the forward pass once under jit, but K + 1 times without). "auto": "unrolled" for up to 8 tasks,
+        "vmap" for more. With many named losses, "unrolled" runs fastest, but compiling takes longer.
 
     Returns:
       `f(*args, **kwargs) -> (losses, grads)`, or `((losses, aux), grads)`; the leaves of grads have shape

@@ -60,7 +60,8 @@ def nonnegative_qp(
       Q: symmetric, positive semidefinite up to rounding.
       q: linear term.
       allowed: the other variables are held at zero.
-      max_steps: maximum number of factorisations of a search, which few tasks do not need.
+      max_steps: maximum number of factorisations of a search, and of the interior-point method if that gives up. Few
+        tasks need neither.
       start: a point near the solution, for the search.
       passive: a guess of the passive set, used without `start`.
 

@@ -26,9 +26,10 @@ def skip_nonfinite_tasks(method: optax.GradientTransformation) -> Method:
     The same goes for a loss outside the method's domain: a loss <= 0 if the method takes its logarithm or divides by
     it, as for a task that has converged to zero loss.
 
-    The other tasks train as if the task were absent; its own state does not change. This helps if a NaN stays within
-    its task: with `task_value_and_grad` on named losses and `strategy="unrolled"`, or with a vmap over tasks. Otherwise
-    one NaN label makes every row NaN, all tasks are dropped and the update is zero.
+    The other tasks train as if the task were absent; its own state does not change. This helps if a NaN stays
+    within its task: with `task_value_and_grad` on named losses that are computed separately and
+    `strategy="unrolled"`, or with a vmap over tasks. Otherwise one NaN label makes every row NaN, all tasks are
+    dropped and the update is zero.
 
     With a TaskJacobian, it forms blocks of `rows` rows (see `linearize`), or single rows without `rows`. The latter
     takes K backward passes for the check, K for the sum, and K(K + 1)/2 for a Gramian.
