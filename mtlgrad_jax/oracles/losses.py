@@ -167,6 +167,13 @@ def at_leaf(path: Sequence[Any]) -> str:
     return f" at {leaf_name(path)}" if path else ""
 
 
+def count_losses(losses: PyTree) -> tuple[int, bool]:
+    """Return K from losses or their shapes, and whether they are separate, in a pytree, or in one array."""
+    leaves = jax.tree.leaves(losses)
+    separate = len(leaves) > 1 or leaves[0].ndim == 0
+    return (len(leaves) if separate else leaves[0].shape[0]), separate
+
+
 def flatten_losses(losses: PyTree) -> Array:
     """Return the K losses as (K,)."""
     leaves = jax.tree.leaves(losses)

@@ -12,8 +12,14 @@ from mtlgrad_jax import stacks
 from mtlgrad_jax._core.checks import Number, check_flag, check_number
 from mtlgrad_jax._core.control import map_leaves, once
 from mtlgrad_jax._core.trees import Labels, cut, flag_leaves, merge
-from mtlgrad_jax.oracles.losses import bind, check_averaged, check_oracle, flatten_losses, loss_of
-from mtlgrad_jax.oracles.task_value_and_grad import Strategy, check_strategy, each_task, task_value_and_grad
+from mtlgrad_jax.oracles.losses import bind, check_averaged, check_oracle, count_losses, loss_of
+from mtlgrad_jax.oracles.task_value_and_grad import (
+    Strategy,
+    check_strategy,
+    each_task,
+    is_unrolled,
+    task_value_and_grad,
+)
 
 
 def sam_perturbation(
@@ -101,7 +107,7 @@ def perturbed_task_grad(
         `has_aux`, a pair of losses and anything else.
       has_aux: whether `losses_fn` returns (losses, aux).
       strategy: "unrolled": one pass after the other. "vmap": all at once, each with all tasks' heads. An int: that
-        many at once. "auto": "unrolled" for up to 8 tasks, "vmap" for more.
+        many at once. "auto": as in `task_value_and_grad`.
 
     Returns:
       `f(params, perturbations, *args, **kwargs) -> task_grads`, where `perturbations` is a stack: row i is the gradient
@@ -121,7 +127,8 @@ def perturbed_task_grad(
         stacks.check_like("perturbations", perturbations, jax.tree.map(lambda leaf: jnp.asarray(leaf)[None], params))
         K = stacks.num_tasks(perturbations)
         moves = rest.pick(perturbations)
-        found = jax.eval_shape(lambda leaves: flatten_losses(function(leaves)[0]), floating).shape[0]
+        losses = jax.eval_shape(lambda leaves: function(leaves)[0], floating)
+        found, separate = count_losses(losses)
         if found != K:
             raise ValueError(f"`perturbations` must have one row per loss, {found}, got {K}.")
 
@@ -135,7 +142,7 @@ def perturbed_task_grad(
 
             return jax.grad(value)(moved)
 
-        rows = each_task(row, (np.arange(K), moves), strategy)
+        rows = each_task(row, (np.arange(K), moves), "unrolled" if is_unrolled(strategy, K, separate) else strategy)
         return rest.fill(rows, leading=(K,))
 
     return grad

@@ -9,14 +9,14 @@ from jaxtyping import Array, PyTree
 
 from mtlgrad_jax._core.checks import check_choice, check_count
 from mtlgrad_jax._core.control import loop, stack_rows
-from mtlgrad_jax.oracles.losses import Argnums, bind, check_averaged, check_oracle, flatten_losses
+from mtlgrad_jax.oracles.losses import Argnums, bind, check_averaged, check_oracle, count_losses, flatten_losses
 
 Strategy = Literal["auto", "vmap", "unrolled"] | int
 
-# Up to this many backward passes are written out one after the other. XLA:CPU then runs convolutions up to 2 times
-# faster than in a vmap and up to 20 times faster than in a loop; and named losses leave out the heads of other tasks.
-# The time to compile grows with the number of passes.
+# Up to this many backward passes are written out one after the other: XLA:CPU then runs convolutions up to 2 times
+# faster than in a vmap and up to 20 times faster than in a loop. The time to compile grows with the number of passes.
 UNROLLED_TASKS = 8
+UNROLLED_LOSSES = 40  # in a pytree: their passes leave out the heads of others (docs/training_step.md has times)
 
 
 def task_value_and_grad(
@@ -32,8 +32,9 @@ def task_value_and_grad(
       strategy: how the K backward passes run. "vmap": all at once. An int: that many at once, in a loop; 1 never uses
         vmap. "unrolled": one after the other; each entry of a pytree of losses is differentiated separately, so its
         backward pass leaves out what only other tasks use, such as their heads, and a NaN there does not reach it
-        (this runs the forward pass once under jit, but K + 1 times without). "auto": "unrolled" for up to 8 tasks,
-        "vmap" for more. With many named losses, "unrolled" runs fastest, but compiling takes longer.
+        (this runs the forward pass once under jit, but K + 1 times without). "auto": "unrolled" for up to 40 named
+        losses and up to 8 in an array, "vmap" for more. Compiling "unrolled" takes longer with every task, "vmap" and
+        loops do not.
 
     Returns:
       `f(*args, **kwargs) -> (losses, grads)`, or `((losses, aux), grads)`; the leaves of grads have shape
@@ -57,8 +58,8 @@ def task_value_and_grad(
         function, floating, rest = bind(losses_fn, args, kwargs, argnums, has_aux)
         losses, vjp, aux = jax.vjp(function, floating, has_aux=True)
         check_averaged(losses, floating)
-        K = jnp.size(losses) if isinstance(losses, jax.Array) else len(jax.tree.leaves(losses))
-        if is_unrolled(strategy, K) and not isinstance(losses, jax.Array):
+        K, separate = count_losses(losses)
+        if separate and is_unrolled(strategy, K, separate):
             del vjp  # and what it holds
             rows = _entry_by_entry(lambda leaves: function(leaves)[0], floating, K)
         else:
@@ -93,9 +94,10 @@ def each_task(row: Callable[..., Any], stacked: PyTree, strategy: Strategy) -> A
     return loop(row, stacked, strategy) if isinstance(strategy, int) else jax.vmap(row)(*stacked)
 
 
-def is_unrolled(strategy: Strategy, num_tasks: int) -> bool:
-    """Return whether the tasks' passes are written out one after the other."""
-    return strategy == "unrolled" or (strategy == "auto" and num_tasks <= UNROLLED_TASKS)
+def is_unrolled(strategy: Strategy, num_tasks: int, separate: bool = False) -> bool:
+    """Return whether the tasks' passes, which go through separate losses or not, are written out one by one."""
+    most = UNROLLED_LOSSES if separate else UNROLLED_TASKS
+    return strategy == "unrolled" or (strategy == "auto" and num_tasks <= most)
 
 
 def pull_rows(pull: Callable[[Array], list[Array]], losses: Array, strategy: Strategy) -> list[Array]:

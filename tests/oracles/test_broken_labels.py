@@ -60,6 +60,23 @@ def test_where_a_nan_label_goes(jit):
     assert clean_rows(grads_of(named, "unrolled")) == [False] * 3
 
 
+@pytest.mark.parametrize("oracle", [mtl.task_value_and_grad, mtl.perturbed_task_grad])
+def test_up_to_how_many_tasks_a_nan_stays_in_its_task_by_default(oracle):
+    def isolates(num_tasks):
+        scales = [jnp.nan if i == 1 else 1.0 + i for i in range(num_tasks)]
+
+        def losses_fn(w):
+            return {f"{i:02}": jnp.sum(w * scale) for i, scale in enumerate(scales)}
+
+        found = oracle(losses_fn)(jnp.ones(2), *(jnp.zeros((num_tasks, 2)),) * (oracle is mtl.perturbed_task_grad))
+        rows = found[1] if oracle is mtl.task_value_and_grad else found
+        clean = np.isfinite(rows).all(axis=1)
+        assert not clean[1]
+        return clean.sum() == num_tasks - 1
+
+    assert [isolates(K) for K in (2, 40, 41)] == [True, True, False]
+
+
 def test_a_nan_label_stays_in_its_task_under_vmap_over_data():
     def loss_fn(params, x, label):
         return jnp.mean((outputs(params, x)[:, 0] - label) ** 2)
