@@ -91,11 +91,6 @@ def draw_orders(draw: Array, order: str, num_tasks: int) -> Int[Array, "K K"]:
     return orders
 
 
-def places(order: Int[Array, " K"]) -> Int[Array, " K"]:
-    """Return the place of every task in an order."""
-    return jnp.zeros_like(order).at[order].set(jnp.arange(len(order), dtype=order.dtype))
-
-
 def check_key(key: Any) -> None:
     """Raise unless `key` is a seed, a typed key or a raw key of the default kind."""
     if isinstance(key, int) and not isinstance(key, bool):

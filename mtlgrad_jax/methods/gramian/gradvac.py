@@ -13,10 +13,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from mtlgrad_jax._core.checks import Number, check_choice, check_count, check_number
-from mtlgrad_jax._core.control import repeat
 from mtlgrad_jax._core.method import Gramian, Method, Weights, from_kernel
 from mtlgrad_jax._core.paper import Paper
-from mtlgrad_jax._core.random import Key, Seed, check_key, draw_key, draw_orders, make_key, places
+from mtlgrad_jax._core.random import Key, Seed, check_key, draw_key, draw_orders, make_key
 from mtlgrad_jax._core.row import HOMOGENEOUS, LINEAR, PERMUTATION, Row, num_tasks_only
 from mtlgrad_jax._core.tasks import accumulator_dtype
 
@@ -96,28 +95,28 @@ def _vaccinate(
     gramian: Gramian, i: Array, order: Array, target: Float[Array, " K"]
 ) -> tuple[Float[Array, " K"], Float[Array, " K"], Bool[Array, " K"], Bool[Array, " K"]]:
     """Return the coefficients of the corrected row i, its cosines on the way, which are defined, which changed it."""
-    K, eps = len(order), jnp.finfo(gramian.dtype).eps
-    rows, own, goals = gramian[order][:, order], order == i, jnp.clip(target[order], -1 + eps, 1 - eps)
-    sizes = jnp.sqrt(jnp.diagonal(rows))
+    K, eps, sizes = len(order), jnp.finfo(gramian.dtype).eps, jnp.sqrt(jnp.diagonal(gramian))
 
-    def visit(j: Array | int, carry: tuple) -> tuple:
+    def visit(step: Array | int, carry: tuple) -> tuple:
         coefficients, products, *seen = carry  # products of the corrected row with all rows
-        square, size, goal = coefficients @ products, sizes[j], goals[j]
+        j = order[step]
+        square, size, goal = coefficients @ products, sizes[j], jnp.clip(target[j], -1 + eps, 1 - eps)
         rounding = 4 * K * eps * (jnp.abs(coefficients) @ sizes) ** 2
         norm = jnp.sqrt(jnp.maximum(square, 0))
-        defined = (square > rounding) & (size > 0) & ~own[j]
+        defined = (square > rounding) & (size > 0) & (j != i)
         safe_norm, safe_size = jnp.where(defined, norm, 1), jnp.where(defined, size, 1)
         cosine = jnp.clip(products[j] / safe_norm / safe_size, -1, 1)
         below = defined & (cosine < goal)
         tangent = goal / jnp.sqrt((1 - goal) * (1 + goal))
         pull = safe_norm / safe_size * (tangent * jnp.sqrt((1 - cosine) * (1 + cosine)) - cosine)
-        change, here = jnp.where(below, pull, 0), jnp.arange(K) == j
+        change, here = jnp.where(below, pull, 0), jnp.arange(K) == j  # selecting takes fewer launches than scattering
         seen = [jnp.where(here, new, old) for old, new in zip(seen, (cosine, defined, below), strict=True)]
-        return coefficients + jnp.where(here, change, 0), products + change * rows[j], *seen
+        return coefficients + jnp.where(here, change, 0), products + change * gramian[j], *seen
 
-    start = own.astype(rows.dtype), gramian[i][order], jnp.zeros(K, rows.dtype), jnp.zeros(K, bool), jnp.zeros(K, bool)
-    coefficients, _, *seen = repeat(0, K, visit, start, unrolled=K <= _UNROLLED)
-    return coefficients[places(order)], *(entries[places(order)] for entries in seen)
+    none, nothing = jnp.zeros(K, bool), jnp.zeros(K, gramian.dtype)
+    start = nothing.at[i].set(1), gramian[i], nothing, none, none
+    coefficients, _, *seen = jax.lax.fori_loop(0, K, visit, start, unroll=K <= _UNROLLED)
+    return coefficients, *seen
 
 
 ROW = Row(

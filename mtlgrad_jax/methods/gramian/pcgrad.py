@@ -11,10 +11,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from mtlgrad_jax._core.checks import check_choice
-from mtlgrad_jax._core.control import repeat
 from mtlgrad_jax._core.method import Gramian, Method, Weights, from_kernel
 from mtlgrad_jax._core.paper import Paper
-from mtlgrad_jax._core.random import Key, Seed, check_key, draw_key, draw_orders, make_key, places
+from mtlgrad_jax._core.random import Key, Seed, check_key, draw_key, draw_orders, make_key
 from mtlgrad_jax._core.row import HOMOGENEOUS, LINEAR, PERMUTATION, Row
 from mtlgrad_jax._core.weights import Present
 
@@ -65,22 +64,21 @@ def pcgrad(
 @jax.jit
 def _projections(gramian: Gramian, orders: Int[Array, "K K"]) -> Float[Array, "K K"]:
     """Return the coefficients of every projected gradient; gradient i visits the tasks in the order of row i."""
+    tasks = jnp.arange(len(orders))
 
     def project(i: Array, order: Array) -> Array:
-        rows, own = gramian[order][:, order], order == i
-
-        def visit(j: Array | int, carry: tuple[Array, Array]) -> tuple[Array, Array]:
+        def visit(step: Array | int, carry: tuple[Array, Array]) -> tuple[Array, Array]:
             coefficients, products = carry  # products of the projected gradient with all gradients
-            inner, square = products[j], rows[j, j]
-            conflict = (inner < 0) & ~own[j] & (square > 0)
+            j = order[step]
+            inner, square = products[j], gramian[j, j]
+            conflict = (inner < 0) & (j != i) & (square > 0)
             change = -jnp.where(conflict, inner / jnp.where(square > 0, square, 1), 0)
-            return coefficients + jnp.where(jnp.arange(len(order)) == j, change, 0), products + change * rows[j]
+            return coefficients + jnp.where(tasks == j, change, 0), products + change * gramian[j]
 
-        start = own.astype(rows.dtype), gramian[i][order]
-        coefficients, _ = repeat(0, len(order), visit, start, unrolled=len(order) <= _UNROLLED)
-        return coefficients[places(order)]
+        own = jnp.zeros(len(order), gramian.dtype).at[i].set(1)
+        return jax.lax.fori_loop(0, len(order), visit, (own, gramian[i]), unroll=len(order) <= _UNROLLED)[0]
 
-    return jax.vmap(project)(jnp.arange(len(orders)), orders)
+    return jax.vmap(project)(tasks, orders)
 
 
 ROW = Row(
