@@ -7,9 +7,9 @@ A plain step is one backward pass of the mean loss and a step of SGD, in the sam
 for every task. All steps go from a batch to new parameters; `upgrad` weighs the gradients of the trunk. Ours are one
 compiled program each:
 
-- stacked: `task_value_and_grad(strategy="unrolled")`, the default for up to 40 named losses; heads get their own,
+- stacked: `task_value_and_grad(strategy="unrolled")`, the default for up to 40 named losses,
 - stacked, looped: the same with `strategy=1`,
-- stacked, vmap: the same with `strategy="vmap"`, the default for more,
+- stacked, vmap: the same with `strategy="vmap"`, the default for more, and for more than 8 in an array,
 - features: `linearize_features`; K cotangents go through the trunk only,
 - bound: `linearize_features(bound=True)`, weights from the features' gradients,
 - not stored: `linearize`, at the memory of a single backward pass,

@@ -168,7 +168,7 @@ def at_leaf(path: Sequence[Any]) -> str:
 
 
 def count_losses(losses: PyTree) -> tuple[int, bool]:
-    """Return K from losses or their shapes, and whether they are separate, in a pytree, or in one array."""
+    """Return K from losses or their shapes, and whether they are separate entries of a pytree rather than one array."""
     leaves = jax.tree.leaves(losses)
     separate = len(leaves) > 1 or leaves[0].ndim == 0
     return (len(leaves) if separate else leaves[0].shape[0]), separate

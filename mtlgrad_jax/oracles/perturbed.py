@@ -17,7 +17,6 @@ from mtlgrad_jax.oracles.task_value_and_grad import (
     Strategy,
     check_strategy,
     each_task,
-    is_unrolled,
     task_value_and_grad,
 )
 
@@ -142,7 +141,7 @@ def perturbed_task_grad(
 
             return jax.grad(value)(moved)
 
-        rows = each_task(row, (np.arange(K), moves), "unrolled" if is_unrolled(strategy, K, separate) else strategy)
+        rows = each_task(row, (np.arange(K), moves), strategy, separate)
         return rest.fill(rows, leading=(K,))
 
     return grad

@@ -33,8 +33,8 @@ def task_value_and_grad(
         vmap. "unrolled": one after the other; each entry of a pytree of losses is differentiated separately, so its
         backward pass leaves out what only other tasks use, such as their heads, and a NaN there does not reach it
         (this runs the forward pass once under jit, but K + 1 times without). "auto": "unrolled" for up to 40 named
-        losses and up to 8 in an array, "vmap" for more. Compiling "unrolled" takes longer with every task, "vmap" and
-        loops do not.
+        losses and up to 8 in an array, "vmap" for more. "unrolled" compiles a pass for each task, which may take twice
+        as long as "vmap" or a loop.
 
     Returns:
       `f(*args, **kwargs) -> (losses, grads)`, or `((losses, aux), grads)`; the leaves of grads have shape
@@ -87,9 +87,16 @@ def like_losses(row: Array, losses: PyTree) -> PyTree:
     return treedef.unflatten([entry.astype(leaf.dtype) for entry, leaf in zip(row, leaves, strict=True)])
 
 
-def each_task(row: Callable[..., Any], stacked: PyTree, strategy: Strategy) -> Any:
-    """Apply a function to every task's part of `stacked`, a tuple of its arguments, and stack the results."""
-    if is_unrolled(strategy, len(jax.tree.leaves(stacked)[0])):
+def each_task(row: Callable[..., Any], stacked: PyTree, strategy: Strategy, separate: bool = False) -> Any:
+    """Apply a function to every task's part of `stacked`, a tuple of its arguments, and stack the results.
+
+    Args:
+      row: the function.
+      stacked: arguments of all tasks.
+      strategy: as in `task_value_and_grad`.
+      separate: whether the tasks' losses are.
+    """
+    if is_unrolled(strategy, len(jax.tree.leaves(stacked)[0]), separate):
         return loop(row, stacked, unrolled=True)
     return loop(row, stacked, strategy) if isinstance(strategy, int) else jax.vmap(row)(*stacked)
 

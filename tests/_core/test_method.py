@@ -147,7 +147,7 @@ def test_info_is_found_through_any_nesting(name):
     )
 
 
-NINE = partial(losses_of, num_tasks=9)  # more tasks than are unrolled
+NINE = partial(losses_of, num_tasks=9)  # in an array, more than are unrolled
 MGDA = mtl.mgda()
 ORACLES = {
     "named": mtl.task_value_and_grad(lambda params: dict(zip("abc", losses_of(params), strict=True))),

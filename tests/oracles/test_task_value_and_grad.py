@@ -54,14 +54,21 @@ def test_rows_are_finite_differences():
 def test_many_tasks_go_through_vmap_and_few_do_not():
     """The choice of `auto` is detected by a function that cannot be vmapped."""
     f = refuses_vmap()
-    few, many = (lambda w, K=K: {f"{i:02d}": jnp.sum(f(w)) * i for i in range(K)} for K in (8, 9))
-    _, grads = mtl.task_value_and_grad(few)(jnp.ones(2))
-    np.testing.assert_allclose(grads, np.cos(1.0) * np.arange(8)[:, None] * np.ones(2), rtol=1e-6)
+
+    def named(w, num_tasks):
+        return {f"{i:02d}": jnp.sum(f(w)) * i for i in range(num_tasks)}
+
+    def in_an_array(w, num_tasks):
+        return jnp.sum(f(w)) * jnp.arange(float(num_tasks))
+
+    for losses_fn, few in ((named, 40), (in_an_array, 8)):
+        _, grads = mtl.task_value_and_grad(losses_fn)(jnp.ones(2), few)
+        np.testing.assert_allclose(grads, np.cos(1.0) * np.arange(few)[:, None] * np.ones(2), rtol=1e-6)
+        with pytest.raises(NotImplementedError, match="no batching rule"):
+            mtl.task_value_and_grad(losses_fn)(jnp.ones(2), few + 1)
     with pytest.raises(NotImplementedError, match="no batching rule"):
-        mtl.task_value_and_grad(many)(jnp.ones(2))
-    with pytest.raises(NotImplementedError, match="no batching rule"):
-        mtl.linearize(many, jnp.ones(2)).rows("auto")
-    assert mtl.linearize(few, jnp.ones(2)).rows("auto").shape == (8, 2)
+        mtl.linearize(named, jnp.ones(2), 9).rows("auto")
+    assert mtl.linearize(named, jnp.ones(2), 8).rows("auto").shape == (8, 2)
 
 
 def test_tasks_are_in_sorted_order_and_unstack_names_them():

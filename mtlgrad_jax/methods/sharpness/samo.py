@@ -24,7 +24,7 @@ from mtlgrad_jax._core.paper import Paper
 from mtlgrad_jax._core.random import Key, Seed, check_key, draw_key, make_key
 from mtlgrad_jax._core.row import Row
 from mtlgrad_jax._core.trees import cut, label_leaves, merge
-from mtlgrad_jax.oracles.losses import check_losses, flatten_losses, loss_of
+from mtlgrad_jax.oracles.losses import check_losses, count_losses, loss_of
 from mtlgrad_jax.oracles.perturbed import sam_perturbation
 from mtlgrad_jax.oracles.task_value_and_grad import each_task
 from mtlgrad_jax.wrappers.shared_private import own_heads
@@ -131,7 +131,7 @@ def samo(
         if None not in labels:
             raise ValueError("`heads` must be None for some leaf, which all tasks share, got none.")
         jax.eval_shape(lambda params: check_losses(losses_fn(params), has_aux=False), params)
-        K = jax.eval_shape(lambda params: flatten_losses(losses_fn(params)), params).shape[0]
+        K, separate = count_losses(jax.eval_shape(losses_fn, params))
         following, draw = draw_key(state.key)
         drawn = [
             label is None and jnp.issubdtype(jnp.result_type(leaf), jnp.floating)
@@ -148,7 +148,7 @@ def samo(
 
             return jnp.sign(at(probe) - at(-probe))
 
-        signs = once(each_task(sign, (np.arange(K), probes), "auto"))
+        signs = once(each_task(sign, (np.arange(K), probes), "auto", separate))
         rows = map_leaves(lambda g: _repeat(g, K), mean_grad)
         rows = _put(rows, drawn, _rows(_pick(mean_grad, drawn), probes, signs, beta))
         groups = [(cut(rows, labels, label), cut(params, labels, label)) for label in dict.fromkeys(labels)]
