@@ -13,12 +13,7 @@ from mtlgrad_jax._core.checks import Number, check_flag, check_number
 from mtlgrad_jax._core.control import map_leaves, once
 from mtlgrad_jax._core.trees import Labels, cut, flag_leaves, merge
 from mtlgrad_jax.oracles.losses import bind, check_averaged, check_oracle, count_losses, loss_of
-from mtlgrad_jax.oracles.task_value_and_grad import (
-    Strategy,
-    check_strategy,
-    each_task,
-    task_value_and_grad,
-)
+from mtlgrad_jax.oracles.task_value_and_grad import Strategy, check_strategy, each_task, task_value_and_grad
 
 
 def sam_perturbation(
