@@ -18,7 +18,14 @@ from mtlgrad_jax import stacks
 from mtlgrad_jax._core.checks import check_flag, check_function
 from mtlgrad_jax._core.tasks import accumulator_dtype
 from mtlgrad_jax.oracles.linearize import TaskJacobian, linearize
-from mtlgrad_jax.oracles.losses import check_differentiable, check_oracle, flatten_losses, read_losses, varying
+from mtlgrad_jax.oracles.losses import (
+    check_differentiable,
+    check_oracle,
+    count_losses,
+    flatten_losses,
+    read_losses,
+    varying,
+)
 from mtlgrad_jax.oracles.task_value_and_grad import like_losses, task_value_and_grad
 
 
@@ -83,7 +90,7 @@ def linearize_features(
         def at(features: PyTree) -> PyTree:
             return read_losses(losses_fn(held, features, *args, **kwargs), has_aux)[0]
 
-        separate = not isinstance(jax.eval_shape(at, fixed), jax.ShapeDtypeStruct)
+        _, separate = count_losses(jax.eval_shape(at, fixed))
         gradients = task_value_and_grad(at, strategy="unrolled" if separate else "auto")(fixed)[1]
         losses, aux = read_losses(losses_fn(params, fixed, *args, **kwargs), has_aux)
         axes = sorted(varying(features) - varying(losses))

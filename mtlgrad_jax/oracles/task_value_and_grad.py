@@ -59,7 +59,7 @@ def task_value_and_grad(
         losses, vjp, aux = jax.vjp(function, floating, has_aux=True)
         check_averaged(losses, floating)
         K, separate = count_losses(losses)
-        if separate and is_unrolled(strategy, K, separate):
+        if separate and is_unrolled(strategy, K, separate=True):
             del vjp  # and what it holds
             rows = _entry_by_entry(lambda leaves: function(leaves)[0], floating, K)
         else:
@@ -94,7 +94,7 @@ def each_task(row: Callable[..., Any], stacked: PyTree, strategy: Strategy, sepa
       row: the function.
       stacked: arguments of all tasks.
       strategy: as in `task_value_and_grad`.
-      separate: whether the tasks' losses are.
+      separate: whether the losses are separate entries of a pytree.
     """
     if is_unrolled(strategy, len(jax.tree.leaves(stacked)[0]), separate):
         return loop(row, stacked, unrolled=True)
@@ -102,7 +102,7 @@ def each_task(row: Callable[..., Any], stacked: PyTree, strategy: Strategy, sepa
 
 
 def is_unrolled(strategy: Strategy, num_tasks: int, separate: bool = False) -> bool:
-    """Return whether the tasks' passes, which go through separate losses or not, are written out one by one."""
+    """Return whether the tasks' passes are written out one after the other, for losses that are `separate` or not."""
     most = UNROLLED_LOSSES if separate else UNROLLED_TASKS
     return strategy == "unrolled" or (strategy == "auto" and num_tasks <= most)
 

@@ -18,8 +18,7 @@ from mtlgrad_jax._core.paper import Paper
 from mtlgrad_jax._core.random import Key, Seed, check_key, draw_key, draw_orders, make_key
 from mtlgrad_jax._core.row import HOMOGENEOUS, LINEAR, PERMUTATION, Row, num_tasks_only
 from mtlgrad_jax._core.tasks import accumulator_dtype
-
-_UNROLLED = 8  # tasks up to which the visits are one program, as in pcgrad
+from mtlgrad_jax.methods.gramian.pcgrad import UNROLLED
 
 
 class GradVacState(NamedTuple):
@@ -115,7 +114,7 @@ def _vaccinate(
 
     none, nothing = jnp.zeros(K, bool), jnp.zeros(K, gramian.dtype)
     start = nothing.at[i].set(1), gramian[i], nothing, none, none
-    coefficients, _, *seen = jax.lax.fori_loop(0, K, visit, start, unroll=K <= _UNROLLED)
+    coefficients, _, *seen = jax.lax.fori_loop(0, K, visit, start, unroll=K <= UNROLLED)
     return coefficients, *seen
 
 

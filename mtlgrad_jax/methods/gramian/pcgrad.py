@@ -17,7 +17,7 @@ from mtlgrad_jax._core.random import Key, Seed, check_key, draw_key, draw_orders
 from mtlgrad_jax._core.row import HOMOGENEOUS, LINEAR, PERMUTATION, Row
 from mtlgrad_jax._core.weights import Present
 
-_UNROLLED = 8  # tasks up to which the visits are one program: a GPU then launches fewer kernels
+UNROLLED = 8  # tasks up to which the visits are one program: a GPU then launches fewer kernels
 
 
 class PCGradState(NamedTuple):
@@ -76,7 +76,7 @@ def _projections(gramian: Gramian, orders: Int[Array, "K K"]) -> Float[Array, "K
             return coefficients + jnp.where(tasks == j, change, 0), products + change * gramian[j]
 
         own = jnp.zeros(len(order), gramian.dtype).at[i].set(1)
-        return jax.lax.fori_loop(0, len(order), visit, (own, gramian[i]), unroll=len(order) <= _UNROLLED)[0]
+        return jax.lax.fori_loop(0, len(order), visit, (own, gramian[i]), unroll=len(order) <= UNROLLED)[0]
 
     return jax.vmap(project)(tasks, orders)
 

@@ -24,7 +24,7 @@ from mtlgrad_jax._core.paper import Paper
 from mtlgrad_jax._core.random import Key, Seed, check_key, draw_key, make_key
 from mtlgrad_jax._core.row import Row
 from mtlgrad_jax._core.trees import cut, label_leaves, merge
-from mtlgrad_jax.oracles.losses import check_losses, count_losses, loss_of
+from mtlgrad_jax.oracles.losses import count_losses, loss_of, read_losses
 from mtlgrad_jax.oracles.perturbed import sam_perturbation
 from mtlgrad_jax.oracles.task_value_and_grad import each_task
 from mtlgrad_jax.wrappers.shared_private import own_heads
@@ -130,8 +130,8 @@ def samo(
         labels = label_leaves(heads or (lambda path: None), params, "heads")
         if None not in labels:
             raise ValueError("`heads` must be None for some leaf, which all tasks share, got none.")
-        jax.eval_shape(lambda params: check_losses(losses_fn(params), has_aux=False), params)
-        K, separate = count_losses(jax.eval_shape(losses_fn, params))
+        shapes = jax.eval_shape(lambda params: read_losses(losses_fn(params), has_aux=False)[0], params)
+        K, separate = count_losses(shapes)
         following, draw = draw_key(state.key)
         drawn = [
             label is None and jnp.issubdtype(jnp.result_type(leaf), jnp.floating)
